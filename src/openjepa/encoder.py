@@ -1,0 +1,174 @@
+"""The two networks that every objective is made of: an encoder of what is seen, a predictor of what is not."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from openjepa.grid import TokenGrid, patchify, resample_positions, sincos_positions, take
+from openjepa.transformer import Stack, initialise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Architecture of an encoder; the default is ViT-S/16 at 224 px.
+
+    Attributes:
+        signal: extents of the native input, without channels (pixels, samples).
+        patch: extents of a patch, as many as ``signal`` has.
+        channels: channels of the input.
+        width, depth, heads: of the transformer.
+        mlp_ratio: hidden width of the MLP over ``width``.
+        qkv_bias: whether the query, key and value projection has a bias.
+        norm_eps: of every LayerNorm.
+        positions: ``sincos`` (fixed) or ``learned`` (a table that came with imported weights, kept as it is).
+    """
+
+    signal: tuple[int, ...] = (224, 224)
+    patch: tuple[int, ...] = (16, 16)
+    channels: int = 3
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    positions: Literal["sincos", "learned"] = "sincos"
+
+    @property
+    def grid(self) -> TokenGrid:
+        """The native token grid."""
+        return TokenGrid.of(self.signal, self.patch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """Architecture of a predictor; the default is a small one for ViT-S (I-JEPA uses width 384 for all sizes)."""
+
+    width: int = 192
+    depth: int = 6
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+
+
+class Encoder(nn.Module):
+    """A vision transformer without class token: a signal to the features of its tokens, or of those that are kept.
+
+    Source: I-JEPA (Assran et al. 2023), app. A.1; ViT (Dosovitskiy et al. 2021).
+    """
+
+    table: Tensor
+
+    def __init__(self, config: EncoderConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        values = config.channels
+        for extent in config.patch:
+            values *= extent
+        self.embed = nn.Linear(values, config.width)
+        self.stack = Stack(
+            config.width,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            norm_eps=config.norm_eps,
+        )
+        table = sincos_positions(config.grid, config.width)
+        self.register_buffer("table", table, persistent=config.positions == "learned")
+        initialise(self, generator)
+
+    def positions(self, grid: TokenGrid) -> Float[Tensor, "N D"]:
+        """The position table at ``grid``; other sizes and aspect ratios than the native one are interpolated."""
+        native = self.config.grid
+        if grid == native:
+            return self.table
+        if self.config.positions == "learned":
+            return resample_positions(self.table, native, grid)
+        return sincos_positions(native, self.config.width, grid).to(self.table.device)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C *S"],
+        keep: Int[Tensor, "B K"] | None = None,
+        valid: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B K D"]:
+        """Features after the final norm, of the tokens ``keep`` (None: all, K = N); padding is marked in ``valid``.
+
+        Raises:
+            ValueError: the signal has the wrong channels, or its extents are no multiple of the patch.
+        """
+        if x.ndim != 2 + len(self.config.signal) or x.shape[1] != self.config.channels:
+            raise ValueError(
+                f"this encoder reads (batch, {self.config.channels} channels, {len(self.config.signal)} axes), "
+                f"got a tensor of shape {tuple(x.shape)}"
+            )
+        patches = patchify(x, self.config.patch)
+        positions = self.positions(TokenGrid.of(x.shape[2:], self.config.patch)).expand(len(x), -1, -1)
+        if keep is not None:
+            patches, positions = take(patches, keep), take(positions, keep)
+        return self.stack(self.embed(patches) + positions, valid)
+
+
+class Predictor(nn.Module):
+    """A narrow transformer that predicts values at target tokens from the features of context tokens.
+
+    Every target block is predicted on its own: blocks do not see each other (I-JEPA, sec. 3 and app. A.1). With one
+    block of all hidden tokens and pixel outputs it is MAE's decoder (He et al. 2022, sec. 3).
+
+    Args:
+        grid: the token grid.
+        inputs: width of the context features, D.
+        outputs: values predicted for a token, O.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        *,
+        grid: TokenGrid,
+        inputs: int,
+        outputs: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(inputs, config.width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.stack = Stack(
+            config.width,
+            config.depth,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            norm_eps=config.norm_eps,
+        )
+        self.project = nn.Linear(config.width, outputs)
+        self.register_buffer("table", sincos_positions(grid, config.width), persistent=False)
+        initialise(self, generator)
+        nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
+
+    def forward(
+        self,
+        context: Float[Tensor, "B K D"],
+        context_at: Int[Tensor, "B K"],
+        target_at: Int[Tensor, "B M T"],
+        valid: Bool[Tensor, "B K"] | None = None,
+    ) -> Float[Tensor, "B M T O"]:
+        """Predictions for every token of every target block; ``valid`` marks the context's padding."""
+        batch, kept = context_at.shape
+        blocks, tokens = target_at.shape[1:]
+        seen = self.embed(context) + self.table[context_at]
+        asked = (self.mask_token + self.table[target_at]).to(seen.dtype)
+        rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
+        if valid is not None:
+            padded = torch.cat([valid, valid.new_ones(batch, tokens)], 1)
+            valid = padded.repeat_interleave(blocks, 0)
+        features = self.stack(rows, valid)[:, kept:]
+        return self.project(features).view(batch, blocks, tokens, -1)

@@ -1,0 +1,131 @@
+"""I-JEPA: predict, from a context block, the features that a slowly moving copy of the encoder gives to target blocks.
+
+Source: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", CVPR 2023,
+sec. 3 and app. A.1.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
+from openjepa.grid import take
+from openjepa.masking import Masks
+from openjepa.objectives.base import Objective, Output
+
+_LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IJEPAConfig:
+    """Settings of the objective; the defaults are the published implementation's.
+
+    Attributes:
+        momentum: EMA momentum of the target encoder at the first and (not quite reached) last step, linear between.
+        loss: ``smooth_l1`` (beta 1, published code), ``l2`` (the paper's text) or ``l1``.
+        target_norm: ``layer`` (an affine-free LayerNorm, published) or ``feature`` (that, then every feature
+            standardised by its running mean and variance over tokens and images, against collapse in short runs).
+        statistics_momentum: of those running statistics.
+    """
+
+    momentum: tuple[float, float] = (0.996, 1.0)
+    loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
+    target_norm: Literal["layer", "feature"] = "layer"
+    statistics_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not all(0 <= m <= 1 for m in (*self.momentum, self.statistics_momentum)):
+            raise ValueError(f"EMA momenta lie in [0, 1], got {self.momentum} and {self.statistics_momentum}")
+
+
+class IJEPA(Objective):
+    """Context encoder, EMA target encoder and predictor.
+
+    Args:
+        encoder: architecture of the context and target encoders.
+        predictor: architecture of the predictor.
+        config: see :class:`IJEPAConfig`.
+        generator: for the initial weights.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    counted: Tensor
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        predictor: PredictorConfig,
+        config: IJEPAConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or IJEPAConfig()
+        self.context_encoder = Encoder(encoder, generator=generator)
+        self.predictor = Predictor(
+            predictor, grid=encoder.grid, inputs=encoder.width, outputs=encoder.width, generator=generator
+        )
+        self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        if self.config.target_norm == "feature":
+            self.register_buffer("mean", torch.zeros(encoder.width))
+            self.register_buffer("variance", torch.ones(encoder.width))
+            # This step's count, sum and sum of squares of every feature, added up over micro-batches and processes.
+            self.register_buffer("counted", torch.zeros(3, encoder.width), persistent=False)
+
+    @property
+    def representation(self) -> Encoder:
+        """The target encoder, which the paper evaluates."""
+        return self.target_encoder
+
+    @torch.no_grad()
+    def targets(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B N D"]:
+        """The normalised features of every token, from the target encoder that sees the whole signal."""
+        features = self.target_encoder(x)
+        features = F.layer_norm(features.float(), features.shape[-1:])
+        if self.config.target_norm == "layer":
+            return features
+        if self.training:
+            rows = features.flatten(0, 1)
+            self.counted += torch.stack([torch.full_like(self.mean, len(rows)), rows.sum(0), rows.square().sum(0)])
+        return (features - self.mean) * (self.variance + 1e-4).rsqrt()
+
+    def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
+        """The mean loss over images, mask sets, blocks, tokens and features."""
+        sets = len(masks.context) // len(x)
+        target = take(self.targets(x).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
+            *masks.targets.shape, -1
+        )
+        seen = x.repeat_interleave(sets, 0) if sets > 1 else x
+        context = self.context_encoder(seen, masks.context, masks.context_valid)
+        predicted = self.predictor(context, masks.context, masks.targets, masks.context_valid)
+        loss = _LOSSES[self.config.loss](predicted.float(), target)
+        return Output(loss, {"target_std": target.flatten(0, 2).std(0).mean()})
+
+    @property
+    def gathered(self) -> list[Tensor]:
+        """The feature sums of this step, where targets are standardised."""
+        return [self.counted] if self.config.target_norm == "feature" else []
+
+    def settings(self, progress: float) -> dict[str, float]:
+        """The EMA momentum at ``progress``."""
+        start, end = self.config.momentum
+        return {"momentum": start + (end - start) * progress}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Move the target encoder towards the context encoder, in one fused call, and the feature statistics along."""
+        weight = 1 - self.settings(progress)["momentum"]
+        torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.context_encoder.parameters()), weight)
+        if self.config.target_norm == "feature":
+            count, total, squares = self.counted
+            if count[0] > 0:
+                mean = total / count
+                self.mean.lerp_(mean, 1 - self.config.statistics_momentum)
+                self.variance.lerp_(squares / count - mean.square(), 1 - self.config.statistics_momentum)
+            self.counted.zero_()

@@ -1,0 +1,113 @@
+"""A pre-norm transformer (Dosovitskiy et al. 2021; Vaswani et al. 2017): attention, block, stack, and nothing else."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# On a CPU PyTorch's fused attention is slower than plain matrix products up to about this many tokens, most of all
+# in its backward pass (benchmarks/attention.py measures it); beyond, the scores no longer fit the caches.
+PLAIN_ATTENTION_TOKENS = 400
+
+
+def attention_path(device: str, tokens: int) -> str:
+    """``plain`` (matrix products, softmax) or ``fused`` (scaled_dot_product_attention) for a device type and length."""
+    return "plain" if device == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS else "fused"
+
+
+def attention(
+    q: Float[Tensor, "B H N E"],
+    k: Float[Tensor, "B H N E"],
+    v: Float[Tensor, "B H N E"],
+    valid: Bool[Tensor, "B N"] | None = None,
+) -> Float[Tensor, "B H N E"]:
+    """Softmax attention of H heads of E features; tokens that are not ``valid`` are not attended to."""
+    seen = None if valid is None else valid[:, None, None, :]
+    if attention_path(q.device.type, q.shape[2]) == "fused":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return scores.softmax(-1, dtype=scores.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"the width {width} must be a multiple of the number of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
+        """Mix the tokens of each row."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(attention(q, k, v, valid).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Block(nn.Module):
+    """A pre-norm block: attention, then a GELU MLP, each added to the residual stream."""
+
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float, qkv_bias: bool, norm_eps: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attention = Attention(width, heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
+        """One layer."""
+        x = x + self.attention(self.norm1(x), valid)
+        return x + self.mlp(self.norm2(x))
+
+
+class Stack(nn.Module):
+    """``depth`` blocks and a final LayerNorm.
+
+    ``recompute`` trades time for memory: activations inside a block are recomputed in the backward pass.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.recompute = False
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_eps=norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
+        """All layers and the final norm."""
+        for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, valid, use_reentrant=False)
+            else:
+                x = block(x, valid)
+        return self.norm(x)
+
+
+def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Truncated normal (0.02) weights, zero biases, norms of one and zero, as I-JEPA and MAE have them."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
