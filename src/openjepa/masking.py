@@ -180,8 +180,9 @@ class MultiBlockMasking:
         """Settle T and K from many draws, and refuse what the grid cannot give."""
         targets, visible = self._attempt(np.arange(_SURVEY), 0, -1)
         lengths = visible.sum(-1).min(1)
+        most = int(np.quantile(lengths, 0.9))
         self.target_tokens = int(np.quantile(targets.sum(-1).min(1), 0.1))
-        if lengths.max() < 1:
+        if most < 1:
             raise ValueError(
                 f"no context is left on a grid of {self.grid.shape} ({self.grid.size} tokens) once "
                 f"{self.config.targets} target blocks of scale {self.config.target_scale} are taken out; "
@@ -189,11 +190,11 @@ class MultiBlockMasking:
             )
         wanted = self.config.context_tokens
         self.context_tokens = max(1, int(np.quantile(lengths, 0.25))) if wanted is None else wanted
-        if not 1 <= self.context_tokens <= np.quantile(lengths, 0.9):
+        if not 1 <= self.context_tokens <= most:
             raise ValueError(
                 f"context_tokens={wanted} is not to be had on a grid of {self.grid.shape} ({self.grid.size} tokens): "
                 f"with {self.config.targets} target blocks of scale {self.config.target_scale} nine draws in ten leave "
-                f"at most {int(np.quantile(lengths, 0.9))}; ask for 1 to that many, or for fewer or smaller targets"
+                f"at most {most}; ask for 1 to that many, or for fewer or smaller targets"
             )
 
     def _check_reference(self) -> None:

@@ -1,0 +1,99 @@
+"""I-JEPA against its definition, computed by hand."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
+from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+
+ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
+
+
+def build(**config) -> IJEPA:
+    model = IJEPA(
+        ENCODER,
+        PredictorConfig(width=16, depth=1, heads=2),
+        IJEPAConfig(**config),
+        generator=torch.Generator().manual_seed(1),
+    )
+    with torch.no_grad():  # a target encoder that differs from the context encoder
+        for parameter in model.target_encoder.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    return model
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(("name", "distance"), [("smooth_l1", F.smooth_l1_loss), ("l2", F.mse_loss), ("l1", F.l1_loss)])
+def test_loss_is_its_definition_block_by_block(images, name, distance):
+    model = build(loss=name)
+    masks = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(contexts=2, target_scale=(0.1, 0.2)))(np.arange(5), 0)
+    terms = []
+    for row in range(10):
+        image = images[row // 2][None]
+        target = F.layer_norm(model.target_encoder(image), (24,))[0]
+        context = model.context_encoder(image, masks.context[row][None])
+        for block in masks.targets[row]:
+            predicted = model.predictor(context, masks.context[row][None], block[None, None])[0, 0]
+            terms.append(distance(predicted, target[block]))
+    torch.testing.assert_close(model(images, masks).loss, torch.stack(terms).mean())
+
+
+def test_the_teacher_sees_everything_and_gets_no_gradient(images):
+    model = build()
+    masks = Masks(torch.tensor([[0, 1, 2]] * 5), torch.tensor([[[5, 6]]] * 5))
+    before = model(images, masks).loss
+    images[:, :, 12:] += 1  # seen by neither the context nor the target positions, but by the target encoder
+    after = model(images, masks)
+    assert not torch.equal(before, after.loss)
+    after.loss.backward()
+    assert all(p.grad is None for p in model.target_encoder.parameters())
+    assert all(p.grad is not None for p in model.context_encoder.parameters())
+    assert all(p.grad is not None for p in model.predictor.parameters())
+    assert model.representation is model.target_encoder
+
+
+def test_moving_average_follows_its_schedule(images):
+    model = build(momentum=(0.9, 1.0))
+    teacher, student = copy.deepcopy(model.target_encoder), model.context_encoder
+    model.after_step(0.5)
+    for moved, old, new in zip(
+        model.target_encoder.parameters(), teacher.parameters(), student.parameters(), strict=True
+    ):
+        torch.testing.assert_close(moved, 0.95 * old + 0.05 * new)
+    assert model.settings(0.0) == {"momentum": 0.9}
+    assert model.settings(0.25)["momentum"] == pytest.approx(0.925)
+
+
+def test_standardised_targets_have_unit_spread_in_every_feature(images):
+    model = build(target_norm="feature", statistics_momentum=0.0, momentum=(1.0, 1.0))
+    model.targets(images[:2])
+    model.targets(images[2:])  # two micro-batches of one step
+    assert model.gathered[0][0, 0] == 5 * 16
+    model.after_step(0.0)
+    model.eval()
+    standard = model.targets(images).flatten(0, 1)
+    torch.testing.assert_close(standard.mean(0), torch.zeros(24), rtol=0, atol=1e-4)
+    assert (standard.std(0, unbiased=False) - 1).abs().max() < 0.02
+    assert not model.gathered[0].any()
+    assert "mean" in model.state_dict()
+
+
+def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):
+    model = build().double()
+    full = Masks(torch.tensor([[0, 1, 2, 3]] * 5), torch.tensor([[[9, 10], [13, 14]]] * 5))
+    padded = Masks(torch.tensor([[0, 1, 2, 3, 0, 0]] * 5), full.targets, torch.tensor([[True] * 4 + [False] * 2] * 5))
+    torch.testing.assert_close(model(images.double(), full).loss, model(images.double(), padded).loss)
+
+
+def test_momentum_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"\[0, 1\].*1\.2"):
+        IJEPAConfig(momentum=(0.9, 1.2))

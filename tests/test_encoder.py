@@ -1,0 +1,123 @@
+"""Encoder and predictor: one code for every number of axes, and only what is kept is computed."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openjepa import transformer
+from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
+from openjepa.grid import TokenGrid
+
+SMALL = {"width": 32, "depth": 2, "heads": 4}
+SIGNALS = {1: ((24,), (4,)), 2: ((16, 24), (4, 8)), 3: ((4, 16, 16), (2, 8, 8))}
+
+
+def encoder(axes: int, channels: int = 2, **changes) -> Encoder:
+    signal, patch = SIGNALS[axes]
+    config = EncoderConfig(signal=signal, patch=patch, channels=channels, **{**SMALL, **changes})
+    return Encoder(config, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_one_code_for_every_number_of_axes(axes):
+    model = encoder(axes)
+    x = torch.randn(3, 2, *SIGNALS[axes][0], dtype=torch.float64)
+    tokens = model.config.grid.size
+    everything = model(x)
+    assert everything.shape == (3, tokens, 32)
+    keep = torch.arange(tokens).expand(3, -1).flip(1)
+    torch.testing.assert_close(model(x, keep).flip(1), everything)
+
+
+def test_hidden_tokens_have_no_influence():
+    model = encoder(2)
+    x = torch.randn(2, 2, 16, 24, dtype=torch.float64)
+    keep = torch.tensor([[0, 5, 7], [3, 4, 11]])
+    before = model(x, keep)
+    x[0, :, :4, 8:16] += 9  # token 1 of the first image
+    torch.testing.assert_close(model(x, keep), before, rtol=0, atol=0)
+    assert not torch.allclose(model(x)[0], model(x.flip(1))[0])
+
+
+def test_padding_has_no_influence():
+    model = encoder(2)
+    x = torch.randn(2, 2, 16, 24, dtype=torch.float64)
+    keep = torch.tensor([[0, 5, 7, 9], [3, 4, 0, 0]])
+    valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    padded = model(x, keep, valid)
+    torch.testing.assert_close(padded[0], model(x[:1], keep[:1])[0])
+    torch.testing.assert_close(padded[1, :2], model(x[1:], keep[1:, :2])[0])
+    predictor = Predictor(PredictorConfig(**SMALL), grid=model.config.grid, inputs=32, outputs=5).double()
+    at = torch.tensor([[[1, 2], [10, 8]]])
+    long = predictor(padded, keep, at.expand(2, -1, -1), valid)
+    torch.testing.assert_close(long[1:], predictor(padded[1:, :2], keep[1:, :2], at))
+
+
+def test_a_clip_of_one_frame_is_exactly_the_image():
+    image = encoder(2, depth=3)
+    config = EncoderConfig(signal=(1, 16, 24), patch=(1, 4, 8), channels=2, width=32, depth=3, heads=4)
+    clip = Encoder(config).double()
+    clip.load_state_dict(image.state_dict())
+    x = torch.randn(2, 2, 16, 24, dtype=torch.float64)
+    assert torch.equal(clip(x[:, :, None]), image(x))
+
+
+def test_blocks_are_predicted_on_their_own():
+    predictor = Predictor(PredictorConfig(**SMALL), grid=TokenGrid((4, 4)), inputs=16, outputs=7).double()
+    context, at = torch.randn(2, 3, 16, dtype=torch.float64), torch.tensor([[0, 1, 2], [4, 5, 6]])
+    targets = torch.tensor([[[7, 8], [9, 10]], [[7, 8], [11, 12]]])
+    both = predictor(context, at, targets)
+    assert both.shape == (2, 2, 2, 7)
+    for block in range(2):
+        torch.testing.assert_close(both[:, block], predictor(context, at, targets[:, block : block + 1])[:, 0])
+
+
+def test_other_sizes_and_aspect_ratios_are_taken():
+    model = encoder(2)
+    assert model(torch.randn(1, 2, 32, 24, dtype=torch.float64)).shape == (1, 24, 32)
+    learned = encoder(2, positions="learned")
+    assert "table" in learned.state_dict()
+    assert learned(torch.randn(1, 2, 32, 72, dtype=torch.float64)).shape == (1, 72, 32)
+    with pytest.raises(ValueError, match=r"multiples of the patch"):
+        model(torch.randn(1, 2, 18, 24, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"2 channels.*\(1, 3, 16, 24\)"):
+        model(torch.randn(1, 3, 16, 24, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("valid", [None, torch.tensor([[True] * 6, [True, True, True, False, False, False]])])
+def test_both_attention_paths_agree(valid, monkeypatch):
+    assert transformer.attention_path("cpu", 64) == "plain"
+    assert transformer.attention_path("cpu", 4096) == "fused"
+    assert transformer.attention_path("cuda", 64) == "fused"
+    q, k, v = torch.randn(3, 2, 4, 6, 8, dtype=torch.float64)
+    plain = transformer.attention(q, k, v, valid)
+    monkeypatch.setattr(transformer, "PLAIN_ATTENTION_TOKENS", 0)
+    torch.testing.assert_close(transformer.attention(q, k, v, valid), plain)
+    weights = (q @ k.transpose(-2, -1) / 8**0.5).masked_fill(
+        ~(valid[:, None, None] if valid is not None else torch.tensor(True)), -torch.inf
+    )
+    torch.testing.assert_close(plain, weights.softmax(-1) @ v)
+
+
+def test_recomputing_activations_changes_no_gradient():
+    model = encoder(2)
+    x = torch.randn(2, 2, 16, 24, dtype=torch.float64)
+    gradients = []
+    for recompute in (False, True):
+        model.stack.recompute = recompute
+        model.zero_grad()
+        F.mse_loss(model(x), torch.ones(2, 12, 32, dtype=torch.float64)).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_published_initialisation():
+    model = Encoder(EncoderConfig(signal=(32, 32), patch=(8, 8), width=192, depth=4, heads=3))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
+        elif name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            assert abs(parameter.std().item() - 0.02) < 5e-4, name
