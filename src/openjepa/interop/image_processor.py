@@ -1,0 +1,120 @@
+"""How an image becomes an encoder's input, as the ``preprocessor_config.json`` that transformers reads and writes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from openjepa.encoder import EncoderConfig
+from openjepa.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_BICUBIC = 3  # PIL's number, which the file holds
+
+
+@runtime_checkable
+class PreprocessingLike(Protocol):
+    """The facts of an encoder's input: extents, channels, and the mean and deviation of values in [0, 1]."""
+
+    @property
+    def size(self) -> tuple[int, ...]: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def describe(preprocessing: PreprocessingLike) -> dict[str, Any]:
+    """The facts as plain values."""
+    return {
+        "size": [int(extent) for extent in preprocessing.size],
+        "channels": int(preprocessing.channels),
+        "mean": [float(value) for value in preprocessing.mean],
+        "std": [float(value) for value in preprocessing.std],
+    }
+
+
+def assumed(config: EncoderConfig) -> dict[str, Any]:
+    """What is taken where nobody says: ImageNet's mean and deviation for three channels, else a half and a quarter."""
+    rgb = config.channels == 3
+    return {
+        "size": list(config.signal),
+        "channels": config.channels,
+        "mean": list(IMAGENET_MEAN) if rgb else [0.5] * config.channels,
+        "std": list(IMAGENET_STD) if rgb else [0.25] * config.channels,
+        "assumed": True,
+    }
+
+
+def processor_config(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The file for transformers: the same tensors as ours, bicubic, covering and cut in the centre where it can.
+
+    transformers knows how to cover a square (BiT's processor, which DINOv2 uses too); to an oblong it can only stretch.
+    """
+    height, width = facts["size"]
+    extents = {"height": height, "width": width}
+    shape: dict[str, Any] = (
+        {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": height},
+            "do_center_crop": True,
+            "crop_size": extents,
+        }
+        if height == width
+        else {"image_processor_type": "ViTImageProcessor", "size": extents}
+    )
+    return shape | {
+        "do_convert_rgb": facts["channels"] == 3,
+        "do_resize": True,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(facts["mean"]),
+        "image_std": list(facts["std"]),
+    }
+
+
+def read_processor(content: Mapping[str, Any], config: EncoderConfig, where: str) -> dict[str, Any]:
+    """The facts in somebody's ``preprocessor_config.json``; a scale other than 1/255 is folded into mean and std."""
+    mean, std = [0.0] * config.channels, [1.0] * config.channels
+    if content.get("do_normalize", True):
+        mean = _values(content.get("image_mean", 0.5), config.channels, f"image_mean in {where}")
+        std = _values(content.get("image_std", 0.5), config.channels, f"image_std in {where}")
+    factor = content.get("rescale_factor", 1 / 255) if content.get("do_rescale", True) else 1.0
+    if not isinstance(factor, int | float) or factor <= 0 or min(std) <= 0:
+        raise InputError(f"{where} divides by {std} after scaling by {factor}: both must be positive.")
+    scale = 1.0 if abs(255 * factor - 1) < 1e-9 else 255 * factor
+    cropped = bool(content.get("do_center_crop")) and "crop_size" in content
+    size = _extents(content.get("crop_size" if cropped else "size"), config, where)
+    return {
+        "size": size,
+        "channels": config.channels,
+        "mean": [value / scale for value in mean],
+        "std": [value / scale for value in std],
+    }
+
+
+def _values(given: object, channels: int, where: str) -> list[float]:
+    values = [given] * channels if isinstance(given, int | float) else given
+    if not isinstance(values, Sequence) or not all(isinstance(value, int | float) for value in values):
+        raise InputError(f"{where} should be {channels} numbers and is {given!r}.")
+    if len(values) != channels:
+        raise InputError(f"{where} has {len(values)} values and the encoder reads {channels} channels.")
+    return [float(value) for value in values]
+
+
+def _extents(given: object, config: EncoderConfig, where: str) -> list[int]:
+    """Height and width in any of the spellings that transformers has had; nothing said is the encoder's own size."""
+    match given:
+        case None:
+            return list(config.signal)
+        case {"height": int(height), "width": int(width)}:
+            return [height, width]
+        case {"shortest_edge": int(edge)} | int(edge):
+            return [edge, edge]
+        case [int(height), int(width)]:
+            return [height, width]
+        case _:
+            raise InputError(f"the image size in {where} is {given!r}; height and width, or one edge, were expected.")
