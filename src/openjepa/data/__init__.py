@@ -1,0 +1,1 @@
+"""Images in: where they come from (sources), how they become tensors (augmentation), in which order (loader)."""

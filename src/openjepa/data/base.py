@@ -1,0 +1,124 @@
+"""What a set of images is: read by number, perhaps labelled, with a record of what could not be used."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8, UInt16
+from PIL import Image
+
+# A decoded image: Pillow (modes L, LA, RGB, RGBA) or an array, float32 in [0, 1].
+Picture = Image.Image | UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"]
+
+
+class BadImage(Exception):
+    """One image that cannot be used (corrupt, truncated, a decompression bomb, the wrong channels).
+
+    Attributes:
+        reference: where it is, for a person (a path, or a file and a row).
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, reference: str, reason: str) -> None:
+        super().__init__(reference, reason)
+        self.reference = reference
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reference}: {self.reason}"
+
+
+class Skipped(NamedTuple):
+    """A file that was found and not used."""
+
+    reference: str
+    reason: str
+
+
+class Header(NamedTuple):
+    """What is known of an image before its pixels are decoded; ``height`` and ``width`` are as it is shown."""
+
+    height: int
+    width: int
+    channels: int
+    bits: int
+    mode: str
+
+
+class Source(ABC):
+    """A set of images, read by number; it can be pickled and sent to a worker.
+
+    Attributes:
+        name: the data as the user named them.
+        labels: a class number for each image, -1 for none; None when the data bring no labels.
+        classes: the names of the classes.
+        skipped: files that were found and not used.
+    """
+
+    name: str
+    labels: Int64[np.ndarray, "n"] | None = None
+    classes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    @abstractmethod
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Picture:
+        """Image ``index``, decoded.
+
+        ``at_least`` (height, width in pixels) allows a smaller version, no smaller than that, where it is cheaper.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+
+    @abstractmethod
+    def header(self, index: int) -> Header:
+        """Size and kind of image ``index``, without decoding its pixels where the format allows.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+
+    @abstractmethod
+    def reference(self, index: int) -> str:
+        """Where image ``index`` is, for a person."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the content (names and sizes), for resume and caches; it doesn't depend on where the data lie."""
+        digest = hashlib.sha256()
+        for part in self.identity():
+            digest.update(part + b"\0")
+        return digest.hexdigest()
+
+    @abstractmethod
+    def identity(self) -> Iterator[bytes]:
+        """What the fingerprint is taken of."""
+
+    def prepare(self) -> None:  # noqa: B027  (most sources need none)
+        """Make reading in random order fast; called once, before workers start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A data set: images to train on and, where the data bring them, images to test on.
+
+    Attributes:
+        sentence: how the two were told apart, for the plan.
+    """
+
+    train: Source
+    test: Source | None
+    sentence: str
+
+
+def merged_classes(*groups: Iterable[str]) -> tuple[str, ...]:
+    """The sorted names of all classes in ``groups``."""
+    return tuple(sorted(set().union(*groups)))

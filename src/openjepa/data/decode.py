@@ -1,0 +1,261 @@
+"""From a file's bytes to pixels: every format and mode that Pillow, NumPy and tifffile read, and nothing half-read.
+
+8-bit images come as Pillow images (modes L, LA, RGB, RGBA); 16-bit, float and many-channel ones as arrays H W C.
+"""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from openjepa.data.base import BadImage, Header, Picture
+
+_SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"\x93NUMPY")
+_NPY = b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_ORIENTATION = 0x0112
+_MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
+_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+# What decoders raise on damaged files: Pillow promises OSError, its plug-ins and the libraries below also raise these.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether the first bytes of a file without a suffix are those of an image."""
+    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def decode(
+    data: str | os.PathLike[str] | bytes | memoryview, reference: str, at_least: tuple[int, int] | None = None
+) -> Picture:
+    """The pixels of an image file (a path, or its bytes), upright; the first frame or page of several.
+
+    Raises:
+        BadImage: it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
+    """
+    with _opened(data, reference) as file:
+        head = _head(file)
+        if head.startswith(_NPY):
+            return _as_picture(_npy(file, reference), reference)
+        with _pillow(file, head) as image:
+            if image is None:
+                return _as_picture(_tiff(file, reference), reference)
+            _refuse_bomb(*image.size, reference)
+            turned = _orientation(image) >= 5
+            if at_least is not None and image.format == "JPEG":
+                image.draft(None, at_least if turned else (at_least[1], at_least[0]))
+            image.load()
+            return _converted(image, reference)
+
+
+def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Header:
+    """Size and kind of an image file, without decoding its pixels (arrays of other layouts are read whole).
+
+    Raises:
+        BadImage: as in :func:`decode`, as far as the header shows.
+    """
+    with _opened(data, reference) as file:
+        head = _head(file)
+        if not head.startswith(_NPY):
+            with _pillow(file, head) as image:
+                if image is not None:
+                    _refuse_bomb(*image.size, reference)
+                    width, height = image.size
+                    if _orientation(image) >= 5:
+                        width, height = height, width
+                    return Header(height, width, *_kind(image), image.mode)
+    return header_of(decode(data, reference))
+
+
+def header_of(picture: Picture) -> Header:
+    """The header of a decoded image."""
+    if isinstance(picture, Image.Image):
+        return Header(picture.height, picture.width, len(picture.getbands()), 8, picture.mode)
+    height, width, channels = picture.shape
+    return Header(height, width, channels, picture.dtype.itemsize * 8, f"{channels} x {picture.dtype}")
+
+
+def _kind(image: Image.Image) -> tuple[int, int]:
+    """Channels and bits per channel that decoding will give."""
+    if image.mode.startswith("I"):
+        return 1, 16
+    if image.mode == "F":
+        return 1, 32
+    return _CHANNELS[_target_mode(image)], 8
+
+
+@contextmanager
+def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[IO[bytes]]:
+    """The open file; Pillow's warnings stay inside and its decoders' errors become a BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stream = io.BytesIO(data) if isinstance(data, (bytes, memoryview)) else open(data, "rb")  # noqa: SIM115
+            with stream as file:
+                yield file
+    except UnidentifiedImageError as error:
+        raise BadImage(reference, "is not an image in a known format") from error
+    except _DECODER_ERRORS as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
+
+
+def _head(file: IO[bytes]) -> bytes:
+    head = file.read(16)
+    file.seek(0)
+    if not head:
+        raise ValueError("the file is empty")
+    return head
+
+
+@contextmanager
+def _pillow(file: IO[bytes], head: bytes) -> Iterator[Image.Image | None]:
+    """The image as Pillow opens it; None for a TIFF whose channels Pillow would drop or cannot read."""
+    tiff = head.startswith(_TIFF)
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        if not tiff:
+            raise
+        yield None
+        return
+    with image:
+        yield None if tiff and _needs_tifffile(image) else image
+
+
+def _needs_tifffile(image: Image.Image) -> bool:
+    """Whether more than Pillow's first page of at most 4 known channels holds this image."""
+    tags = getattr(image, "tag_v2", {})
+    samples, description = tags.get(277, 1), str(tags.get(270, ""))
+    stacked = description.startswith(('{"shape"', "ImageJ", "<?xml", "<OME")) and getattr(image, "n_frames", 1) > 1
+    return samples > 4 or stacked or (samples == 4 and image.mode in ("RGB", "RGBX"))
+
+
+def _refuse_bomb(width: int, height: int, reference: str) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(
+            reference,
+            f"has {width} x {height} pixels, above the limit of {limit} that guards against decompression bombs "
+            "(PIL.Image.MAX_IMAGE_PIXELS)",
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where the EXIF block is absent or damaged."""
+    if "exif" not in image.info and image.format not in ("TIFF", "MPO"):
+        return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DECODER_ERRORS:
+        return 1
+
+
+def _target_mode(image: Image.Image) -> str:
+    if image.mode == "P" and "transparency" in image.info:
+        return "RGBA"
+    mode = _MODES.get(image.mode, image.mode)
+    return mode if mode in _CHANNELS else "RGB"
+
+
+def _converted(image: Image.Image, reference: str) -> Picture:
+    """The loaded image, upright, in one of the modes that the rest of the library knows."""
+    if _orientation(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow's 32-bit mode "I" stands for 16 bits here, however dark the image.
+        array = np.asarray(image)[..., None]
+        _as_picture(array, reference)
+        return array.astype(np.uint16)
+    if image.mode == "F":
+        return _as_picture(np.asarray(image)[..., None], reference)
+    mode = _target_mode(image)
+    # The conversion of the identical mode copies, so that nothing keeps the file open.
+    return image.copy() if mode == image.mode else image.convert(mode)
+
+
+def _npy(file: IO[bytes], reference: str) -> Shaped[np.ndarray, "H W C"]:
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(file)
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise BadImage(reference, f"holds an array of shape {shape}; an image is (height, width, channels)")
+    if dtype.hasobject:
+        raise BadImage(reference, "holds Python objects, not numbers")
+    _refuse_bomb(shape[1], shape[0], reference)
+    file.seek(0)
+    array = np.load(file, allow_pickle=False)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _tiff(file: IO[bytes], reference: str) -> Shaped[np.ndarray, "H W C"]:
+    """The first image of a TIFF with all its channels, by tifffile's account of the axes."""
+    import tifffile
+
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        axes, shape = series.axes, series.shape
+        channel = _channel_axis(axes, shape)
+        extent = dict(zip(axes, shape, strict=True))
+        _refuse_bomb(extent.get("X", shape[-1]), extent.get("Y", shape[0]), reference)
+        array = series.asarray()
+    if channel is None:
+        return array.reshape(-1, *array.shape[-2:])[0][..., None]
+    array = np.moveaxis(array, channel, -1)
+    # Other leading axes (time, depth, a sequence) count as frames: the first one is the image.
+    return array.reshape(-1, *array.shape[-3:])[0]
+
+
+def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
+    """Which axis holds the channels: the one that is named so, or the shortest of three unnamed ones."""
+    for name in "SC":
+        if name in axes:
+            return axes.index(name)
+    if len(shape) == 3 and "Q" in axes:
+        return 0 if shape[0] < shape[2] else 2
+    return None
+
+
+def _as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
+    """An array of any number type as uint8, uint16 or float32 in [0, 1].
+
+    White is the dtype's largest value for uint8 and uint16. Other types don't say what white is: it is the smallest
+    of 1 (floats only), 255 and 65535 that holds the image's largest value.
+    """
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    if array.dtype.kind not in "iuf":
+        raise BadImage(reference, f"holds numbers of type {array.dtype}, which is not an image's")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 65535):
+        raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
+    if array.dtype.kind == "f":
+        white = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
+        return np.ascontiguousarray(array / white, np.float32)
+    return np.ascontiguousarray(array, np.uint8 if high <= 255 else np.uint16)

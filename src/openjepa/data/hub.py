@@ -1,0 +1,111 @@
+"""Data sets of the Hugging Face hub, by their id, through the `datasets` library (extra `hub`)."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openjepa.data.base import BadImage, Header, Picture, Source, Splits
+from openjepa.data.decode import decode, read_header
+from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
+from openjepa.data.parquet import class_numbers
+from openjepa.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HubSource(Source):
+    """One split of a hub data set, as encoded images that `datasets` keeps memory-mapped.
+
+    Args:
+        name: the hub id.
+        split: the split's name.
+        dataset: its rows.
+        column: the column of images.
+    """
+
+    def __init__(self, name: str, split: str, dataset: "Dataset", column: str) -> None:
+        from datasets import Image
+
+        self.name, self.split = name, split
+        self._rows = dataset.cast_column(column, Image(decode=False)).select_columns([column])
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Picture:
+        """The image, decoded from its bytes."""
+        return decode(self._encoded(index), self.reference(index), at_least)
+
+    def header(self, index: int) -> Header:
+        """Size and kind, from the first bytes."""
+        return read_header(self._encoded(index), self.reference(index))
+
+    def reference(self, index: int) -> str:
+        """The split and the row in it."""
+        return f"{self.name}, {self.split}, row {index}"
+
+    def identity(self) -> Iterator[bytes]:
+        """The id, the split, the number of rows and their size."""
+        for part in (self.name, self.split, len(self), self._rows.info.dataset_size):
+            yield str(part).encode()
+
+    def _encoded(self, index: int) -> bytes | str:
+        value = self._rows[index][self._column]
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise BadImage(self.reference(index), "the row holds no image")
+        return value["bytes"] if value["bytes"] is not None else value["path"]
+
+
+def open_hub(name: str) -> Splits:
+    """The data set ``owner/name`` of the Hugging Face hub, downloaded into `datasets`' own cache.
+
+    Raises:
+        InputError: the extra is missing, there is no such data set, or it holds no images.
+    """
+    try:
+        from datasets import DatasetDict, load_dataset
+    except ImportError as error:
+        raise InputError(
+            f"there is no file or folder {name}; to read it as a data set of the Hugging Face hub, "
+            "install the extra: pip install openjepa[hub]"
+        ) from error
+    try:
+        found = load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"there is no file or folder {name}, and the Hugging Face hub did not give it: {error}"
+        ) from error
+    if not isinstance(found, DatasetDict):
+        raise InputError(f"{name} cannot be read by number; download it and give the folder instead")
+    return hub_splits(name, found)
+
+
+def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
+    """Choose the splits, the column of images and the labels of a hub data set."""
+    from datasets import ClassLabel, Image
+
+    train_name = next((word for word in TRAIN_NAMES if word in splits), next(iter(splits)))
+    test_name = next((word for word in TEST_NAMES if word in splits and word != train_name), None)
+    features = splits[train_name].features
+    column = next((key for key, feature in features.items() if isinstance(feature, Image)), None)
+    if column is None:
+        raise InputError(f"{name} has no column of images; its columns: {', '.join(features)}")
+    label = next((key for key, feature in features.items() if isinstance(feature, ClassLabel)), None)
+    names = [train_name] if test_name is None else [train_name, test_name]
+    sources = [HubSource(name, split, splits[split], column) for split in names]
+    if label is not None:
+        values = [list(splits[split][label]) for split in names]
+        labelled = class_numbers(values, tuple(features[label].names))
+        for source, labels in zip(sources, labelled[0] if labelled else [], strict=False):
+            source.labels = labels if bool(np.any(labels >= 0)) else None
+            source.classes = tuple(features[label].names)
+    test = sources[1] if test_name is not None else None
+    sentence = (
+        f"Train and test are the data's own: the splits {train_name} and {test_name}."
+        if test is not None
+        else f"The data bring no test split: every image of {train_name} is used to train."
+    )
+    return Splits(train=sources[0], test=test, sentence=sentence)

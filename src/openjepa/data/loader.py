@@ -1,0 +1,302 @@
+"""Batches in an order that is a function of (seed, step): the same for any number of workers or processes."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from openjepa import draws
+from openjepa.data.augmentation import NUMBERS, Augmentation, Pixels, Preprocessing, augment, augment_array, to_unit
+from openjepa.data.base import BadImage, Source
+from openjepa.data.idx import ArraySource
+from openjepa.errors import InputError
+from openjepa.masking import Masks
+
+# A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
+_REPLACEMENTS = 32
+# Up to this extent (pixels), images that lie in memory are cropped and resized by matrix products.
+_SMALL = 64
+
+Masking = Callable[[Int64[np.ndarray, "B"], int], Masks]
+
+
+class BadRecord(NamedTuple):
+    """An image that could not be used: its number, where it is, why, and the image that took its place (-1: none)."""
+
+    sample: int
+    reference: str
+    reason: str
+    replacement: int
+
+
+class LoaderError(RuntimeError):
+    """A worker process of the loader ended without being asked to."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of images, not normalised.
+
+    Attributes:
+        images: uint8, or float32 in [0, 1] when one of them has more than 8 bits.
+        samples: the images' numbers in the source.
+        labels: their class numbers, -1 for none.
+        masks: what ``masking`` gave for them.
+        bad: the images that could not be used.
+    """
+
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
+    samples: Int64[Tensor, "B"]
+    labels: Int64[Tensor, "B"]
+    masks: Masks | None = None
+    bad: tuple[BadRecord, ...] = ()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """A copy on ``device``."""
+        return self._map(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """A copy in pinned memory, for an asynchronous transfer to a GPU."""
+        return self._map(lambda part: part.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> "Batch":
+        return replace(
+            self,
+            images=change(self.images),
+            samples=change(self.samples),
+            labels=change(self.labels),
+            masks=None if self.masks is None else change(self.masks),
+        )
+
+
+class _Steps(Sampler[int]):
+    """The steps of a run from ``start`` on, without end."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start
+        while True:
+            yield step
+            step += 1
+
+
+@dataclass
+class _TrainingBatches(Dataset):
+    """The training batch of each step, by the step's number; read in the workers."""
+
+    source: Source
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    masking: Masking | None
+    batch: int
+    seed: int
+    rank: int
+    world: int
+
+    def __post_init__(self) -> None:
+        self._order: tuple[int, np.ndarray] | None = None
+        self._at_least = self.augmentation.at_least(self.preprocessing.size)
+
+    def __getitem__(self, step: int) -> Batch | InputError:
+        epoch, place = divmod(step, len(self.source) // self.batch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, draws.permutation(len(self.source), "order", self.seed, epoch))
+        share = self.batch // self.world
+        start = place * self.batch + self.rank * share
+        wanted = self._order[1][start : start + share]
+        u = draws.uniform("crop", self.seed, epoch, wanted[:, None], np.arange(NUMBERS))
+        try:
+            images, samples, bad = self._images(wanted, epoch, u)
+        except InputError as error:
+            return error
+        masks = None if self.masking is None else self.masking(samples, epoch)
+        return Batch(images, torch.from_numpy(samples), _labels(self.source, samples), masks, bad)
+
+    def _images(
+        self, wanted: Int64[np.ndarray, "B"], epoch: int, u: Float64[np.ndarray, "B U"]
+    ) -> tuple[Shaped[Tensor, "B C H W"], Int64[np.ndarray, "B"], tuple[BadRecord, ...]]:
+        """The augmented images, the numbers of those that were taken, and what was wrong with the others."""
+        if isinstance(self.source, ArraySource) and max(self.source.images.shape[1:3]) <= _SMALL:
+            return augment_array(self.source.images[wanted], self.preprocessing, self.augmentation, u), wanted, ()
+        found = [self._image(sample, epoch, u[row]) for row, sample in enumerate(wanted.tolist())]
+        samples = np.array([sample for _, sample, _ in found], np.int64)
+        bad = tuple(record for _, _, record in found if record is not None)
+        return _stacked([image for image, _, _ in found], self.preprocessing), samples, bad
+
+    def _image(self, sample: int, epoch: int, u: Float64[np.ndarray, "U"]) -> tuple[Pixels, int, BadRecord | None]:
+        """The augmented image, or its replacement where it is bad, with its number."""
+        bad: list[BadImage] = []
+        chosen = sample
+        for attempt in range(_REPLACEMENTS + 1):
+            try:
+                image = self.source.read(chosen, at_least=self._at_least)
+                pixels = augment(image, self.preprocessing, self.augmentation, u)
+            except BadImage as error:
+                bad.append(BadImage(self.source.reference(chosen), error.reason))
+                chosen = int(draws.bits("replacement", self.seed, epoch, sample, attempt)[0] % len(self.source))
+                u = draws.uniform("crop", self.seed, epoch, chosen, np.arange(NUMBERS))
+            else:
+                record = BadRecord(sample, bad[0].reference, bad[0].reason, chosen) if bad else None
+                return pixels, chosen, record
+        raise InputError(
+            f"{len(bad)} images in a row cannot be used, so most of {self.source.name} is damaged or of another kind; "
+            f"the first: {bad[0]}"
+        )
+
+
+@dataclass
+class _OrderedBatches(Dataset):
+    """Batches of chosen images in their order, without augmentation; bad images are left out."""
+
+    source: Source
+    preprocessing: Preprocessing
+    indices: Int64[np.ndarray, "n"]
+    batch: int
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch)
+
+    def __getitem__(self, number: int) -> Batch:
+        samples, images, bad = [], [], []
+        for sample in self.indices[number * self.batch : (number + 1) * self.batch].tolist():
+            try:
+                image = self.source.read(sample, at_least=self.preprocessing.size)
+                images.append(self.preprocessing.fit(image))
+                samples.append(sample)
+            except BadImage as error:
+                bad.append(BadRecord(sample, self.source.reference(sample), error.reason, -1))
+        numbers = np.array(samples, np.int64)
+        pixels = _stacked(images, self.preprocessing)
+        return Batch(pixels, torch.from_numpy(numbers), _labels(self.source, numbers), None, tuple(bad))
+
+
+def training_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    masking: Masking | None,
+    *,
+    batch: int,
+    seed: int,
+    workers: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """The training batches from ``start_step`` on, without end; the images of an epoch that fill no batch are left out.
+
+    Args:
+        source: the images.
+        preprocessing: size and channels.
+        augmentation: the random crop.
+        masking: called with the images' numbers and the epoch, in the worker.
+        batch: images of a step over all processes; each of the ``world`` gets an equal share.
+        seed: the run's seed.
+        workers: processes that read; 0 reads in this one.
+        start_step: the first step; what came before is not read.
+        rank: which share.
+        world: number of shares.
+        pin: whether to put the batches in pinned memory.
+
+    Raises:
+        InputError: there are fewer images than a batch holds, or hardly any can be used.
+        LoaderError: a worker was killed.
+    """
+    if batch < 1 or batch % world or not 0 <= rank < world:
+        raise ValueError(f"a batch of {batch} cannot be shared by {world} processes (rank {rank})")
+    if len(source) < batch:
+        raise InputError(f"{source.name} has {len(source)} images, fewer than a batch of {batch}; take a smaller batch")
+    source.prepare()
+    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world)
+    return _iterate(dataset, _Steps(start_step), workers, pin)
+
+
+def ordered_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: Sequence[int] | Int64[np.ndarray, "n"] | None = None,
+    *,
+    batch: int,
+    workers: int,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """The images ``indices`` (None: all) in order, fitted without augmentation; bad ones are left out and reported.
+
+    Raises:
+        LoaderError: a worker was killed.
+    """
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    dataset = _OrderedBatches(source, preprocessing, chosen, batch)
+    return _iterate(dataset, range(len(dataset)), workers, pin)
+
+
+def _stacked(images: list[Tensor], preprocessing: Preprocessing) -> Shaped[Tensor, "B C H W"]:
+    """Images as one tensor; where one has more than 8 bits, all become floats."""
+    if not images:
+        return torch.empty((0, preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
+    if any(image.dtype != torch.uint8 for image in images):
+        images = [to_unit(image) for image in images]
+    return torch.stack(images)
+
+
+def _labels(source: Source, samples: Int64[np.ndarray, "B"]) -> Int64[Tensor, "B"]:
+    labels = source.labels
+    return torch.from_numpy(np.full(len(samples), -1, np.int64) if labels is None else labels[samples])
+
+
+def _iterate(
+    dataset: _TrainingBatches | _OrderedBatches, order: Iterable[int], workers: int, pin: bool
+) -> Iterator[Batch]:
+    """Read ``dataset`` in ``order``; the workers end with the iterator."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        worker_init_fn=_start_worker if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                f"a loader process was killed, perhaps because memory ran out ({error}); try fewer workers"
+            ) from error
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def _start_worker(number: int) -> None:
+    """One thread, and no part in signals that are meant for the main process (Ctrl-C, or SIGTERM to a whole group)."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_parent_says(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

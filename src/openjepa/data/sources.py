@@ -1,0 +1,86 @@
+"""Open whatever a person calls their data: a folder, Parquet, Fashion-MNIST, a hub id, or the bundled sample."""
+
+import os
+import re
+from pathlib import Path
+
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits
+from openjepa.data.decode import IMAGE_SUFFIXES
+from openjepa.data.folder import FolderSource, open_folder, scan
+from openjepa.data.hub import open_hub
+from openjepa.data.idx import ArraySource, has_idx_files, open_fashion_mnist, open_idx, open_sample
+from openjepa.data.parquet import ParquetSource, open_parquet
+from openjepa.errors import InputError
+
+__all__ = [
+    "ArraySource",
+    "BadImage",
+    "FolderSource",
+    "Header",
+    "ParquetSource",
+    "Picture",
+    "Skipped",
+    "Source",
+    "Splits",
+    "open_data",
+]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
+    """The images that ``data`` names: a folder, an image, a Parquet file or folder, ``fashion-mnist``, a hub id, None.
+
+    A file or folder of that name comes before any other meaning; None is the bundled sample.
+
+    Raises:
+        InputError: there is nothing there, it cannot be read, or it holds no images.
+    """
+    if data is None:
+        return open_sample()
+    name = os.fspath(data)
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir():
+            return _open_dir(name, path)
+        if path.exists():
+            return _open_file(name, path)
+    except PermissionError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}") from error
+    if name.lower() == "fashion-mnist":
+        return open_fashion_mnist()
+    if _HUB_ID.fullmatch(name):
+        return open_hub(name)
+    raise InputError(
+        f"there is no file or folder {name!r}; give a folder of images, a Parquet file, fashion-mnist, "
+        "or an owner/name of the Hugging Face hub"
+    )
+
+
+def _open_dir(name: str, path: Path) -> Splits:
+    found = scan(str(path))
+    if found.images:
+        return open_folder(name, str(path), found)
+    if found.parquet:
+        return open_parquet(name, path, found.parquet, tuple(found.skipped))
+    if has_idx_files(path):
+        return open_idx(name, path)
+    if not found.skipped:
+        raise InputError(f"the folder {name} is empty (hidden files don't count); put images in it")
+    first = found.skipped[0]
+    raise InputError(
+        f"the folder {name} holds no images: {len(found.skipped)} files were looked at, for example {first.reference} "
+        f"({first.reason}); known are {' '.join(sorted(IMAGE_SUFFIXES))} and .parquet"
+    )
+
+
+def _open_file(name: str, path: Path) -> Splits:
+    suffix = path.suffix.lower()
+    with open(path, "rb") as file:
+        is_parquet = suffix in (".parquet", ".pq") or file.read(4) == b"PAR1"
+    if is_parquet:
+        return open_parquet(name, path.parent, [path.name])
+    if suffix in IMAGE_SUFFIXES:
+        source = FolderSource(name, str(path.parent), [path.name])
+        return Splits(train=source, test=None, sentence="The data are one image.")
+    raise InputError(f"{name} is neither an image ({' '.join(sorted(IMAGE_SUFFIXES))}) nor a Parquet file")

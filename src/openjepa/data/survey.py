@@ -1,0 +1,129 @@
+"""Look at a data set before training: sizes, channels, and the mean and standard deviation of its pixels."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from openjepa import draws
+from openjepa.data.augmentation import Preprocessing, to_unit
+from openjepa.data.base import BadImage, Header, Source
+from openjepa.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a sample of the images looks like; sizes are (height, width) in pixels.
+
+    Attributes:
+        images: images in the source.
+        looked_at: images in the sample.
+        smallest: the smallest height and the smallest width.
+        median: the median height and the median width.
+        largest: the largest height and the largest width.
+        common: the most frequent sizes with how often they occur, most frequent first.
+        modes: how often each kind of image occurs.
+        channels: the natural number of channels (alpha is not one: transparent images lie over white).
+        bits: the most bits per channel.
+        bad: images of the sample whose header cannot be read.
+    """
+
+    images: int
+    looked_at: int
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    common: tuple[tuple[tuple[int, int], int], ...]
+    modes: dict[str, int]
+    channels: int
+    bits: int
+    bad: tuple[BadImage, ...]
+
+    @property
+    def sizes(self) -> str:
+        """The sizes in a few words, as 28x28 or 75x100 to 500x375 (height first)."""
+        smallest, largest = ("x".join(map(str, size)) for size in (self.smallest, self.largest))
+        return smallest if smallest == largest else f"{smallest} to {largest}"
+
+
+def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
+    """Look at the headers of up to ``limit`` images, chosen by ``seed``.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    headers: list[Header] = []
+    bad: list[BadImage] = []
+    for index in _sample(source, limit, seed):
+        try:
+            headers.append(source.header(index))
+        except BadImage as error:
+            bad.append(error)
+    if not headers:
+        raise InputError(_none_readable(source, bad))
+    heights, widths = (np.array([header[axis] for header in headers]) for axis in (0, 1))
+    return Survey(
+        images=len(source),
+        looked_at=len(headers) + len(bad),
+        smallest=(int(heights.min()), int(widths.min())),
+        median=(int(np.median(heights)), int(np.median(widths))),
+        largest=(int(heights.max()), int(widths.max())),
+        common=tuple(Counter((header.height, header.width) for header in headers).most_common(5)),
+        modes=dict(Counter(header.mode for header in headers).most_common()),
+        channels=_natural_channels(headers),
+        bits=max(header.bits for header in headers),
+        bad=tuple(bad),
+    )
+
+
+def statistics(
+    source: Source, size: tuple[int, int], channels: int, limit: int = 1000, seed: int = 0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel over the pixels of up to ``limit`` images at ``size``.
+
+    In units where white is 1. A channel that is constant gets the standard deviation 1.
+
+    Raises:
+        InputError: none of the images can be read with that number of channels.
+    """
+    fit = Preprocessing(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels).fit
+    count, bad = 0, []
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for index in _sample(source, limit, seed):
+        try:
+            pixels = to_unit(fit(source.read(index, at_least=size))).to(torch.float64)
+        except BadImage as error:
+            bad.append(BadImage(source.reference(index), error.reason))
+            continue
+        count += size[0] * size[1]
+        total += pixels.sum((1, 2))
+        squares += pixels.square().sum((1, 2))
+    if count == 0:
+        raise InputError(_none_readable(source, bad))
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std < 1e-6, torch.ones_like(std), std)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _sample(source: Source, limit: int, seed: int) -> list[int]:
+    """Up to ``limit`` image numbers, in rising order so that files are read in theirs."""
+    if len(source) == 0:
+        raise InputError(f"{source.name} holds no images")
+    return sorted(draws.permutation(len(source), "survey", seed)[:limit].tolist())
+
+
+def _natural_channels(headers: list[Header]) -> int:
+    """Colour if any image has it, else grey; for arrays with other numbers of channels the most frequent number."""
+    counts = Counter(_without_alpha(header) for header in headers)
+    channels = counts.most_common(1)[0][0]
+    return 3 if channels == 1 and 3 in counts else channels
+
+
+def _without_alpha(header: Header) -> int:
+    return {"LA": 1, "La": 1, "PA": 3, "RGBA": 3, "P": 3, "CMYK": 3}.get(header.mode, header.channels)
+
+
+def _none_readable(source: Source, bad: list[BadImage]) -> str:
+    return f"none of the {len(bad)} images looked at in {source.name} can be used; the first: {bad[0]}"
