@@ -1,0 +1,144 @@
+"""The evaluation as dots on their 95% intervals, one card for each evaluator, numbers beside the dots."""
+
+from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points
+from openjepa.report.run_folder import RunFolder, nested
+from openjepa.report.verdict import RANDOM, TARGET, Score, compare, scores
+
+_Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
+
+
+def evaluation_section(run: RunFolder) -> str:
+    """The section's HTML; where nothing was evaluated it says why."""
+    found = scores(run)
+    if not found:
+        return f'<h2 id="evaluation">How good are the features?</h2><p>{_absent(run)}</p>'
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in found:
+        groups.setdefault((score.evaluator, score.metric), []).append(score)
+    # One axis for all evaluators of a metric: their cards can be compared by eye.
+    axes = {metric: _axis([score for score in found if score.metric == metric], metric) for _, metric in groups}
+    cards = "".join(_card(name, metric, rows, run, axes[metric]) for (name, metric), rows in groups.items())
+    return (
+        '<h2 id="evaluation">How good are the features?</h2>'
+        "<p>The encoder is frozen; only a reading of its average-pooled features is fitted. A <b>random encoder</b> "
+        "has the same shape and never trained: what it reaches is owed to the architecture. "
+        "<b>Raw pixels</b> need no encoder.</p>"
+        f'<div class="stack">{cards}</div>'
+        '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
+        "images. Where two bars do not overlap, the difference is beyond that chance. "
+        "They do not cover another training run with another seed."
+        f"{_setting(run)}</p>"
+    )
+
+
+def _absent(run: RunFolder) -> str:
+    if run.planned("data", "labelled") is False:
+        return (
+            "Not measured. The images have no labels (labels come from class folders or a label column), and accuracy "
+            "needs some. Labels of a few hundred images of the same kind are enough for a first answer; "
+            'the command is under <a href="#next">what next</a>. Without labels, RankMe and the feature maps below '
+            "can show that an encoder has collapsed, but not that it is good."
+        )
+    return 'Not measured yet: the run holds no evaluation. The command is under <a href="#next">what next</a>.'
+
+
+def _setting(run: RunFolder) -> str:
+    evaluation = run.evaluation or {}
+    parts = []
+    if evaluation.get("data"):
+        parts.append(f"Data: {escape(evaluation['data'])}")
+    for name, text in (("train_images", "{} labelled images to fit"), ("test_images", "{} to test")):
+        if is_number(evaluation.get(name)):
+            parts.append(text.format(count(evaluation[name])))
+    if class_count(run):
+        parts.append(f"{class_count(run)} classes")
+    if evaluation.get("split"):
+        parts.append(escape(evaluation["split"]).rstrip("."))
+    if is_number(evaluation.get("seconds")):
+        parts.append(f"took {duration(evaluation['seconds'])}")
+    return f" {'; '.join(parts)}." if parts else ""
+
+
+def class_count(run: RunFolder) -> int | None:
+    """The number of classes, whether the evaluation holds a number or the names."""
+    for classes in (nested(run.evaluation, "classes"), run.planned("data", "classes")):
+        if is_number(classes) and classes > 0:
+            return int(classes)
+        if isinstance(classes, list) and classes:
+            return len(classes)
+    return None
+
+
+def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: _Axis) -> str:
+    shares = metric == "accuracy"
+    low, high, ticks = axis
+    place = {tick: 100 * (tick - low) / (high - low) for tick in ticks}
+    lines = "".join(f'<i class="tick" style="left:{at:.2f}%"></i>' for at in place.values())
+    random = next((row for row in rows if row.features == RANDOM), None)
+    body = "".join(_row(row, random, (low, high), lines, shares) for row in rows)
+    labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
+    classes = class_count(run)
+    chance = (
+        f" Guessing among {classes} classes of one size gives {percent(1 / classes)}." if shares and classes else ""
+    )
+    return (
+        f'<div class="card"><h3>{escape(evaluator)}: {escape(metric)}</h3>'
+        f'<div class="hint">{_meaning(evaluator)}{chance}</div><div class="forest">{body}'
+        '<div class="empty"></div><div class="empty"></div>'
+        f'<div class="axis" aria-hidden="true">{labels}</div></div></div>'
+    )
+
+
+def _meaning(evaluator: str) -> str:
+    return {
+        "k-NN": "A test image takes the label that its nearest training images vote for. Nothing is trained.",
+        "linear probe": "One linear layer is trained on the features.",
+    }.get(evaluator, "")
+
+
+def _row(row: Score, random: Score | None, limits: tuple[float, float], lines: str, shares: bool) -> str:
+    low, high = limits
+    dot = 100 * (row.value - low) / (high - low)
+    number = percent(row.value) if shares else plain(row.value)
+    interval, bar = "no interval", ""
+    if row.low is not None and row.high is not None:
+        left, right = (100 * (edge - low) / (high - low) for edge in (row.low, row.high))
+        bar = f'<i class="span" style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
+        interval = (
+            f"{100 * row.low:.1f} to {100 * row.high:.1f}" if shares else f"{plain(row.low)} to {plain(row.high)}"
+        )
+    width = f"{row.dimensions:,} dimensions" if row.dimensions else ""
+    mine = " mine" if row.features == TARGET else ""
+    return (
+        f'<div class="name">{escape(row.features)}<small>{width}</small></div>'
+        f'<div class="figures"><b>{number}</b><small>{interval}</small></div>'
+        f'<div class="track{mine}" role="img" aria-label="{escape(row.features)}: {number}, 95% interval {interval}">'
+        f'{lines}{bar}<i class="dot" style="left:{dot:.2f}%"></i></div>'
+        f'<div class="gap">{_gap(row, random, shares)}</div>'
+    )
+
+
+def _gap(row: Score, random: Score | None, shares: bool) -> str:
+    if random is None or row is random or not shares:
+        return ""
+    sure = "" if compare(row, random) != "level" else ", overlapping"
+    return f"{points(row.value - random.value)} points{sure}<br>against random"
+
+
+def _axis(rows: list[Score], metric: str) -> _Axis:
+    """Limits a little beyond all intervals, and round numbers between them."""
+    from matplotlib.ticker import MaxNLocator
+
+    shares = metric == "accuracy"
+    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+    low, high = min(ends), max(ends)
+    margin = max(0.12 * (high - low), 0.01 if shares else 1e-9 + 0.01 * abs(high))
+    low, high = low - margin, high + margin
+    if shares:
+        low, high = max(low, -0.005), min(high, 1.005)
+    ticks = [float(tick) for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
+    return low, high, ticks
+
+
+def _tick(tick: float, shares: bool) -> str:
+    return f"{100 * tick:.3g}%" if shares else f"{tick:g}"

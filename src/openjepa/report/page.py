@@ -1,0 +1,98 @@
+"""The page: sections put together, written in one piece."""
+
+import os
+import tempfile
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+from openjepa._version import __version__
+from openjepa.errors import InputError
+from openjepa.report.curves import curves_section
+from openjepa.report.evaluation import evaluation_section
+from openjepa.report.formats import count, escape
+from openjepa.report.gallery import gallery_section
+from openjepa.report.record import bad_images_section, cost_section, next_section, plan_section
+from openjepa.report.run_folder import RunFolder, read_run
+from openjepa.report.verdict import Answer, judge
+
+_LINKS = (("evaluation", "How good"), ("pictures", "What it sees"), ("curves", "Curves"), ("cost", "Cost"),
+          ("plan", "Settings"), ("bad", "Images set aside"), ("next", "What next"))  # fmt: skip
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into the run folder and return its path.
+
+    The page is self-contained and needs no network. It is written beside its place and then renamed, so a reader never
+    sees half a page. Raises InputError where ``run`` is not a run folder or cannot be written to.
+    """
+    page = render(read_run(Path(run)))
+    target = Path(run) / "report.html"
+    try:
+        handle, partial = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}). Make the folder writable.") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # mkstemp makes a private file; a page is to be shared
+        os.replace(partial, target)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return target
+
+
+def render(run: RunFolder) -> str:
+    """The whole page as HTML."""
+    verdict = judge(run)
+    body = "".join(
+        (
+            evaluation_section(run),
+            gallery_section(run),
+            curves_section(run),
+            cost_section(run),
+            plan_section(run),
+            bad_images_section(run),
+            next_section(run),
+        )
+    )
+    links = "".join(f'<a href="#{name}">{text}</a>' for name, text in _LINKS if f'id="{name}"' in body)
+    css = (files("openjepa.report") / "page.css").read_text(encoding="utf-8")
+    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    headline = escape(verdict.headline).replace("k-NN", '<span class="whole">k-NN</span>')
+    name = escape(run.path.resolve().name or run.path)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}: openjepa report</title>\n<style>\n{css}</style></head>\n<body><main>"
+        f'<p class="over"><b>{name}</b>{_subject(run)}</p>'
+        f'<h1>{headline}</h1><p class="lede">{escape(verdict.qualification)}</p>'
+        f'<section class="answers">{"".join(_tile(answer) for answer in verdict.answers)}</section>'
+        f"{_notes(run)}<nav>{links}</nav>\n{body}"
+        f"<footer>Written by openjepa {escape(__version__)} on {written} from {escape(run.path)}. "
+        "All numbers are read from that folder.</footer></main></body></html>\n"
+    )
+
+
+def _subject(run: RunFolder) -> str:
+    data = run.planned("data", "name")
+    return f" · {escape(run.planned('objective') or 'encoder')} trained on {escape(data)}" if data else ""
+
+
+def _tile(answer: Answer) -> str:
+    return (
+        f'<div class="card {answer.standing}"><h2>{escape(answer.question)}</h2>'
+        f"<strong>{escape(answer.answer)}</strong><p>{escape(answer.because)}</p></div>"
+    )
+
+
+def _notes(run: RunFolder) -> str:
+    notes = list(run.notes)
+    if run.finished is False:
+        steps = f"step {count(run.steps_done)} of {count(run.planned('steps'))}"
+        notes.insert(0, f"This run is not finished: {steps}. It is still going on, or it was stopped.")
+    if run.bad_images:
+        notes.append(f"{count(len(run.bad_images))} record(s) of images that could not be read: see images set aside.")
+    return f'<div class="notes"><ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul></div>' if notes else ""

@@ -1,0 +1,234 @@
+"""What the numbers say, in words. Every number in a sentence is one that the run measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openjepa.report.formats import count, duration, is_number, listed, memory, percent, plain, points
+from openjepa.report.run_folder import RunFolder, nested
+
+Standing = Literal["good", "mixed", "bad", "unknown"]
+# Over all evaluators: above on each, above on some, apart on none, below on some and above on none, below on each.
+Outcome = Literal["above", "part", "level", "short", "below"]
+TARGET, RANDOM, PIXELS = "target encoder", "random encoder", "raw pixels"
+# Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
+_COLLAPSED_RANK = 2.0
+_COLLAPSED_STD = 0.02
+_NARROW_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One evaluated number with its 95% interval, all between 0 and 1 where it is an accuracy."""
+
+    features: str
+    evaluator: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    dimensions: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question of the reader, its answer in a few words, and what the answer rests on."""
+
+    question: str
+    answer: str
+    because: str
+    standing: Standing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The headline, a sentence that qualifies it, and the four answers."""
+
+    headline: str
+    qualification: str
+    answers: tuple[Answer, ...]
+
+
+def scores(run: RunFolder) -> tuple[Score, ...]:
+    """The rows of evaluation.json that hold a number, in their order."""
+    found: Any = nested(run.evaluation, "rows")
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return tuple(
+        Score(
+            features=str(row.get("features", "unnamed")),
+            evaluator=str(row.get("evaluator", "unnamed")),
+            metric=str(row.get("metric", "accuracy")),
+            value=float(row["value"]),
+            low=float(row["low"]) if is_number(row.get("low")) else None,
+            high=float(row["high"]) if is_number(row.get("high")) else None,
+            dimensions=int(row["dimensions"]) if is_number(row.get("dimensions")) else None,
+        )
+        for row in rows
+        if is_number(row.get("value"))
+    )
+
+
+def judge(run: RunFolder) -> Verdict:
+    """The verdict on a run. An accuracy is above another only where the 95% intervals do not overlap."""
+    found = scores(run)
+    pairs = {other: _pairs(found, other) for other in (RANDOM, PIXELS)}
+    answers = (
+        _answer("Did it learn?", pairs[RANDOM], "a random encoder"),
+        _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels"),
+        _collapse(run),
+        _cost(run),
+    )
+    targets = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
+    if not targets:
+        return Verdict(headline=_unevaluated(run), qualification=_why_unevaluated(run), answers=answers)
+    headline = _evaluated(targets, found, pairs[RANDOM])
+    if run.finished is False:
+        headline = f"So far, at step {count(run.steps_done)} of {count(run.planned('steps'))}: {headline}"
+    return Verdict(headline=headline, qualification=_beside_pixels(pairs[PIXELS]), answers=answers)
+
+
+def compare(score: Score, other: Score) -> Literal["above", "below", "level"]:
+    """Whether one interval lies wholly above the other; without both intervals nothing is called above or below."""
+    if score.low is None or score.high is None or other.low is None or other.high is None:
+        return "level"
+    return "above" if score.low > other.high else "below" if score.high < other.low else "level"
+
+
+def _pairs(found: Sequence[Score], other: str) -> list[tuple[Score, Score]]:
+    """The target encoder's accuracies, each with the same evaluator's on ``other``."""
+    beside = {score.evaluator: score for score in found if score.features == other and score.metric == "accuracy"}
+    mine = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
+    return [(score, beside[score.evaluator]) for score in mine if score.evaluator in beside]
+
+
+def _outcome(pairs: Sequence[tuple[Score, Score]]) -> Outcome:
+    outcomes: set[Outcome] = {compare(score, other) for score, other in pairs}
+    if len(outcomes) == 1:
+        return outcomes.pop()
+    return "part" if "above" in outcomes else "short"
+
+
+_SAID: dict[Outcome, tuple[str, Standing, str]] = {
+    "above": ("Yes", "good", "The 95% intervals are apart."),
+    "part": ("In part", "mixed", "Not all of the 95% intervals are apart in its favour."),
+    "level": ("Not shown", "mixed", "The 95% intervals overlap."),
+    "short": ("No", "bad", "None of the 95% intervals is apart in its favour, at least one is apart against it."),
+    "below": ("No", "bad", "The 95% intervals are apart, against it."),
+}
+
+
+def _answer(question: str, pairs: Sequence[tuple[Score, Score]], other: str) -> Answer:
+    if not pairs:
+        because = f"No accuracy of {other} stands beside the encoder's."
+        return Answer(question=question, answer="Not measured", because=because, standing="unknown")
+    outcome = _outcome(pairs)
+    answer, standing, overlap = _SAID[outcome]
+    if outcome == "level" and any(None in (score.low, score.high) for pair in pairs for score in pair):
+        overlap = "Without 95% intervals the difference cannot be judged."
+    gaps = listed([f"{points(a.value - b.value)} points on {_spoken(a.evaluator)}" for a, b in pairs])
+    because = f"{gaps} against {other}. {overlap}"
+    return Answer(question=question, answer=answer, because=because, standing=standing)
+
+
+def _spoken(evaluator: str) -> str:
+    return evaluator if evaluator == "k-NN" else f"the {evaluator}"
+
+
+def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence[tuple[Score, Score]]) -> str:
+    mine = listed([f"{percent(score.value)} on {_spoken(score.evaluator)}" for score in targets])
+    if not pairs:
+        return f"The encoder scores {mine}; no random encoder was evaluated beside it, so this does not show learning."
+    lead = {
+        "above": "Training helped",
+        "part": "Training helped in part",
+        "level": "No gain from training is shown",
+        "short": "No gain from training is shown",
+        "below": "Training made the features worse",
+    }[_outcome(pairs)]
+    random = listed([percent(other.value) for _, other in pairs])
+    pixels = [score for score in found if score.features == PIXELS and score.metric == "accuracy"]
+    beside = f" and raw pixels {listed([percent(score.value) for score in pixels])}" if pixels else ""
+    return f"{lead}: the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
+
+
+def _beside_pixels(pairs: Sequence[tuple[Score, Score]]) -> str:
+    if not pairs:
+        return "Raw pixels were not evaluated, so whether an encoder is needed at all for this task is open."
+    words = {"above": "ahead of them", "below": "behind them", "level": "not distinguishable from them"}
+    standings = [(compare(score, other), _spoken(score.evaluator)) for score, other in pairs]
+    if len({word for word, _ in standings}) == 1:
+        where = f"{words[standings[0][0]]} on {listed([name for _, name in standings])}"
+    else:
+        where = listed([f"{words[word]} on {name}" for word, name in standings])
+    return f"Raw pixels are the bar that costs nothing: the encoder is {where}."
+
+
+def _unevaluated(run: RunFolder) -> str:
+    state = f"logged {count(run.steps_done)} steps" if run.metrics.rows else "logged nothing yet"
+    steps = run.planned("steps")
+    if is_number(steps):
+        state = "finished" if run.finished else f"reached step {count(run.steps_done)} of {count(steps)}"
+    measured = [
+        text
+        for name, text in (("loss", "loss {}"), ("rankme", "RankMe {}"))
+        if (value := run.metrics.last(name)) is not None
+        for text in [text.format(plain(value))]
+    ]
+    ending = f" ({listed(measured)})" if measured else ""
+    return f"Not evaluated: training {state}{ending}, and nothing here says yet how useful the features are."
+
+
+def _why_unevaluated(run: RunFolder) -> str:
+    online, values = run.metrics.column("knn")[1], ""
+    if len(online):
+        values = f" The online k-NN, a rough measure, went from {percent(online[0])} to {percent(online[-1])}."
+    if run.planned("data", "labelled") is False:
+        return (
+            "The images carry no labels (no class folders), so no accuracy can be measured on them; "
+            "evaluate on any labelled images of the same kind." + values
+        )
+    return "There is no evaluation.json with accuracies in this run: the command at the end makes it." + values
+
+
+def _collapse(run: RunFolder) -> Answer:
+    """Collapse as RankMe and the spread of the targets show it; the evaluation's RankMe before the online one."""
+    question = "Has it collapsed?"
+    rank: Any = nested(run.evaluation, "spectrum", TARGET, "rankme")
+    rank = rank if is_number(rank) else run.metrics.last("rankme")
+    spread = run.metrics.last("target_std")
+    if rank is None and spread is None:
+        because = "Neither RankMe nor the spread of the targets was logged."
+        return Answer(question=question, answer="Not measured", because=because, standing="unknown")
+    width = feature_width(run)
+    of = f" of {width}" if width else ""
+    measured = [f"RankMe {plain(rank)}{of}"] if rank is not None else []
+    measured += [f"target std {plain(spread)}"] if spread is not None else []
+    because = f"{listed(measured)}."
+    if (rank is not None and rank < _COLLAPSED_RANK) or (spread is not None and spread < _COLLAPSED_STD):
+        because += " All images get nearly the same features."
+        return Answer(question=question, answer="Yes", because=because, standing="bad")
+    if rank is not None and width and rank < _NARROW_SHARE * width:
+        because += " Few directions are in use. That alone is not failure: see the curves."
+        return Answer(question=question, answer="No, but narrow", because=because, standing="mixed")
+    return Answer(question=question, answer="No sign of it", because=because, standing="good")
+
+
+def feature_width(run: RunFolder) -> int | None:
+    """The target encoder's number of features, from the evaluation or from the pictured tokens."""
+    for score in scores(run):
+        if score.features == TARGET and score.dimensions:
+            return score.dimensions
+    features = run.pictures.features if run.pictures else None
+    return None if features is None else int(features.shape[-1])
+
+
+def _cost(run: RunFolder) -> Answer:
+    seconds, rate, peak = (run.metrics.last(name) for name in ("seconds", "images_per_s", "peak_memory"))
+    parts = [f"{count(rate)} images/s"] if rate is not None else []
+    parts += [f"{memory(peak)} at the peak"] if peak is not None else []
+    device, threads = run.planned("device"), run.planned("threads")
+    if device:
+        parts += [f"on {device}" + (f" with {threads} threads" if is_number(threads) else "")]
+    because = f"{', '.join(parts)}." if parts else "The log holds no speed."
+    answer = duration(seconds) if seconds is not None else "Not logged"
+    return Answer(question="What did it cost?", answer=answer, because=because, standing="unknown")

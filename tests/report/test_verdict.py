@@ -1,0 +1,124 @@
+"""The headline and the answers say what the numbers say, in every case that numbers can make."""
+
+import pytest
+
+from openjepa.report.run_folder import read_run
+from openjepa.report.verdict import Score, compare, judge
+
+
+def answers(parts) -> dict[str, tuple[str, str]]:
+    return {answer.question: (answer.answer, answer.because) for answer in judge(read_run(parts.write())).answers}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "half", "headline", "learned", "beside_pixels"),
+    [
+        ((0.8, 0.6, 0.7), 0.01, "Training helped:", "Yes", "ahead of them on k-NN and the linear probe"),
+        ((0.6, 0.6, 0.6), 0.01, "No gain from training is shown:", "Not shown", "not distinguishable from them"),
+        ((0.62, 0.6, 0.7), 0.02, "No gain from training is shown:", "Not shown", "behind them"),
+        ((0.5, 0.6, 0.7), 0.01, "Training made the features worse:", "No", "behind them on k-NN and the linear probe"),
+    ],
+)
+def test_headline(parts, numbers, half, headline, learned, beside_pixels):
+    parts.score(*numbers, half=half)
+    verdict = judge(read_run(parts.write()))
+    assert verdict.headline.startswith(headline)
+    assert f"{100 * numbers[0]:.1f}% on k-NN" in verdict.headline
+    assert f"random encoder of the same shape scores {100 * numbers[1]:.1f}%" in verdict.headline
+    assert verdict.answers[0].answer == learned
+    assert beside_pixels in verdict.qualification
+
+
+def test_the_whole_sentence(parts):
+    assert judge(read_run(parts.write())).headline == (
+        "Training helped: the encoder scores 80.0% on k-NN and 85.0% on the linear probe, where a random encoder of "
+        "the same shape scores 60.0% and 65.0% and raw pixels 70.0% and 75.0%."
+    )
+
+
+def test_ahead_on_one_evaluator_only(parts):
+    for row in parts.evaluation["rows"][3:]:
+        row |= {"value": 0.7, "low": 0.69, "high": 0.71}
+    verdict = judge(read_run(parts.write()))
+    assert verdict.headline.startswith("Training helped in part: ")
+    assert verdict.answers[0].answer == "In part"
+    assert "ahead of them on k-NN and not distinguishable from them on the linear probe" in verdict.qualification
+
+
+def test_behind_on_one_evaluator_and_level_on_the_other_is_no_gain(parts):
+    parts.score(0.5, 0.6, 0.7)
+    for row in parts.evaluation["rows"][3:]:
+        row |= {"value": 0.7, "low": 0.69, "high": 0.71}
+    verdict = judge(read_run(parts.write()))
+    assert verdict.headline.startswith("No gain from training is shown")
+    assert verdict.answers[0].answer == "No"
+    assert "at least one is apart against it" in verdict.answers[0].because
+
+
+def test_without_the_random_encoder_nothing_is_called_learning(parts):
+    parts.evaluation["rows"] = [row for row in parts.evaluation["rows"] if row["features"] != "random encoder"]
+    verdict = judge(read_run(parts.write()))
+    assert "does not show learning" in verdict.headline
+    assert verdict.answers[0].answer == "Not measured"
+
+
+def test_without_intervals_nothing_is_called_above():
+    def score(value, low, high):
+        return Score(features="f", evaluator="e", metric="accuracy", value=value, low=low, high=high, dimensions=None)
+
+    assert compare(score(0.9, None, None), score(0.1, 0.0, 0.2)) == "level"
+    assert compare(score(0.9, 0.8, 1.0), score(0.1, 0.0, 0.2)) == "above"
+    assert compare(score(0.1, 0.0, 0.2), score(0.9, 0.8, 1.0)) == "below"
+    assert compare(score(0.2, 0.1, 0.3), score(0.4, 0.3, 0.5)) == "level"
+
+
+@pytest.mark.parametrize(
+    ("rank", "spread", "answer"),
+    [
+        (3.5, 0.4, "No sign of it"),
+        (1.2, 0.4, "Yes"),
+        (3.5, 0.001, "Yes"),
+        (None, None, "Not measured"),
+        (None, 0.4, "No sign of it"),
+    ],
+)
+def test_collapse(parts, rank, spread, answer):
+    for row in parts.metrics:
+        row |= {"rankme": rank, "target_std": spread}
+    assert answers(parts)["Has it collapsed?"][0] == answer
+
+
+def test_few_of_many_directions_is_narrow_and_not_called_failure(parts):
+    parts.log(30, full=True)
+    for row in parts.evaluation["rows"]:
+        row["dimensions"] = 192
+    parts.evaluation["spectrum"] = {"target encoder": {"rankme": 10.0}}
+    answer, because = answers(parts)["Has it collapsed?"]
+    assert answer == "No, but narrow"
+    assert because.startswith("RankMe 10.0 of 192 and target std 0.400.")  # the evaluation's, not the online 3.5
+    assert "not failure" in because
+
+
+def test_cost(parts):
+    assert answers(parts)["What did it cost?"] == (
+        "15.0 s",
+        "1,000 images/s, 1.00 GiB at the peak, on cpu with 2 threads.",
+    )
+
+
+def test_a_finished_run_is_known_by_its_log_or_its_checkpoint(parts):
+    parts.log(20)
+    run = parts.write()
+    assert read_run(run).finished is False
+    (run / "checkpoints" / "step-30").mkdir(parents=True)
+    (run / "checkpoints" / "step-31.partial").mkdir()
+    assert read_run(run).finished is True
+    assert read_run(run).steps_done == 30
+
+
+def test_rough_online_numbers_stand_in_where_nothing_was_evaluated(parts):
+    parts.evaluation = None
+    parts.log(30, full=True)
+    parts.metrics[2]["knn"] = 0.2
+    qualification = judge(read_run(parts.write())).qualification
+    assert "The online k-NN, a rough measure, went from 20.0% to 30.0%." in qualification
