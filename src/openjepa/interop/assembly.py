@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,12 +18,12 @@ SAME_TABLE = 1e-5
 """Largest absolute difference between two position tables that are the same up to rounding."""
 
 State = dict[str, Tensor]
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def build_encoder(config: EncoderConfig, state: Mapping[str, Tensor], where: str) -> Encoder:
     """An encoder that holds the tensors of ``state`` themselves (names as in ``Encoder.state_dict``)."""
-    with torch.device("meta"):
-        encoder = Encoder(config)
+    encoder = _shell(lambda: Encoder(config), where)
     check_tensors(state, expected_shapes(encoder), where)
     encoder.load_state_dict(dict(state), assign=True)
     if config.positions == "sincos":
@@ -34,8 +35,7 @@ def build_predictor(
     config: PredictorConfig, state: Mapping[str, Tensor], where: str, *, grid: TokenGrid, inputs: int, outputs: int
 ) -> Predictor:
     """A predictor that holds the tensors of ``state`` themselves (names as in ``Predictor.state_dict``)."""
-    with torch.device("meta"):
-        predictor = Predictor(config, grid=grid, inputs=inputs, outputs=outputs)
+    predictor = _shell(lambda: Predictor(config, grid=grid, inputs=inputs, outputs=outputs), where)
     check_tensors(state, expected_shapes(predictor), where)
     predictor.load_state_dict(dict(state), assign=True)
     predictor.table = sincos_positions(grid, config.width)
@@ -51,6 +51,15 @@ def join_ijepa(context: Encoder, target: Encoder, predictor: Predictor, config: 
     objective.target_encoder = target.requires_grad_(False)
     objective.predictor = predictor
     return objective
+
+
+def _shell(build: Callable[[], Network], where: str) -> Network:
+    """A network without memory of its own; what its settings make impossible is the file's fault."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except ValueError as error:
+        raise InputError(f"{where} describes a network that cannot be built: {error}.") from error
 
 
 def expected_shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -71,6 +71,8 @@ def _take_place(draft: Path, directory: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Ask for ``path`` to be on the disk, so that a rename never names what a power cut has emptied."""
+    if os.name == "nt":  # which has no handle of a folder, and none for reading that can be flushed
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -108,6 +110,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path} is not there.")
     try:
-        return load_file(path)
+        # Copies, since the file's own pages would change under the weights when somebody rewrites it in place.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}). Copy or download it again.") from error

@@ -27,22 +27,36 @@ class PreprocessingLike(Protocol):
 
 def describe(preprocessing: PreprocessingLike) -> dict[str, Any]:
     """The facts as plain values."""
-    return {
-        "size": [int(extent) for extent in preprocessing.size],
-        "channels": int(preprocessing.channels),
-        "mean": [float(value) for value in preprocessing.mean],
-        "std": [float(value) for value in preprocessing.std],
-    }
+    names = ("size", "channels", "mean", "std")
+    return {name: getattr(preprocessing, name) for name in names}
+
+
+def check_facts(facts: object, config: EncoderConfig, where: str) -> dict[str, Any]:
+    """The facts as tuples of numbers, refused where they do not fit the encoder."""
+    if not isinstance(facts, Mapping) or not {"size", "channels", "mean", "std"} <= set(facts):
+        raise InputError(f"{where} should give size, channels, mean and std, and is {facts!r}.")
+    size = facts["size"]
+    whole = isinstance(size, Sequence) and all(isinstance(extent, int) and extent > 0 for extent in size)
+    if not whole or len(size) != len(config.signal) or facts["channels"] != config.channels:
+        raise InputError(
+            f"{where} describes inputs of {facts['channels']} channels and size {size!r}; the encoder reads "
+            f"{config.channels} channels and {len(config.signal)} axes."
+        )
+    mean, std = (_values(facts[name], config.channels, f"{name} in {where}") for name in ("mean", "std"))
+    if min(std) <= 0:
+        raise InputError(f"{where} divides by {std}: every standard deviation must be positive.")
+    marked = {"assumed": True} if facts.get("assumed") else {}
+    return {"size": tuple(size), "channels": config.channels, "mean": mean, "std": std} | marked
 
 
 def assumed(config: EncoderConfig) -> dict[str, Any]:
     """What is taken where nobody says: ImageNet's mean and deviation for three channels, else a half and a quarter."""
     rgb = config.channels == 3
     return {
-        "size": list(config.signal),
+        "size": config.signal,
         "channels": config.channels,
-        "mean": list(IMAGENET_MEAN) if rgb else [0.5] * config.channels,
-        "std": list(IMAGENET_STD) if rgb else [0.25] * config.channels,
+        "mean": IMAGENET_MEAN if rgb else (0.5,) * config.channels,
+        "std": IMAGENET_STD if rgb else (0.25,) * config.channels,
         "assumed": True,
     }
 
@@ -78,7 +92,7 @@ def processor_config(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_processor(content: Mapping[str, Any], config: EncoderConfig, where: str) -> dict[str, Any]:
     """The facts in somebody's ``preprocessor_config.json``; a scale other than 1/255 is folded into mean and std."""
-    mean, std = [0.0] * config.channels, [1.0] * config.channels
+    mean, std = (0.0,) * config.channels, (1.0,) * config.channels
     if content.get("do_normalize", True):
         mean = _values(content.get("image_mean", 0.5), config.channels, f"image_mean in {where}")
         std = _values(content.get("image_std", 0.5), config.channels, f"image_std in {where}")
@@ -91,30 +105,30 @@ def read_processor(content: Mapping[str, Any], config: EncoderConfig, where: str
     return {
         "size": size,
         "channels": config.channels,
-        "mean": [value / scale for value in mean],
-        "std": [value / scale for value in std],
+        "mean": tuple(value / scale for value in mean),
+        "std": tuple(value / scale for value in std),
     }
 
 
-def _values(given: object, channels: int, where: str) -> list[float]:
+def _values(given: object, channels: int, where: str) -> tuple[float, ...]:
     values = [given] * channels if isinstance(given, int | float) else given
     if not isinstance(values, Sequence) or not all(isinstance(value, int | float) for value in values):
         raise InputError(f"{where} should be {channels} numbers and is {given!r}.")
     if len(values) != channels:
         raise InputError(f"{where} has {len(values)} values and the encoder reads {channels} channels.")
-    return [float(value) for value in values]
+    return tuple(float(value) for value in values)
 
 
-def _extents(given: object, config: EncoderConfig, where: str) -> list[int]:
+def _extents(given: object, config: EncoderConfig, where: str) -> tuple[int, ...]:
     """Height and width in any of the spellings that transformers has had; nothing said is the encoder's own size."""
     match given:
         case None:
-            return list(config.signal)
+            return config.signal
         case {"height": int(height), "width": int(width)}:
-            return [height, width]
+            return height, width
         case {"shortest_edge": int(edge)} | int(edge):
-            return [edge, edge]
+            return edge, edge
         case [int(height), int(width)]:
-            return [height, width]
+            return height, width
         case _:
             raise InputError(f"the image size in {where} is {given!r}; height and width, or one edge, were expected.")

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,10 @@ def save_objective(
     preprocessing: PreprocessingLike | Mapping[str, Any],
     card: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an objective's three networks in the layout of :func:`import_checkpoint`; ``out`` must not exist."""
+    """Write an objective's three networks in the layout of :func:`import_checkpoint`; ``out`` must not exist.
+
+    Running statistics of standardised targets are state of a run and stay in its checkpoints.
+    """
     with whole_folder(Path(out)) as draft:
         _write(ijepa, draft, preprocessing=preprocessing, card=card or {}, facts={})
 
@@ -113,7 +117,11 @@ def _facts(path: Path, checkpoint: meta.ReferenceCheckpoint, ijepa: IJEPA, *, gi
             "encoder": sum(p.numel() for p in ijepa.target_encoder.parameters()),
             "predictor": sum(p.numel() for p in ijepa.predictor.parameters()),
         },
-        "training": checkpoint.facts,
+        # JSON knows no infinities, and a run that has blown up has left some.
+        "training": {
+            name: value if not isinstance(value, float) or math.isfinite(value) else str(value)
+            for name, value in checkpoint.facts.items()
+        },
         "ignored": list(checkpoint.ignored),
     }
 

@@ -2,51 +2,38 @@
 
 A file holds the state dicts ``encoder`` (the context encoder), ``target_encoder`` and ``predictor``, their names with
 or without a ``module.`` prefix, beside the state of a training run (``opt``, ``epoch``, ...), which is no part of the
-weights. All of the architecture shows in the weights but the number of heads: Assran et al. 2023, app. A.1 gives those.
+weights. Position tables that are the sine-cosine ones within 1e-5 are computed anew, others are kept as they are. All
+of the architecture shows in the weights but the number of heads: Assran et al. 2023, app. A.1 gives those.
 """
 
-import math
 import os
 import pickle
-import re
 import secrets
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from openjepa.encoder import Encoder, EncoderConfig, PredictorConfig
+from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.grid import TokenGrid
-from openjepa.interop.assembly import (
-    State,
-    build_encoder,
-    build_predictor,
-    check_finite,
-    check_names,
-    is_sincos,
-    join_ijepa,
-    mlp_ratio,
+from openjepa.interop.assembly import State, build_encoder, build_predictor, check_finite, join_ijepa
+from openjepa.interop.meta_layout import (
+    PUBLISHED_EPS,
+    encoder_config,
+    encoder_names,
+    from_published,
+    predictor_config,
+    predictor_names,
+    to_published,
 )
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 
-PUBLISHED_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
-"""Heads of the published encoders (Ti, S, B, L, H, g) by width; their predictors have as many."""
-
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
-_LAYERS = {
-    "norm1": "norm1",
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.out",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +46,7 @@ class ReferenceCheckpoint:
             from the file, which must then stay in place.
         facts: plain values beside the weights (epoch, batch size, ...).
         ignored: names of what is no weight and was not read (the optimiser's state, ...).
+        source: where it came from, for messages.
     """
 
     encoder_config: EncoderConfig
@@ -68,6 +56,7 @@ class ReferenceCheckpoint:
     predictor: State
     facts: dict[str, int | float | str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    source: str = "the checkpoint"
 
     @property
     def epoch(self) -> int | None:
@@ -83,10 +72,15 @@ class ReferenceCheckpoint:
         )
         encoder, width = self.encoder_config, self.encoder_config.width
         return join_ijepa(
-            build_encoder(encoder, context, "the context encoder"),
-            build_encoder(encoder, target, "the target encoder"),
+            build_encoder(encoder, context, f"the context encoder of {self.source}"),
+            build_encoder(encoder, target, f"the target encoder of {self.source}"),
             build_predictor(
-                self.predictor_config, predictor, "the predictor", grid=encoder.grid, inputs=width, outputs=width
+                self.predictor_config,
+                predictor,
+                f"the predictor of {self.source}",
+                grid=encoder.grid,
+                inputs=width,
+                outputs=width,
             ),
             config,
         )
@@ -119,28 +113,34 @@ def parse(
 ) -> ReferenceCheckpoint:
     """What :func:`read` makes of the loaded mapping."""
     context, target, predictor = (_section(content, name, where) for name in ("encoder", "target_encoder", "predictor"))
-    config = _encoder_config(target, heads, f"`target_encoder` of {where}")
-    other = _encoder_config(context, heads, f"`encoder` of {where}")
+    config = encoder_config(target, heads, f"`target_encoder` of {where}")
+    other = encoder_config(context, heads, f"`encoder` of {where}")
+    # The published code averages the target's position table along with its weights, which rounds it again and again.
+    learned = "learned" in (config.positions, other.positions)
+    config, other = (replace(each, positions="learned" if learned else "sincos") for each in (config, other))
     if other != config:
         raise InputError(f"{where} holds two encoders of different shape: {other} and {config}.")
-    learned = config.positions == "learned"
-    narrow = _predictor_config(predictor, config, predictor_heads, f"`predictor` of {where}")
+    narrow = predictor_config(predictor, config, predictor_heads, f"`predictor` of {where}")
     rest = {name: value for name, value in content.items() if name not in ("encoder", "target_encoder", "predictor")}
     checkpoint = ReferenceCheckpoint(
         encoder_config=config,
         predictor_config=narrow,
-        context=_rename(context, encoder_names(config), f"`encoder` of {where}", learned),
-        target=_rename(target, encoder_names(config), f"`target_encoder` of {where}", learned),
-        predictor=_rename(predictor, predictor_names(narrow), f"`predictor` of {where}", False),
+        context=from_published(context, encoder_names(config), f"`encoder` of {where}", learned),
+        target=from_published(target, encoder_names(config), f"`target_encoder` of {where}", learned),
+        predictor=from_published(predictor, predictor_names(narrow), f"`predictor` of {where}", False),
         facts={name: value for name, value in rest.items() if isinstance(value, int | float | str)},
         ignored=tuple(name for name, value in rest.items() if not isinstance(value, int | float | str)),
+        source=where,
     )
-    checkpoint.to_ijepa(copy=False)  # refuses wrong shapes here, where the file is still known
+    checkpoint.to_ijepa(copy=False)  # refuses wrong shapes
     return checkpoint
 
 
 def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "module.") -> None:
-    """Write an objective as a published checkpoint (weights and position tables; no optimiser state).
+    """Write an objective as a published checkpoint: weights and position tables, no optimiser state.
+
+    The number of heads and the epsilon of the norms are not in the format: the reader has to know the former, and the
+    latter has to be the published 1e-6.
 
     Raises:
         InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches).
@@ -153,11 +153,14 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         raise InputError(
             f"the published format holds square images and patches only, not {config.signal} cut into {config.patch}."
         )
+    for part in (config, ijepa.predictor.config):
+        if part.norm_eps != PUBLISHED_EPS:
+            raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {part.norm_eps}.")
     names, narrow = encoder_names(config), predictor_names(ijepa.predictor.config)
     content = {
-        "encoder": _publish(ijepa.context_encoder, names, prefix),
-        "predictor": _publish(ijepa.predictor, narrow, prefix),
-        "target_encoder": _publish(ijepa.target_encoder, names, prefix),
+        "encoder": to_published(ijepa.context_encoder, names, prefix),
+        "predictor": to_published(ijepa.predictor, narrow, prefix),
+        "target_encoder": to_published(ijepa.target_encoder, names, prefix),
         "epoch": epoch,
     }
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -168,34 +171,6 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
     except (OSError, RuntimeError) as error:
         draft.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}.") from error
-
-
-def encoder_names(config: EncoderConfig) -> dict[str, str]:
-    """Published name to ours, for every tensor of an encoder, in the published order."""
-    modules = {"patch_embed.proj": "embed"} | _block_names("blocks", config.depth) | {"norm": "stack.norm"}
-    return {"pos_embed": "table"} | _parameter_names(modules, config.qkv_bias)
-
-
-def predictor_names(config: PredictorConfig) -> dict[str, str]:
-    """Published name to ours, for every tensor of a predictor, in the published order."""
-    modules = {"predictor_embed": "embed"} | _block_names("predictor_blocks", config.depth)
-    modules |= {"predictor_norm": "stack.norm", "predictor_proj": "project"}
-    return {"mask_token": "mask_token", "predictor_pos_embed": "table"} | _parameter_names(modules, config.qkv_bias)
-
-
-def _block_names(blocks: str, depth: int) -> dict[str, str]:
-    return {
-        f"{blocks}.{i}.{theirs}": f"stack.blocks.{i}.{ours}" for i in range(depth) for theirs, ours in _LAYERS.items()
-    }
-
-
-def _parameter_names(modules: dict[str, str], qkv_bias: bool) -> dict[str, str]:
-    return {
-        f"{theirs}.{kind}": f"{ours}.{kind}"
-        for theirs, ours in modules.items()
-        for kind in ("weight", "bias")
-        if qkv_bias or kind == "weight" or not theirs.endswith("attn.qkv")
-    }
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -234,90 +209,3 @@ def _section(content: Mapping[str, Any], name: str, where: str) -> State:
             raise InputError(f"`{name}` of {where} holds {key!r} both with and without the `module.` prefix.")
         state[key.removeprefix("module.")] = tensor.detach().to(torch.float32)
     return state
-
-
-def _tensor(state: State, name: str, axes: int, where: str) -> Tensor:
-    tensor = state.get(name)
-    if tensor is None:
-        raise InputError(f"{where} is not an I-JEPA network: it has no {name!r}.")
-    if tensor.ndim != axes:
-        raise InputError(f"{name!r} in {where} should have {axes} axes, and its shape is {tuple(tensor.shape)}.")
-    return tensor
-
-
-def _encoder_config(state: State, heads: int | None, where: str) -> EncoderConfig:
-    width, channels, patch, across = _tensor(state, "patch_embed.proj.weight", 4, where).shape
-    table = _tensor(state, "pos_embed", 3, where)
-    side = math.isqrt(table.shape[1])
-    if patch != across or table.shape != (1, side * side, width) or side < 1:
-        raise InputError(
-            f"{where} is no square I-JEPA encoder without class token: its patch is {patch}x{across} and its position "
-            f"table {tuple(table.shape)} for a width of {width}."
-        )
-    return EncoderConfig(
-        signal=(side * patch, side * patch),
-        patch=(patch, patch),
-        channels=channels,
-        heads=_heads(heads or PUBLISHED_HEADS.get(width), width, "--num-heads", where),
-        positions="sincos" if is_sincos(table[0], TokenGrid((side, side))) else "learned",
-        **_stack(state, "blocks", width, where),
-    )
-
-
-def _predictor_config(state: State, encoder: EncoderConfig, heads: int | None, where: str) -> PredictorConfig:
-    width = _tensor(state, "predictor_embed.weight", 2, where).shape[0]
-    table = _tensor(state, "predictor_pos_embed", 3, where)
-    if table.shape != (1, encoder.grid.size, width) or not is_sincos(table[0], encoder.grid):
-        raise InputError(
-            f"the position table of {where} (shape {tuple(table.shape)}) is not the fixed sine-cosine one of a "
-            f"{encoder.grid.shape} grid and a width of {width}; no other is supported for a predictor."
-        )
-    return PredictorConfig(
-        heads=_heads(heads or encoder.heads, width, "--predictor-heads", where),
-        **_stack(state, "predictor_blocks", width, where),
-    )
-
-
-def _heads(heads: int | None, width: int, option: str, where: str) -> int:
-    if heads is None:
-        known = ", ".join(f"{published}: {count}" for published, count in PUBLISHED_HEADS.items())
-        raise InputError(
-            f"the weights of {where} do not show the number of attention heads, and its width {width} is none of the "
-            f"published ones ({known}). Give it with {option}."
-        )
-    if heads < 1 or width % heads:
-        raise InputError(f"{heads} attention heads do not divide the width {width} of {where}. Change {option}.")
-    return heads
-
-
-def _stack(state: State, blocks: str, width: int, where: str) -> dict[str, Any]:
-    indices = [int(match[1]) for match in (re.match(rf"{blocks}\.(\d+)\.", name) for name in state) if match]
-    if not indices:
-        raise InputError(f"{where} is not an I-JEPA network: it has no {blocks!r}.")
-    hidden = _tensor(state, f"{blocks}.0.mlp.fc1.weight", 2, where).shape[0]
-    return {
-        "width": width,
-        "depth": max(indices) + 1,
-        "mlp_ratio": mlp_ratio(hidden, width),
-        "qkv_bias": f"{blocks}.0.attn.qkv.bias" in state,
-    }
-
-
-def _rename(state: State, names: dict[str, str], where: str, keep_table: bool) -> State:
-    """The state in our names and shapes: a convolution's kernel is the rows of our linear layer on patches."""
-    check_names(set(state), set(names), where)
-    ours = {names[name]: tensor for name, tensor in state.items()}
-    table = ours.pop("table")
-    if keep_table:
-        ours["table"] = table[0]
-    if ours["embed.weight"].ndim == 4:
-        ours["embed.weight"] = ours["embed.weight"].flatten(1)
-    return ours
-
-
-def _publish(module: nn.Module, names: dict[str, str], prefix: str) -> State:
-    ours = dict(module.state_dict()) | {"table": module.get_buffer("table")[None]}
-    if isinstance(module, Encoder):
-        config = module.config
-        ours["embed.weight"] = ours["embed.weight"].reshape(config.width, config.channels, *config.patch)
-    return {prefix + theirs: ours[name].detach().to("cpu", torch.float32).clone() for theirs, name in names.items()}
