@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.interop import folders, huggingface
@@ -117,6 +118,24 @@ def test_the_image_processor_covers_a_square_and_cuts_its_centre(small):
     cut = transform.center_crop(covered, [32, 32]).float() / 255
     expected = transform.normalize(cut, list(Facts((32, 32)).mean), list(Facts((32, 32)).std))
     assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [20, 28, 45])
+def test_the_image_processor_agrees_with_training(channels, side, tmp_path):
+    from transformers import AutoImageProcessor
+
+    encoder = Encoder(EncoderConfig(signal=(28, 28), patch=(4, 4), channels=channels, width=24, depth=1, heads=2))
+    preprocessing = Preprocessing(size=(28, 28), channels=channels, mean=(0.3,) * channels, std=(0.2,) * channels)
+    huggingface.export(encoder, tmp_path / "encoder", preprocessing=preprocessing)
+    assert Preprocessing(**huggingface.load(tmp_path / "encoder").preprocessing) == preprocessing
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 9, channels), dtype=np.uint8)
+    pixels = np.kron(coarse, np.ones((5, 5, 1), np.uint8))[:side, :side]
+    image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "encoder")(image, return_tensors="pt")["pixel_values"]
+    ours = preprocessing.normalise(preprocessing.fit(image)[None])
+    # The two resize to 8 bits with arithmetic of their own: at most one grey level apart, and nothing at native size.
+    assert (ours - theirs).abs().max() <= (1e-5 if side == 28 else 1.01 / 255 / 0.2)
 
 
 def test_preprocessing_comes_back(small):
@@ -393,7 +412,7 @@ def test_the_card_is_one_that_the_hub_reads(small):
 
 def test_the_card_claims_no_licence_nor_numbers_that_nobody_gave():
     config = EncoderConfig(signal=(24, 40), patch=(8, 8))
-    facts = {"size": (24, 40), "mean": (0.5,) * 3, "std": (0.25,) * 3, "assumed": True}
+    facts = {"size": (24, 40), "channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3, "assumed": True}
     text = model_card(config, facts, {}, "")
     assert "license" not in text
     assert "Measured" not in text

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -81,6 +82,20 @@ def test_networks_do_not_share_memory_with_the_file_or_each_other(make, publishe
     assert torch.equal(ijepa.target_encoder.embed.weight, before)
     assert not any(p.requires_grad for p in ijepa.target_encoder.parameters())
     assert all(p.requires_grad for p in ijepa.context_encoder.parameters())
+
+
+def test_a_checkpoint_saved_on_a_gpu_is_read_without_one(make, published, save, tmp_path):
+    path = save(make(published()))
+    with zipfile.ZipFile(path) as there, zipfile.ZipFile(tmp_path / "gpu.pth.tar", "w") as gpu:
+        for record in there.namelist():
+            # Where each tensor was, as the pickle spells it: a string of 3 letters becomes one of 6.
+            content = there.read(record)
+            if record.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            gpu.writestr(record, content)
+    expected, found = (meta.read(file, heads=3).to_ijepa().state_dict() for file in (path, tmp_path / "gpu.pth.tar"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_learned_table_is_kept_as_it_is(make, published, save, tmp_path):

@@ -60,11 +60,16 @@ def _preprocessing(facts: Mapping[str, Any], obstacle: str) -> str:
     )
     if facts.get("assumed"):
         text += " The source does not say how its input was prepared: these numbers are an assumption."
-    if not obstacle and len(set(facts["size"])) > 1:
+    if not obstacle:
         text += (
             " The image processor of transformers has no such step for an oblong input: it stretches an image of "
             "another shape instead."
+            if len(set(facts["size"])) > 1
+            else " The image processor of transformers gives the same tensors for square images; for others its cut "
+            "may lie half a pixel aside."
         )
+        if facts["channels"] == 1:
+            text += " Before version 5 it takes grey images as arrays of shape (height, width, 1) only."
     return text
 
 
