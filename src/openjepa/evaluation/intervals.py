@@ -1,0 +1,60 @@
+"""95% intervals of an accuracy and of the difference of two accuracies on the same test images.
+
+They cover the choice of test images, not of the training seed: another training run can differ by more.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Bool
+
+Z95 = NormalDist().inv_cdf(0.975)
+
+
+def wilson(hits: int, total: int) -> tuple[float, float]:
+    """The 95% score interval of a proportion, in [0, 1] (Wilson 1927); it holds for few images and near 0 and 1 too.
+
+    Raises ValueError unless 0 <= hits <= total and total >= 1.
+    """
+    if total < 1 or not 0 <= hits <= total:
+        raise ValueError(f"a proportion needs 0 <= hits <= total and total >= 1, got {hits} of {total}")
+    share, z2 = hits / total, Z95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    # At the two ends the interval touches the share; rounding must not push it past.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much more often one side is right than the other, as a share in [-1, 1], with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """ "above" or "below" where the interval leaves zero out, else "unclear"."""
+        if self.low > 0:
+            return "above"
+        return "below" if self.high < 0 else "unclear"
+
+
+def paired_difference(correct: Bool[np.ndarray, "n"], against: Bool[np.ndarray, "n"]) -> Difference:
+    """The difference of two accuracies measured on the same images, with its 95% interval.
+
+    Adjusted Wald interval for paired proportions (Bonett and Price 2012): like McNemar's test it uses only the images
+    on which the two disagree, so it is narrower than comparing two separate intervals. Raises ValueError for no images.
+    """
+    if correct.size < 1:
+        raise ValueError("a difference needs at least one test image, got 0")
+    total = correct.size
+    wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
+    value = (wins - losses) / total
+    more, fewer = (wins + 1) / (total + 2), (losses + 1) / (total + 2)
+    half = Z95 * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))
+    centre = more - fewer
+    return Difference(value=value, low=min(value, max(-1.0, centre - half)), high=max(value, min(1.0, centre + half)))

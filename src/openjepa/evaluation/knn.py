@@ -1,0 +1,112 @@
+"""k nearest neighbours on frozen features: no training, so it measures the features and nothing else."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int, Int64
+from torch import Tensor
+
+from openjepa.evaluation.features import Features, Outcome
+
+# Similarities held at one time: 64 MiB in float32, whatever the number of images.
+SIMILARITIES_AT_ONCE = 2**24
+
+
+def _most_similar(similarity: Float32[Tensor, "B n"], k: int) -> tuple[Float32[Tensor, "B k"], Int64[Tensor, "B k"]]:
+    """The k largest of each row; where equals compete for the last place the lower index wins (``topk`` picks any)."""
+    values, index = similarity.topk(k)
+    crowded = (similarity >= values[:, -1:]).sum(1) > k
+    if crowded.any():
+        ordered, order = similarity[crowded].sort(dim=1, descending=True, stable=True)
+        values[crowded], index[crowded] = ordered[:, :k], order[:, :k]
+    return values, index
+
+
+def _vote(
+    similarity: Float32[Tensor, "B k"], votes_for: Int64[Tensor, "B k"], classes: int, temperature: float
+) -> Int64[Tensor, "B"]:
+    # One rank at a time: no two additions meet in one cell, so the sum has one order on every device.
+    weight = (similarity.double() / temperature).exp()
+    tally = weight.new_zeros(len(weight), classes)
+    for rank in range(weight.shape[1]):
+        tally.scatter_add_(1, votes_for[:, rank : rank + 1], weight[:, rank : rank + 1])
+    return tally.argmax(1)
+
+
+def _classify(
+    bank: Float32[Tensor, "n D"],
+    labels: Int64[Tensor, "n"],
+    queries: Float32[Tensor, "m D"] | None,
+    *,
+    k: int,
+    temperature: float,
+    at_once: int,
+) -> Int64[Tensor, "m"]:
+    """The class of each query; with no queries, of each image of the bank by all the others."""
+    leave_one_out = queries is None
+    bank = F.normalize(bank, dim=1)
+    asked = bank if queries is None else F.normalize(queries, dim=1)
+    k, classes = min(k, len(bank) - leave_one_out), int(labels.max()) + 1
+    rows = max(1, at_once // len(bank))
+    predicted = []
+    for start in range(0, len(asked), rows):
+        similarity = asked[start : start + rows] @ bank.T
+        if leave_one_out:
+            own = torch.arange(len(similarity), device=bank.device)
+            similarity[own, own + start] = -torch.inf
+        nearest, index = _most_similar(similarity, k)
+        predicted.append(_vote(nearest, labels[index], classes, temperature))
+    return torch.cat(predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNN:
+    """Weighted k-NN: cosine similarity s, each neighbour votes with exp(s / temperature) (Wu et al. 2018, sec. 3.4).
+
+    The values are DINO's (Caron et al. 2021, sec. 4.1): k 20, temperature 0.07. ``k`` is capped at the number of
+    training images. Ties go to the earlier image and to the lower class. ``at_once`` bounds the memory, in numbers.
+    """
+
+    k: int = 20
+    temperature: float = 0.07
+    device: str = "cpu"
+    name: str = "k-NN"
+    at_once: int = SIMILARITIES_AT_ONCE
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not self.temperature > 0 or self.at_once < 1:
+            raise ValueError(f"k-NN needs k >= 1 and temperature > 0, got {self.k} and {self.temperature}")
+
+    def classify(self, train: Features, test: Features) -> Outcome:
+        """The prediction for each test image."""
+        predicted = _classify(
+            torch.from_numpy(train.values).to(self.device),
+            torch.from_numpy(train.labels).to(self.device),
+            torch.from_numpy(test.values).to(self.device),
+            k=self.k,
+            temperature=self.temperature,
+            at_once=self.at_once,
+        )
+        predicted = predicted.cpu().numpy()
+        settings = {"k": float(min(self.k, len(train)))}
+        return Outcome(predicted=predicted, correct=predicted == test.labels, settings=settings)
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        """``accuracy`` with its interval, and ``k``."""
+        return self.classify(train, test).scores()
+
+
+def leave_one_out(
+    values: Float[Tensor, "n D"], labels: Int[Tensor, "n"], *, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Share of images whose class the k nearest of the others name, in [0, 1]: the online k-NN of a training run.
+
+    Runs where the tensors are; images without a class (-1) are left out. Raises ValueError for fewer than two with one.
+    """
+    known = labels >= 0
+    if int(known.sum()) < 2:
+        raise ValueError(f"leave-one-out k-NN needs at least 2 labelled images, got {int(known.sum())}")
+    bank, classes = values[known].detach().float(), labels[known].long()
+    predicted = _classify(bank, classes, None, k=k, temperature=temperature, at_once=SIMILARITIES_AT_ONCE)
+    return float((predicted == classes).double().mean())

@@ -1,0 +1,64 @@
+"""Train and test parts of labelled images: a fair split where the data bring none, and what a fair test needs."""
+
+import numpy as np
+from jaxtyping import Int, Int64
+
+from openjepa import draws
+from openjepa.errors import InputError
+from openjepa.evaluation.features import Features
+
+TRAIN_IMAGES_PER_CLASS = 2
+
+
+def split(
+    labels: Int[np.ndarray, "n"], holdout: float = 0.2, seed: int = 0
+) -> tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]:
+    """Indices, ascending, of a train and a test part with ``holdout`` of every class in the test part.
+
+    A class with two images or more has at least one in each part; an image alone in its class goes to train; images
+    without a class (-1) to neither. A function of the labels and the seed only.
+    """
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
+    train, test = [], []
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        members = members[draws.permutation(len(members), "evaluation split", seed, int(label))]
+        held = min(len(members) - 1, max(1, round(holdout * len(members))))
+        test.append(members[:held])
+        train.append(members[held:])
+    none = np.empty(0, np.int64)
+    return np.sort(np.concatenate([none, *train])), np.sort(np.concatenate([none, *test]))
+
+
+def check_parts(train: Features, test: Features) -> None:
+    """Refuse, with the numbers, parts on which an accuracy means nothing (InputError)."""
+    if train.dimensions != test.dimensions:
+        raise InputError(
+            f"{train.name!r} has {train.dimensions} dimensions in the train part and {test.dimensions} in the test "
+            "part; take both from the same encoder"
+        )
+    for part, features in (("train", train), ("test", test)):
+        bare = int((features.labels < 0).sum())
+        if bare:
+            raise InputError(
+                f"{bare} of {len(features)} {part} images have no class; give images in class folders or with labels"
+            )
+    classes, counts = np.unique(train.labels, return_counts=True)
+    if len(classes) < 2:
+        raise InputError(
+            f"evaluation needs at least 2 classes in the train part, found {len(classes)} in {len(train)} images; "
+            "put the images of each class in a folder of its own"
+        )
+    scarce = counts < TRAIN_IMAGES_PER_CLASS
+    if scarce.any():
+        raise InputError(
+            f"{int(scarce.sum())} of {len(classes)} classes have fewer than {TRAIN_IMAGES_PER_CLASS} train images "
+            f"(class {int(classes[scarce][0])} has {int(counts[scarce][0])}); add images or leave those classes out"
+        )
+    unseen = ~np.isin(test.labels, classes)
+    if unseen.any():
+        raise InputError(
+            f"{int(unseen.sum())} of {len(test)} test images belong to classes without a train image "
+            f"(the first is class {int(test.labels[unseen][0])}); leave them out or move some to the train part"
+        )

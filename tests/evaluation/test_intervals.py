@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from openjepa.evaluation.intervals import Difference, paired_difference, wilson
+
+
+def test_wilson_of_known_cases():
+    # Newcombe (1998, Statistics in Medicine 17, table I, method 3): 81/263, 15/148, 0/20, 1/29
+    for hits, total, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)]:
+        assert wilson(hits, total) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson(20, 20)[1] == 1
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 0), (3, 2), (-1, 5)])
+def test_impossible_proportions_are_refused(hits, total):
+    with pytest.raises(ValueError, match=f"got {hits} of {total}"):
+        wilson(hits, total)
+
+
+@pytest.mark.parametrize(("share", "total"), [(0.1, 200), (0.5, 50), (0.8, 1000), (0.97, 100)])
+def test_wilson_covers_the_truth_95_times_of_100(share, total):
+    hits = np.random.default_rng(0).binomial(total, share, 4000)
+    covered = np.mean([low <= share <= high for low, high in (wilson(int(h), total) for h in hits)])
+    assert 0.93 <= covered <= 0.975
+
+
+@pytest.mark.parametrize(("both", "first", "second"), [(0.7, 0.1, 0.05), (0.5, 0.02, 0.02), (0.2, 0.4, 0.1)])
+def test_the_paired_interval_covers_the_true_difference(both, first, second):
+    generator = np.random.default_rng(1)
+    truth, covered, runs = first - second, 0, 1500
+    for _ in range(runs):
+        u = generator.random(300)
+        a = u < both + first
+        b = (u < both) | ((u >= both + first) & (u < both + first + second))
+        found = paired_difference(a, b)
+        covered += found.low <= truth <= found.high
+    assert 0.93 <= covered / runs <= 0.98
+
+
+def test_pairs_that_agree_make_the_interval_narrow():
+    a = np.arange(1000) < 800
+    b = np.arange(1000) < 780  # right on a subset of the same images
+    c = np.arange(1000) >= 220  # as often right as b, on other images
+    nested, crossed = paired_difference(a, b), paired_difference(a, c)
+    assert nested.value == crossed.value == pytest.approx(0.02)
+    assert nested.verdict == "above"
+    assert crossed.verdict == "unclear"
+    assert paired_difference(b, a).verdict == "below"
+
+
+def test_a_total_win_stays_inside_its_bounds():
+    found = paired_difference(np.ones(50, bool), np.zeros(50, bool))
+    assert found == Difference(value=1.0, low=found.low, high=1.0)
+    assert found.low > 0.8
+
+
+def test_no_images_make_no_difference():
+    with pytest.raises(ValueError, match="got 0"):
+        paired_difference(np.zeros(0, bool), np.zeros(0, bool))

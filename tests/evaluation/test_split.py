@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from openjepa.errors import InputError
+from openjepa.evaluation.features import Features
+from openjepa.evaluation.split import check_parts, split
+
+LABELS = np.repeat([0, 1, 2, 3, -1], [100, 33, 2, 1, 10])
+
+
+def test_every_class_keeps_its_share_and_no_image_is_in_both():
+    train, test = split(LABELS, 0.2)
+    assert sorted([*train, *test]) == list(range(136))  # all with a class, each once
+    assert np.bincount(LABELS[test], minlength=4).tolist() == [20, 7, 1, 0]
+    assert np.bincount(LABELS[train], minlength=4).tolist() == [80, 26, 1, 1]
+    assert (np.diff(train) > 0).all()
+
+
+def test_the_split_is_a_function_of_labels_and_seed():
+    assert np.array_equal(split(LABELS, seed=3)[1], split(LABELS, seed=3)[1])
+    assert not np.array_equal(split(LABELS, seed=3)[1], split(LABELS, seed=4)[1])
+    # Each class draws for itself: another class more does not move an image.
+    assert np.array_equal(split(LABELS[:133])[1], split(LABELS)[1][split(LABELS)[1] < 133])
+
+
+@pytest.mark.parametrize("holdout", [0.0, 1.0])
+def test_a_part_must_be_left(holdout):
+    with pytest.raises(ValueError, match=str(holdout)):
+        split(LABELS, holdout)
+
+
+def features(labels, width=2) -> Features:
+    return Features(np.ones((len(labels), width)), np.array(labels), "mine")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 0, 0], [0], "at least 2 classes in the train part, found 1 in 3 images"),
+        ([0, 0, 1, 2], [0], r"2 of 3 classes have fewer than 2 train images \(class 1 has 1\)"),
+        (
+            [0, 0, 1, 1],
+            [0, 5, 5],
+            r"2 of 3 test images belong to classes without a train image \(the first is class 5\)",
+        ),
+        ([0, 0, 1, -1], [0], "1 of 4 train images have no class"),
+        ([0, 0, 1, 1], [-1, -1], "2 of 2 test images have no class"),
+    ],
+)
+def test_parts_that_cannot_be_judged_are_refused_with_the_numbers(train, test, message):
+    with pytest.raises(InputError, match=message):
+        check_parts(features(train), features(test))
+
+
+def test_parts_of_two_encoders_are_refused():
+    with pytest.raises(InputError, match="3 dimensions in the train part and 2 in the test"):
+        check_parts(features([0, 0, 1, 1], 3), features([0, 1]))
+
+
+def test_good_parts_pass():
+    check_parts(features([0, 0, 4, 4]), features([4]))
