@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa.data.base import BadImage, Picture
+from openjepa.data.decode import standard
 
 _TRIES = 10
 # Uniform numbers for one image: area and aspect of each try, the place (2), the flip.
@@ -24,7 +25,7 @@ NUMBERS = 2 * _TRIES + 3
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 
-Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
+Pixels = UInt8[Tensor, "_C _H _W"] | Float32[Tensor, "_C _H _W"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ def augment_array(
     preprocessing: Preprocessing,
     augmentation: Augmentation,
     u: Float64[np.ndarray, "B U"],
-) -> UInt8[Tensor, "B C h w"]:
+) -> UInt8[Tensor, "B _C _H _W"]:
     """:func:`augment` for many small images of one size at once, by matrix products (a few times as fast).
 
     Raises:
@@ -192,12 +193,12 @@ def with_channels(image: Picture, channels: int) -> Picture:
     Raises:
         BadImage: there is no fair way, as from 5 channels to 3.
     """
+    if isinstance(image, Image.Image):
+        image = standard(image, "image")
     if isinstance(image, np.ndarray):
         return _array_with_channels(image, channels)
     if channels not in _MODES:
         raise BadImage("image", f"has {len(image.getbands())} channels ({image.mode}), {channels} are wanted")
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGBA" if "A" in image.mode or "transparency" in image.info else "RGB")
     mode = _MODES[channels]
     if image.mode == mode:
         return image
@@ -213,12 +214,11 @@ def resized(image: Picture, box: tuple[int, int, int, int], size: tuple[int, int
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2] in (1, 3):
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     if isinstance(image, Image.Image):
-        if (height, width) != size:
-            image = image.resize(
-                (size[1], size[0]), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
-            )
-        elif image.size != (width, height):
+        # Cut first: resize(box=...) would let the pixels around the box in, which arrays don't do.
+        if image.size != (width, height):
             image = image.crop((left, top, left + width, top + height))
+        if (height, width) != size:
+            image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
         pixels = np.array(image)
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
     eight_bits = image.dtype == np.uint8

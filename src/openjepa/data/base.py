@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 from PIL import Image
 
-# A decoded image: Pillow (modes L, LA, RGB, RGBA) or an array, float32 in [0, 1].
-Picture = Image.Image | UInt8[np.ndarray, "H W C"] | UInt16[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"]
+# A decoded image: Pillow (modes L, LA, RGB, RGBA) or an array, float32 in [0, 1]. An underscore before an axis says
+# that images of one call may differ in it.
+Picture = Image.Image | UInt8[np.ndarray, "_H _W _C"] | UInt16[np.ndarray, "_H _W _C"] | Float32[np.ndarray, "_H _W _C"]
 
 
 class BadImage(Exception):

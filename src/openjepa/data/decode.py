@@ -4,13 +4,14 @@
 """
 
 import io
+import logging
 import os
 import struct
+import tokenize
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 
 import numpy as np
 from jaxtyping import Shaped
@@ -21,6 +22,7 @@ from openjepa.data.base import BadImage, Header, Picture
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"\x93NUMPY")
+_File = io.BufferedReader | io.BytesIO
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
@@ -39,6 +41,7 @@ _DECODER_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    tokenize.TokenError,
     Image.DecompressionBombError,
 )
 
@@ -68,7 +71,7 @@ def decode(
             if at_least is not None and image.format == "JPEG":
                 image.draft(None, at_least if turned else (at_least[1], at_least[0]))
             image.load()
-            return _converted(image, reference)
+            return standard(_upright(image), reference)
 
 
 def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Header:
@@ -108,7 +111,7 @@ def _kind(image: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[IO[bytes]]:
+def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[_File]:
     """The open file; Pillow's warnings stay inside and its decoders' errors become a BadImage."""
     try:
         with warnings.catch_warnings():
@@ -123,7 +126,7 @@ def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
 
 
-def _head(file: IO[bytes]) -> bytes:
+def _head(file: _File) -> bytes:
     head = file.read(16)
     file.seek(0)
     if not head:
@@ -132,7 +135,7 @@ def _head(file: IO[bytes]) -> bytes:
 
 
 @contextmanager
-def _pillow(file: IO[bytes], head: bytes) -> Iterator[Image.Image | None]:
+def _pillow(file: _File, head: bytes) -> Iterator[Image.Image | None]:
     """The image as Pillow opens it; None for a TIFF whose channels Pillow would drop or cannot read."""
     tiff = head.startswith(_TIFF)
     try:
@@ -181,10 +184,17 @@ def _target_mode(image: Image.Image) -> str:
     return mode if mode in _CHANNELS else "RGB"
 
 
-def _converted(image: Image.Image, reference: str) -> Picture:
-    """The loaded image, upright, in one of the modes that the rest of the library knows."""
-    if _orientation(image) > 1:
-        image = ImageOps.exif_transpose(image)
+def _upright(image: Image.Image) -> Image.Image:
+    # The copy lets go of the file.
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image.copy()
+
+
+def standard(image: Image.Image, reference: str) -> Picture:
+    """An image of any Pillow mode in one that the rest of the library knows, or as an array if it has more than 8 bits.
+
+    Raises:
+        BadImage: its values are not intensities.
+    """
     if image.mode.startswith("I"):
         # Pillow's 32-bit mode "I" stands for 16 bits here, however dark the image.
         array = np.asarray(image)[..., None]
@@ -193,11 +203,10 @@ def _converted(image: Image.Image, reference: str) -> Picture:
     if image.mode == "F":
         return _as_picture(np.asarray(image)[..., None], reference)
     mode = _target_mode(image)
-    # The conversion of the identical mode copies, so that nothing keeps the file open.
-    return image.copy() if mode == image.mode else image.convert(mode)
+    return image if mode == image.mode else image.convert(mode)
 
 
-def _npy(file: IO[bytes], reference: str) -> Shaped[np.ndarray, "H W C"]:
+def _npy(file: _File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     version = np.lib.format.read_magic(file)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = reader(file)
@@ -211,10 +220,12 @@ def _npy(file: IO[bytes], reference: str) -> Shaped[np.ndarray, "H W C"]:
     return array if array.ndim == 3 else array[..., None]
 
 
-def _tiff(file: IO[bytes], reference: str) -> Shaped[np.ndarray, "H W C"]:
+def _tiff(file: _File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     """The first image of a TIFF with all its channels, by tifffile's account of the axes."""
     import tifffile
 
+    # A file's flaws become a BadImage or don't matter; without a handler they would be printed.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         series = tiff.series[0]

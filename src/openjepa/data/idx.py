@@ -26,6 +26,7 @@ FASHION_CLASSES = (
     "Ankle boot",
 )
 _PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 
 
@@ -132,7 +133,7 @@ def cache_folder() -> Path:
 def _fashion_places() -> list[Path]:
     chosen = os.environ.get("OPENJEPA_DATA")
     own = [Path(chosen) / "fashion-mnist", Path(chosen)] if chosen else []
-    return [*own, Path("/usr/share/datasets/fashion-mnist"), cache_folder() / "FashionMNIST" / "raw"]
+    return [*own, _DEBIAN, cache_folder() / "FashionMNIST" / "raw"]
 
 
 def _download_fashion(places: list[Path]) -> Path:

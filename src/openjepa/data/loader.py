@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -260,17 +261,20 @@ def _iterate(
     dataset: _TrainingBatches | _OrderedBatches, order: Iterable[int], workers: int, pin: bool
 ) -> Iterator[Batch]:
     """Read ``dataset`` in ``order``; the workers end with the iterator."""
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        worker_init_fn=_start_worker if workers else None,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin,
-    )
-    batches = iter(loader)
+    with warnings.catch_warnings():
+        # How many workers are too many is for the caller to say.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            worker_init_fn=_start_worker if workers else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            prefetch_factor=4 if workers else None,
+            pin_memory=pin,
+        )
+        batches = iter(loader)
     while True:
         try:
             batch = next(batches)

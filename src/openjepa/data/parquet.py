@@ -51,6 +51,13 @@ class ParquetSource(Source):
         self, name: str, root: Path, files: list[str], columns: Columns, skipped: tuple[Skipped, ...] = ()
     ) -> None:
         self.name, self.root, self.files, self.columns, self.skipped = name, root, files, columns, skipped
+        for file in files:
+            other = _columns(root / file)
+            if (other.image, other.label) != (columns.image, columns.label):
+                raise InputError(
+                    f"{root / file} has its images and labels in {other.image} and {other.label}, the first file in "
+                    f"{columns.image} and {columns.label}; give files with the same columns"
+                )
         metadata = [_open(root / file).metadata for file in files]
         counts = [[file.row_group(group).num_rows for group in range(file.num_row_groups)] for file in metadata]
         self._groups = [(file, group) for file, rows in enumerate(counts) for group in range(len(rows))]

@@ -1,0 +1,274 @@
+"""The order of batches and what is in them depend on the seed and the step, and on nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openjepa import draws
+from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.loader import ordered_batches, training_batches
+from openjepa.data.sources import ArraySource, open_data
+from openjepa.errors import InputError
+from openjepa.grid import TokenGrid
+from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+
+GREY = Preprocessing(size=(16, 16), channels=1, mean=(0.5,), std=(0.5,))
+COLOUR = Preprocessing(size=(16, 16), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def in_memory(count=50) -> ArraySource:
+    images = np.random.default_rng(0).integers(0, 256, (count, 20, 18, 1), dtype=np.uint8)
+    return ArraySource("noise", images, np.arange(count) % 7, tuple("abcdefg"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """20 images of several kinds, of which 3 and 11 are damaged."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        noise = Image.fromarray(generator.integers(0, 256, (24 + number, 30, 3), dtype=np.uint8))
+        path = root / f"{number:02}.{('png', 'jpg', 'webp')[number % 3]}"
+        noise.save(path)
+        if number in (3, 11):
+            path.write_bytes(path.read_bytes()[:300])
+    return open_data(str(root)).train
+
+
+def take(batches, count: int) -> list:
+    found = [next(batches) for _ in range(count)]
+    batches.close()
+    return found
+
+
+def same(first, second) -> bool:
+    masks = [[] if batch.masks is None else [batch.masks.context, batch.masks.targets] for batch in (first, second)]
+    return (
+        torch.equal(first.images, second.images)
+        and torch.equal(first.samples, second.samples)
+        and torch.equal(first.labels, second.labels)
+        and all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
+        and first.bad == second.bad
+    )
+
+
+def settings(**change):
+    masking = MultiBlockMasking(TokenGrid((4, 4)), MultiBlockConfig(target_scale=(0.1, 0.2)), seed=3)
+    return {"masking": masking, "batch": 8, "seed": 3, "workers": 0, **change}
+
+
+def test_each_epoch_is_a_permutation_without_its_rest():
+    source = in_memory()
+    batches = take(training_batches(source, GREY, Augmentation(), **settings()), 18)
+    epochs = [torch.cat([batch.samples for batch in batches[start : start + 6]]) for start in (0, 6, 12)]
+    for epoch, samples in enumerate(epochs):
+        assert samples.tolist() == draws.permutation(50, "order", 3, epoch)[:48].tolist()
+    assert not torch.equal(epochs[0], epochs[1])
+    assert all(batch.images.shape == (8, 1, 16, 16) for batch in batches)
+    assert all(batch.images.dtype == torch.uint8 for batch in batches)
+    assert all(torch.equal(batch.labels, batch.samples % 7) for batch in batches)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("start", [0, 4])
+def test_workers_and_start_change_nothing(folder, workers, start):
+    for source, preprocessing in ((in_memory(), GREY), (folder, COLOUR)):
+        alone = take(training_batches(source, preprocessing, Augmentation(flip=True), **settings()), 9)
+        split = training_batches(
+            source, preprocessing, Augmentation(flip=True), **settings(workers=workers, start_step=start)
+        )
+        for one, other in zip(alone[start:], take(split, 9 - start), strict=True):
+            assert same(one, other)
+
+
+def test_ranks_share_the_batch(folder):
+    for source, preprocessing in ((in_memory(), GREY), (folder, COLOUR)):
+        whole = take(training_batches(source, preprocessing, Augmentation(), **settings()), 4)
+        shares = [
+            take(training_batches(source, preprocessing, Augmentation(), **settings(rank=rank, world=4)), 4)
+            for rank in range(4)
+        ]
+        for step, batch in enumerate(whole):
+            assert torch.equal(batch.images, torch.cat([share[step].images for share in shares]))
+            assert torch.equal(batch.samples, torch.cat([share[step].samples for share in shares]))
+            assert torch.equal(batch.masks.targets, torch.cat([share[step].masks.targets for share in shares]))
+
+
+def test_seed_and_epoch_change_the_crops():
+    source = in_memory(8)
+    first, second = take(training_batches(source, GREY, Augmentation(), **settings()), 2)
+    other = take(training_batches(source, GREY, Augmentation(), **settings(seed=4)), 1)[0]
+    assert not torch.equal(first.images[first.samples.argsort()], second.images[second.samples.argsort()])
+    assert not torch.equal(first.images[first.samples.argsort()], other.images[other.samples.argsort()])
+
+
+def test_nothing_is_read_before_the_start(tmp_path):
+    generator = np.random.default_rng(0)
+    for number in range(16):
+        Image.fromarray(generator.integers(0, 256, (20, 20), dtype=np.uint8)).save(tmp_path / f"{number:02}.png")
+    early = draws.permutation(16, "order", 3, 0)[:8]
+    for number in early:
+        (tmp_path / f"{number:02}.png").unlink()
+        (tmp_path / f"{number:02}.png").write_bytes(b"")
+    source = open_data(str(tmp_path)).train
+    batch = take(training_batches(source, GREY, Augmentation(), **settings(start_step=1)), 1)[0]
+    assert batch.bad == ()
+    assert not set(batch.samples.tolist()) & set(early.tolist())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_replaced_and_named(folder, workers):
+    batches = take(training_batches(folder, COLOUR, Augmentation(), **settings(batch=20, workers=workers)), 3)
+    replacements = set()
+    for batch in batches:
+        assert {(record.sample, record.reference) for record in batch.bad} == {(3, "03.png"), (11, "11.webp")}
+        assert all("cannot be decoded" in record.reason for record in batch.bad)
+        assert len(batch.samples) == 20
+        assert not {3, 11} & set(batch.samples.tolist())
+        for record in batch.bad:
+            assert record.replacement in batch.samples.tolist()
+            replacements.add(record.replacement)
+    assert len(replacements) > 1
+
+
+def test_images_with_other_channels_are_replaced(tmp_path):
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", np.zeros((16, 16, 6 if number == 2 else 5), np.uint16))
+    source = open_data(str(tmp_path)).train
+    preprocessing = Preprocessing(size=(16, 16), channels=5, mean=(0.0,) * 5, std=(1.0,) * 5)
+    batch = take(training_batches(source, preprocessing, Augmentation(), **settings()), 1)[0]
+    assert batch.images.dtype == torch.float32
+    assert [(record.reference, record.reason) for record in batch.bad] == [("2.npy", "has 6 channels, 5 are wanted")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_damage_stops(tmp_path, workers):
+    for number in range(8):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    source = open_data(str(tmp_path)).train
+    with pytest.raises(InputError, match=r"^33 images in a row cannot be used"):
+        take(training_batches(source, GREY, Augmentation(), **settings(workers=workers)), 1)
+
+
+def test_a_mixed_batch_is_float_and_normalises_alike(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    source = open_data(str(tmp_path)).train
+    mixed = take(ordered_batches(source, GREY, batch=2, workers=0), 1)[0]
+    alone = take(ordered_batches(source, GREY, batch=1, workers=0), 1)[0]
+    assert mixed.images.dtype == torch.float32
+    assert alone.images.dtype == torch.uint8
+    assert torch.equal(GREY.normalise(mixed.images)[:1], GREY.normalise(alone.images))
+    assert torch.allclose(mixed.images[0], mixed.images[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ordered_batches_leave_bad_images_out(folder, workers):
+    batches = list(ordered_batches(folder, COLOUR, batch=7, workers=workers))
+    assert [len(batch.samples) for batch in batches] == [6, 6, 6]
+    samples = torch.cat([batch.samples for batch in batches]).tolist()
+    assert samples == [number for number in range(20) if number not in (3, 11)]
+    assert [(record.sample, record.replacement) for batch in batches for record in batch.bad] == [(3, -1), (11, -1)]
+    for batch in batches:
+        for sample, image in zip(batch.samples.tolist(), batch.images, strict=True):
+            assert torch.equal(image, COLOUR.fit(folder.read(sample)))
+
+
+def test_ordered_batches_of_chosen_images(folder):
+    chosen = [5, 3, 3, 0]
+    batches = list(ordered_batches(folder, COLOUR, chosen, batch=1, workers=0))
+    assert [batch.samples.tolist() for batch in batches] == [[5], [], [], [0]]
+    assert batches[1].images.shape == (0, 3, 16, 16)
+    assert batches[0].labels.tolist() == [-1]
+    assert list(ordered_batches(folder, COLOUR, [], batch=4, workers=0)) == []
+
+
+def test_impossible_requests():
+    with pytest.raises(InputError, match="50 images, fewer than a batch of 64"):
+        training_batches(in_memory(), GREY, Augmentation(), **settings(batch=64))
+    for change in ({"world": 3}, {"rank": 2, "world": 2}, {"batch": 0}):
+        with pytest.raises(ValueError, match="cannot be shared"):
+            training_batches(in_memory(), GREY, Augmentation(), **settings(**change))
+
+
+def children() -> set[int]:
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return set(map(int, file.read().split()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_workers_go_on_over_epochs_and_end_with_the_iterator():
+    before = children()
+    batches = training_batches(in_memory(), GREY, Augmentation(), **settings(workers=2))
+    next(batches)
+    started = children() - before
+    assert len(started) == 2
+    for _ in range(20):
+        next(batches)
+    assert children() - before == started
+    batches.close()
+    assert not started & children()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_killed_worker_is_said():
+    before = children()
+    batches = training_batches(in_memory(), GREY, Augmentation(), **settings(workers=1))
+    next(batches)
+    os.kill((children() - before).pop(), signal.SIGKILL)
+    # torch may notice by a signal at any place in this process, or we when the next batch doesn't come.
+    with pytest.raises(RuntimeError, match="killed"):
+        take(batches, 1000)
+
+
+PROGRAM = """
+import signal, sys, time
+import numpy as np
+from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.idx import ArraySource
+from openjepa.data.loader import training_batches
+
+stop = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.append(1))
+source = ArraySource("zeros", np.zeros((64, 8, 8, 1), np.uint8))
+preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.0,), std=(1.0,))
+batches = training_batches(source, preprocessing, Augmentation(), None, batch=8, seed=0, workers=2)
+next(batches)
+print("ready", flush=True)
+while not stop:
+    next(batches)
+    time.sleep(0.01)
+for _ in range(50):
+    next(batches)
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system cannot tell who sent a signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_leaves_the_workers_alone(number):
+    """As Ctrl-C at a terminal, or SIGTERM from a service manager: the main process wants to finish its step."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.killpg(process.pid, number)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "went on\n", "")
+    assert time.monotonic() - started < 20

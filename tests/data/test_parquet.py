@@ -1,0 +1,150 @@
+"""Images in Parquet: columns, labels, splits, nulls, and both ways to read in random order."""
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from openjepa.data import parquet
+from openjepa.data.sources import BadImage, ParquetSource, open_data
+from openjepa.errors import InputError
+
+
+def encoded(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (5, 4), value).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(path: Path, values, labels=None, *, names=None, plain=False, rows=3) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = [None if value is None else encoded(value) for value in values]
+    columns = {"image": data if plain else [{"bytes": item, "path": "p"} for item in data]}
+    if labels is not None:
+        columns["label"] = labels
+    table = pa.table(columns)
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=rows)
+
+
+def values(source) -> list[int]:
+    return [int(np.asarray(source.read(index))[0, 0]) for index in range(len(source))]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_one_file(tmp_path, plain):
+    write(tmp_path / "x.parquet", range(10), plain=plain)
+    splits = open_data(str(tmp_path / "x.parquet"))
+    assert splits.test is None
+    assert splits.train.labels is None
+    assert values(splits.train) == list(range(10))
+    assert splits.train.header(3)[:3] == (4, 5, 1)
+    assert splits.train.reference(7) == "x.parquet, row 7"
+
+
+@pytest.mark.parametrize("layout", ["train-00000-of-00002.parquet", "data/train/a.parquet"])
+def test_folder_with_splits_labels_and_class_names(tmp_path, layout):
+    write(tmp_path / layout, range(4), [0, 1, 0, 1], names=["cat", "dog", "emu"])
+    write(tmp_path / layout.replace("00000-of", "00001-of").replace("a.p", "b.p"), range(4, 8), [0, 1, 2, -1])
+    write(tmp_path / "validation.parquet", range(8, 10), [2, 0])
+    write(tmp_path / "other.parquet", range(3), [2, 0, 1])
+    splits = open_data(str(tmp_path))
+    assert values(splits.train) == list(range(8))
+    assert values(splits.test) == [8, 9]
+    assert splits.train.labels.tolist() == [0, 1, 0, 1, 0, 1, 2, -1]
+    assert splits.test.labels.tolist() == [2, 0]
+    assert splits.train.classes == ("cat", "dog", "emu")
+    assert "train and validation; 1 other files" in splits.sentence
+    assert [skip.reference for skip in splits.train.skipped] == ["other.parquet"]
+
+
+def test_labels_without_metadata(tmp_path):
+    write(tmp_path / "words.parquet", range(6), ["b", "a", None, "b", "a", "a"])
+    source = open_data(str(tmp_path / "words.parquet")).train
+    assert source.classes == ("a", "b")
+    assert source.labels.tolist() == [1, 0, -1, 1, 0, 0]
+    write(tmp_path / "numbers.parquet", range(6), [70, 7, -1, 70, 7, 7])
+    source = open_data(str(tmp_path / "numbers.parquet")).train
+    assert source.classes == ("7", "70")
+    assert source.labels.tolist() == [1, 0, -1, 1, 0, 0]
+    write(tmp_path / "captions.parquet", range(6), list("abcdef"))
+    assert open_data(str(tmp_path / "captions.parquet")).train.labels is None
+
+
+def test_missing_bytes_are_a_bad_image(tmp_path):
+    for plain in (False, True):
+        write(tmp_path / "x.parquet", [1, None, 2], plain=plain)
+        source = open_data(str(tmp_path / "x.parquet")).train
+        with pytest.raises(BadImage, match=r"x\.parquet, row 1: the row holds no image bytes"):
+            source.read(1)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_random_order_after_prepare(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
+    if not in_memory:
+        monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    write(tmp_path / "data" / "a.parquet", [*range(5), None])
+    write(tmp_path / "data" / "b.parquet", range(6, 11))
+    for _ in range(2):  # the second one finds the copy
+        source = open_data(str(tmp_path / "data")).train
+        source.prepare()
+        assert [values_at(source, index) for index in (10, 0, 7, 3)] == [10, 0, 7, 3]
+        with pytest.raises(BadImage):
+            source.read(5)
+    assert bool(list((tmp_path / "cache").rglob("*.bytes"))) is not in_memory
+    again = pickle.loads(pickle.dumps(source))
+    assert values_at(again, 9) == 9
+
+
+def values_at(source, index: int) -> int:
+    return int(np.asarray(source.read(index))[0, 0])
+
+
+def test_copy_on_disk_needs_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    write(tmp_path / "x.parquet", range(5))
+    usage = os.statvfs(tmp_path)
+    monkeypatch.setattr(
+        parquet.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10, "total": usage.f_blocks})
+    )
+    with pytest.raises(InputError, match="OPENJEPA_CACHE"):
+        open_data(str(tmp_path / "x.parquet")).train.prepare()
+
+
+def test_errors(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read as Parquet"):
+        open_data(str(tmp_path / "x.parquet"))
+    pq.write_table(pa.table({"text": ["a"], "n": [1]}), tmp_path / "y.parquet")
+    with pytest.raises(InputError, match=r"no column of encoded images.*text \(string\), n \(int64\)"):
+        open_data(str(tmp_path / "y.parquet"))
+
+
+def test_files_with_other_columns_are_named(tmp_path):
+    write(tmp_path / "data" / "a.parquet", range(3))
+    write(tmp_path / "data" / "b.parquet", range(3), plain=True)
+    with pytest.raises(InputError, match=r"b\.parquet"):
+        open_data(str(tmp_path / "data"))
+
+
+def test_damaged_rows_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8).tobytes()
+    pq.write_table(pa.table({"image": [noise, noise]}), tmp_path / "x.parquet", compression="snappy")
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[4:60] = bytes(56)
+    (tmp_path / "x.parquet").write_bytes(content)
+    source = open_data(str(tmp_path / "x.parquet")).train
+    assert isinstance(source, ParquetSource)
+    with pytest.raises(InputError, match=r"row group 0 of .*x\.parquet cannot be read"):
+        source.read(0)

@@ -1,0 +1,224 @@
+"""What open_data makes of folders, files and names, and what it says when it cannot."""
+
+import os
+import pickle
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.data.sources import BadImage, FolderSource, open_data
+from openjepa.errors import InputError
+
+
+def put(root: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+
+
+def references(source) -> list[str]:
+    return [source.reference(index) for index in range(len(source))]
+
+
+def test_flat_nested_and_deep_layouts(tmp_path):
+    put(tmp_path, "b.png", "a.JPG", "deep/er/c.webp", "d.tiff", "e.bmp", "f.gif")
+    np.save(tmp_path / "g.npy", np.zeros((4, 4, 5), np.uint8))
+    (tmp_path / ".hidden.png").write_bytes(b"no")
+    (tmp_path / ".cache").mkdir()
+    put(tmp_path / ".cache", "h.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    splits = open_data(str(tmp_path))
+    assert references(splits.train) == ["a.JPG", "b.png", "d.tiff", "deep/er/c.webp", "e.bmp", "f.gif", "g.npy"]
+    assert splits.test is None
+    assert splits.train.labels is None
+    assert [tuple(skip) for skip in splits.train.skipped] == [("notes.txt", "not an image")]
+    assert [splits.train.read(index) is not None for index in range(7)] == [True] * 7
+    with pytest.raises(IndexError):
+        splits.train.read(7)
+
+
+def test_class_folders_give_labels(tmp_path):
+    put(tmp_path, "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "dog/3.png")
+    source = open_data(str(tmp_path)).train
+    assert source.classes == ("cat", "dog")
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_class_folders_inside_one_folder_count_too(tmp_path):
+    put(tmp_path, "unpacked/cat/1.png", "unpacked/cat/2.png", "unpacked/dog/1.png", "unpacked/dog/2.png")
+    assert open_data(str(tmp_path)).train.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "loose.png"),  # not every image in a class
+        ("cat/1.png", "cat/2.png", "dog/sub/1.png", "dog/sub/2.png"),  # not directly below
+        ("cat/1.png", "cat/2.png"),  # one class
+        ("a/1.png", "b/1.png", "c/1.png"),  # a folder for every image
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path, names):
+    put(tmp_path, *names)
+    source = open_data(str(tmp_path)).train
+    assert len(source) == len(names)
+    assert source.labels is None
+    assert source.classes == ()
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "Validation", "test_images"])
+def test_split_folders(tmp_path, test_name):
+    train = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
+    test = [f"{test_name}/{name}/{number}.png" for name in ("cat", "dog", "emu") for number in range(2)]
+    put(tmp_path, *train, *test, "extra/1.png")
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert (len(splits.train), len(splits.test)) == (6, 6)
+    assert splits.train.classes == splits.test.classes == ("cat", "dog", "emu")
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert f"train and {test_name}" in splits.sentence
+    assert "1 images outside" in splits.sentence
+    assert [skip.reference for skip in splits.train.skipped] == ["extra/1.png"]
+
+
+def test_a_split_without_classes_has_no_labels(tmp_path):
+    put(tmp_path, *(f"train/{name}/{number}.png" for name in "ab" for number in range(3)), "test/1.png", "test/2.png")
+    splits = open_data(str(tmp_path))
+    assert splits.train.labels is not None
+    assert splits.test.labels is None
+
+
+def test_train_alone_and_a_class_called_train_are_no_splits(tmp_path):
+    put(tmp_path / "one", *(f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(2)))
+    splits = open_data(str(tmp_path / "one"))
+    assert splits.test is None
+    assert splits.train.classes == ("cat", "dog")
+    put(tmp_path / "two", *(f"{name}/{number}.png" for name in ("boat", "train", "valley") for number in range(2)))
+    splits = open_data(str(tmp_path / "two"))
+    assert splits.test is None
+    assert splits.train.classes == ("boat", "train", "valley")
+
+
+def test_test_comes_before_val_and_val_is_not_trained_on(tmp_path):
+    put(tmp_path, "train/1.png", "val/1.png", "test/1.png", "test/2.png")
+    splits = open_data(str(tmp_path))
+    assert (len(splits.train), len(splits.test)) == (1, 2)
+
+
+def test_links_loops_and_odd_entries(tmp_path):
+    put(tmp_path, "real/1.png")
+    put(tmp_path.with_name(tmp_path.name + "-other"), "2.png")
+    (tmp_path / "again").symlink_to("real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "broken.png").symlink_to("nothing.png")
+    (tmp_path / "other").symlink_to(tmp_path.with_name(tmp_path.name + "-other"))
+    os.mkfifo(tmp_path / "pipe.png")
+    source = open_data(str(tmp_path)).train
+    assert references(source) == ["other/2.png", "real/1.png"]
+    assert {skip.reference for skip in source.skipped} == {"broken.png", "pipe.png", "self"}
+
+
+def test_names_that_are_not_unicode_and_images_without_suffix(tmp_path):
+    put(tmp_path, "ok.png")
+    os.rename(tmp_path / "ok.png", os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    Image.new("L", (4, 4)).save(tmp_path / "plain", "PNG")
+    (tmp_path / "README").write_text("not an image")
+    source = open_data(str(tmp_path)).train
+    assert len(source) == 2
+    assert [source.read(index).size for index in range(2)] == [(4, 4), (8, 6)]
+    assert len(source.fingerprint) == 64
+
+
+def test_fingerprint_follows_names_and_sizes_not_the_place(tmp_path):
+    for name in ("one", "two"):
+        put(tmp_path / name, "a.png", "b.png")
+    first, second = (open_data(str(tmp_path / name)).train.fingerprint for name in ("one", "two"))
+    assert first == second
+    (tmp_path / "two" / "b.png").rename(tmp_path / "two" / "c.png")
+    assert open_data(str(tmp_path / "two")).train.fingerprint != first
+
+
+def test_sources_can_be_pickled(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    source = open_data(str(tmp_path)).train
+    again = pickle.loads(pickle.dumps(source))
+    assert references(again) == references(source)
+    assert again.fingerprint == source.fingerprint
+
+
+def test_one_image_is_data_too(tmp_path):
+    put(tmp_path, "a.png")
+    assert len(open_data(str(tmp_path / "a.png")).train) == 1
+
+
+def test_corrupt_image_is_bad_only_when_read(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"")
+    source = open_data(str(tmp_path)).train
+    assert isinstance(source, FolderSource)
+    with pytest.raises(BadImage, match=r"b\.jpg: cannot be decoded: the file is empty"):
+        source.read(1)
+
+
+def test_errors_say_what_is_wrong(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="is empty"):
+        open_data(str(empty))
+    (empty / "a.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no images.*a\.txt"):
+        open_data(str(empty))
+    with pytest.raises(InputError, match="neither an image"):
+        open_data(str(empty / "a.txt"))
+    with pytest.raises(InputError, match="no file or folder '/no/such/place/here'"):
+        open_data("/no/such/place/here")
+    with pytest.raises(InputError, match="no file or folder 'nothing'"):
+        open_data("nothing")
+
+
+@contextmanager
+def without_rights():
+    """As nobody, since root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_said():
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        put(root, "open/1.png", "shut/2.png", "shut.png")
+        for name, mode in ((".", 0o755), ("shut", 0), ("shut.png", 0)):
+            (root / name).chmod(mode)
+        with without_rights():
+            source = open_data(folder).train
+            assert references(source) == ["open/1.png", "shut.png"]
+            assert [tuple(skip) for skip in source.skipped] == [("shut/", "cannot be read: Permission denied")]
+            assert source.read(0).size == (8, 6)
+            with pytest.raises(BadImage, match=r"shut\.png: cannot be decoded: Permission denied"):
+                source.read(1)
+            for name in ("shut", "shut/deeper", "shut.png"):
+                with pytest.raises((InputError, BadImage), match="Permission denied"):
+                    open_data(str(root / name)).train.read(0)
+        (root / "shut").chmod(0o755)
+
+
+def test_hub_id_without_the_extra(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"no file or folder owner/name.*pip install openjepa\[hub\]"):
+        open_data("owner/name")

@@ -1,0 +1,80 @@
+"""What is said of a data set before training is true of it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.data.sources import ArraySource, open_data
+from openjepa.data.survey import statistics, survey
+from openjepa.errors import InputError
+
+
+def test_sizes_modes_and_bad_headers(tmp_path):
+    for number, (height, width) in enumerate([(10, 20), (10, 20), (30, 12), (50, 60)]):
+        Image.new("L" if number else "RGB", (width, height)).save(tmp_path / f"{number}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    found = survey(open_data(str(tmp_path)).train)
+    assert (found.images, found.looked_at) == (5, 5)
+    assert (found.smallest, found.median, found.largest) == ((10, 12), (20, 20), (50, 60))
+    assert found.common[0] == ((10, 20), 2)
+    assert found.sizes == "10x12 to 50x60"
+    assert found.modes == {"L": 3, "RGB": 1}
+    assert found.channels == 3
+    assert found.bits == 8
+    assert [error.reference for error in found.bad] == ["bad.png"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "bits"),
+    [("L", 1, 8), ("1", 1, 8), ("LA", 1, 8), ("P", 3, 8), ("RGB", 3, 8), ("RGBA", 3, 8), ("I;16", 1, 16)],
+)
+def test_natural_channels(tmp_path, mode, channels, bits):
+    Image.new(mode, (8, 6)).save(tmp_path / "x.png")
+    found = survey(open_data(str(tmp_path)).train)
+    assert (found.channels, found.bits, found.sizes) == (channels, bits, "6x8")
+
+
+def test_natural_channels_of_arrays(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((6, 8, 5), np.uint16))
+    found = survey(open_data(str(tmp_path)).train)
+    assert (found.channels, found.bits) == (5, 16)
+
+
+def test_the_sample_is_limited_and_repeatable():
+    images = np.random.default_rng(0).integers(0, 256, (300, 6, 6, 1), dtype=np.uint8)
+    source = ArraySource("noise", images)
+    assert survey(source, limit=20).looked_at == 20
+    first, again, other = (statistics(source, (6, 6), 1, limit=20, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_statistics_are_the_pixels_own(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    images[..., 2] = 51
+    mean, std = statistics(ArraySource("noise", images), (8, 8), 3)
+    unit = images / 255
+    np.testing.assert_allclose(mean, unit.mean((0, 1, 2)), atol=1e-9)
+    np.testing.assert_allclose(std[:2], unit.std((0, 1, 2))[:2], atol=1e-9)
+    assert std[2] == 1
+
+
+def test_statistics_of_deep_images_and_bad_ones(tmp_path):
+    Image.fromarray(np.full((8, 8), 65535 // 4, np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((8, 8), 65535 * 3 // 4, np.uint16)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    mean, std = statistics(open_data(str(tmp_path)).train, (8, 8), 1)
+    assert mean[0] == pytest.approx(0.5, abs=1e-4)
+    assert std[0] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_nothing_readable_is_said(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    source = open_data(str(tmp_path)).train
+    with pytest.raises(InputError, match=r"none of the 2 images.*a\.png: is not an image"):
+        survey(source)
+    with pytest.raises(InputError, match=r"none of the 2 images.*a\.png: is not an image"):
+        statistics(source, (8, 8), 1)
+    np.save(tmp_path / "c.npy", np.zeros((6, 8, 5), np.uint8))
+    with pytest.raises(InputError, match="has 5 channels, 3 are wanted"):
+        statistics(open_data(str(tmp_path / "c.npy")).train, (8, 8), 3)
