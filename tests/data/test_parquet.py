@@ -59,6 +59,7 @@ def test_folder_with_splits_labels_and_class_names(tmp_path, layout):
     write(tmp_path / "other.parquet", range(3), [2, 0, 1])
     splits = open_data(str(tmp_path))
     assert values(splits.train) == list(range(8))
+    assert splits.train.reference(5) == f"{splits.train.files[1]}, row 1"
     assert values(splits.test) == [8, 9]
     assert splits.train.labels.tolist() == [0, 1, 0, 1, 0, 1, 2, -1]
     assert splits.test.labels.tolist() == [2, 0]

@@ -6,26 +6,19 @@ Crops are functions of given uniform numbers, so that nothing here has a state. 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Num, UInt8
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from openjepa.data.base import BadImage, Picture
-from openjepa.data.decode import standard
+from openjepa.data.pixels import Pixels, extent_of, resize_matrix, resized, to_unit, with_channels
 
 _TRIES = 10
 # Uniform numbers for one image: area and aspect of each try, the place (2), the flip.
 NUMBERS = 2 * _TRIES + 3
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
-
-Pixels = UInt8[Tensor, "_C _H _W"] | Float32[Tensor, "_C _H _W"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +67,7 @@ class Preprocessing:
             BadImage: the image's channels cannot become the wanted ones.
         """
         image = with_channels(image, self.channels)
-        box = _central_box(*_extent(image), self.size[1] / self.size[0], (1.0, 1.0))
+        box = _central_box(*extent_of(image), self.size[1] / self.size[0], (1.0, 1.0))
         return resized(image, box, self.size)
 
     def normalise(self, images: Num[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
@@ -138,7 +131,7 @@ def augment(
     """
     image = with_channels(image, preprocessing.channels)
     numbers = u.tolist()
-    box = crop_box(*_extent(image), preprocessing.size, augmentation, numbers)
+    box = crop_box(*extent_of(image), preprocessing.size, augmentation, numbers)
     pixels = resized(image, box, preprocessing.size)
     return pixels.flip(-1) if augmentation.flip and numbers[-1] < 0.5 else pixels
 
@@ -159,8 +152,8 @@ def augment_array(
         raise BadImage("image", f"has {channels} channels, {preprocessing.channels} are wanted")
     size, numbers = preprocessing.size, u.tolist()
     boxes = [crop_box(height, width, size, augmentation, own) for own in numbers]
-    rows = torch.stack([_resize_matrix(top, extent, height, size[0]) for top, _, extent, _ in boxes])
-    columns = torch.stack([_resize_matrix(left, extent, width, size[1]) for _, left, _, extent in boxes])
+    rows = torch.stack([resize_matrix(top, extent, height, size[0]) for top, _, extent, _ in boxes])
+    columns = torch.stack([resize_matrix(left, extent, width, size[1]) for _, left, _, extent in boxes])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32)
     pixels = rows[:, None] @ pixels @ columns[:, None].mT
     if augmentation.flip:
@@ -187,95 +180,9 @@ def crop_box(
     return _central_box(height, width, aspect, augmentation.crop_ratio)
 
 
-def with_channels(image: Picture, channels: int) -> Picture:
-    """The image with ``channels`` channels: grey by luma, colour by repetition; transparency lies over white.
-
-    Raises:
-        BadImage: there is no fair way, as from 5 channels to 3.
-    """
-    if isinstance(image, Image.Image):
-        image = standard(image, "image")
-    if isinstance(image, np.ndarray):
-        return _array_with_channels(image, channels)
-    if channels not in _MODES:
-        raise BadImage("image", f"has {len(image.getbands())} channels ({image.mode}), {channels} are wanted")
-    mode = _MODES[channels]
-    if image.mode == mode:
-        return image
-    if image.mode in ("LA", "RGBA") and mode in ("L", "RGB"):
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert(mode)
-
-
-def resized(image: Picture, box: tuple[int, int, int, int], size: tuple[int, int]) -> Pixels:
-    """The part of the image in ``box`` at ``size``, by antialiased bicubic interpolation."""
-    top, left, height, width = box
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2] in (1, 3):
-        image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    if isinstance(image, Image.Image):
-        # Cut first: resize(box=...) would let the pixels around the box in, which arrays don't do.
-        if image.size != (width, height):
-            image = image.crop((left, top, left + width, top + height))
-        if (height, width) != size:
-            image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-        pixels = np.array(image)
-        return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
-    eight_bits = image.dtype == np.uint8
-    part = _unit_array(image[top : top + height, left : left + width])
-    pixels = torch.from_numpy(part).permute(2, 0, 1)[None]
-    if (height, width) != size:
-        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    return (pixels[0] * 255).round().to(torch.uint8) if eight_bits else pixels[0].contiguous()
-
-
-def to_unit(images: Num[Tensor, "*B C H W"]) -> Float32[Tensor, "*B C H W"]:
-    """8-bit pixels in 0..1 as float32; floats are taken to be there already."""
-    return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
-
-
-def _array_with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    has = image.shape[2]
-    if has == channels:
-        return image
-    if has == 1 and channels == 3:
-        return np.repeat(image, 3, 2)
-    if has == 3 and channels == 1:
-        if image.dtype == np.uint8:
-            return np.asarray(Image.fromarray(image).convert("L"))[..., None]
-        return (_unit_array(image) @ np.array(_LUMA, np.float32))[..., None]
-    raise BadImage("image", f"has {has} channels, {channels} are wanted")
-
-
-def _unit_array(image: np.ndarray) -> Float32[np.ndarray, "H W C"]:
-    """An array's pixels as float32 in 0..1."""
-    if image.dtype == np.float32:
-        return np.ascontiguousarray(image)
-    return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
-
-
-def _extent(image: Picture) -> tuple[int, int]:
-    return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
-
-
 def _central_box(height: int, width: int, aspect: float, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
     """The largest central box whose aspect (width over height), relative to ``aspect``, lies in ``ratio``."""
     low, high = aspect * ratio[0], aspect * ratio[1]
     crop_height = max(1, min(height, round(width / low)))
     crop_width = max(1, min(width, round(height * high)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
-
-
-@lru_cache(maxsize=4096)
-def _resize_matrix(start: int, extent: int, length: int, out: int) -> Float32[Tensor, "out length"]:
-    """The matrix that resizes ``extent`` places from ``start`` of a line of ``length``, as Pillow's bicubic does.
-
-    Each output is a mean of inputs weighted by Keys' cubic (1981, a = -1/2), stretched where the line shrinks.
-    """
-    scale = extent / out
-    centre = (np.arange(out) + 0.5) * scale
-    x = np.abs(np.arange(extent) + 0.5 - centre[:, None]) / max(scale, 1.0)
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0))
-    matrix = np.zeros((out, length), np.float32)
-    matrix[:, start : start + extent] = weights / weights.sum(1, keepdims=True)
-    return torch.from_numpy(matrix)

@@ -4,7 +4,6 @@
 """
 
 import io
-import logging
 import os
 import struct
 import tokenize
@@ -14,15 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from jaxtyping import Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from openjepa.data.arrays import File, as_picture, read_npy, read_tiff, refuse_bomb
 from openjepa.data.base import BadImage, Header, Picture
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"\x93NUMPY")
-_File = io.BufferedReader | io.BytesIO
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
@@ -62,11 +60,11 @@ def decode(
     with _opened(data, reference) as file:
         head = _head(file)
         if head.startswith(_NPY):
-            return _as_picture(_npy(file, reference), reference)
+            return as_picture(read_npy(file, reference), reference)
         with _pillow(file, head) as image:
             if image is None:
-                return _as_picture(_tiff(file, reference), reference)
-            _refuse_bomb(*image.size, reference)
+                return as_picture(read_tiff(file, reference), reference)
+            refuse_bomb(*image.size, reference)
             turned = _orientation(image) >= 5
             if at_least is not None and image.format == "JPEG":
                 image.draft(None, at_least if turned else (at_least[1], at_least[0]))
@@ -85,7 +83,7 @@ def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: st
         if not head.startswith(_NPY):
             with _pillow(file, head) as image:
                 if image is not None:
-                    _refuse_bomb(*image.size, reference)
+                    refuse_bomb(*image.size, reference)
                     width, height = image.size
                     if _orientation(image) >= 5:
                         width, height = height, width
@@ -111,7 +109,7 @@ def _kind(image: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[_File]:
+def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[File]:
     """The open file; Pillow's warnings stay inside and its decoders' errors become a BadImage."""
     try:
         with warnings.catch_warnings():
@@ -126,7 +124,7 @@ def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
 
 
-def _head(file: _File) -> bytes:
+def _head(file: File) -> bytes:
     head = file.read(16)
     file.seek(0)
     if not head:
@@ -135,7 +133,7 @@ def _head(file: _File) -> bytes:
 
 
 @contextmanager
-def _pillow(file: _File, head: bytes) -> Iterator[Image.Image | None]:
+def _pillow(file: File, head: bytes) -> Iterator[Image.Image | None]:
     """The image as Pillow opens it; None for a TIFF whose channels Pillow would drop or cannot read."""
     tiff = head.startswith(_TIFF)
     try:
@@ -155,16 +153,6 @@ def _needs_tifffile(image: Image.Image) -> bool:
     samples, description = tags.get(277, 1), str(tags.get(270, ""))
     stacked = description.startswith(('{"shape"', "ImageJ", "<?xml", "<OME")) and getattr(image, "n_frames", 1) > 1
     return samples > 4 or stacked or (samples == 4 and image.mode in ("RGB", "RGBX"))
-
-
-def _refuse_bomb(width: int, height: int, reference: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise BadImage(
-            reference,
-            f"has {width} x {height} pixels, above the limit of {limit} that guards against decompression bombs "
-            "(PIL.Image.MAX_IMAGE_PIXELS)",
-        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -198,75 +186,9 @@ def standard(image: Image.Image, reference: str) -> Picture:
     if image.mode.startswith("I"):
         # Pillow's 32-bit mode "I" stands for 16 bits here, however dark the image.
         array = np.asarray(image)[..., None]
-        _as_picture(array, reference)
+        as_picture(array, reference)
         return array.astype(np.uint16)
     if image.mode == "F":
-        return _as_picture(np.asarray(image)[..., None], reference)
+        return as_picture(np.asarray(image)[..., None], reference)
     mode = _target_mode(image)
     return image if mode == image.mode else image.convert(mode)
-
-
-def _npy(file: _File, reference: str) -> Shaped[np.ndarray, "H W C"]:
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = reader(file)
-    if len(shape) not in (2, 3) or 0 in shape:
-        raise BadImage(reference, f"holds an array of shape {shape}; an image is (height, width, channels)")
-    if dtype.hasobject:
-        raise BadImage(reference, "holds Python objects, not numbers")
-    _refuse_bomb(shape[1], shape[0], reference)
-    file.seek(0)
-    array = np.load(file, allow_pickle=False)
-    return array if array.ndim == 3 else array[..., None]
-
-
-def _tiff(file: _File, reference: str) -> Shaped[np.ndarray, "H W C"]:
-    """The first image of a TIFF with all its channels, by tifffile's account of the axes."""
-    import tifffile
-
-    # A file's flaws become a BadImage or don't matter; without a handler they would be printed.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
-        series = tiff.series[0]
-        axes, shape = series.axes, series.shape
-        channel = _channel_axis(axes, shape)
-        extent = dict(zip(axes, shape, strict=True))
-        _refuse_bomb(extent.get("X", shape[-1]), extent.get("Y", shape[0]), reference)
-        array = series.asarray()
-    if channel is None:
-        return array.reshape(-1, *array.shape[-2:])[0][..., None]
-    array = np.moveaxis(array, channel, -1)
-    # Other leading axes (time, depth, a sequence) count as frames: the first one is the image.
-    return array.reshape(-1, *array.shape[-3:])[0]
-
-
-def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels: the one that is named so, or the shortest of three unnamed ones."""
-    for name in "SC":
-        if name in axes:
-            return axes.index(name)
-    if len(shape) == 3 and "Q" in axes:
-        return 0 if shape[0] < shape[2] else 2
-    return None
-
-
-def _as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
-    """An array of any number type as uint8, uint16 or float32 in [0, 1].
-
-    White is the dtype's largest value for uint8 and uint16. Other types don't say what white is: it is the smallest
-    of 1 (floats only), 255 and 65535 that holds the image's largest value.
-    """
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
-        return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    if array.dtype.kind not in "iuf":
-        raise BadImage(reference, f"holds numbers of type {array.dtype}, which is not an image's")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 65535):
-        raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
-    if array.dtype.kind == "f":
-        white = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
-        return np.ascontiguousarray(array / white, np.float32)
-    return np.ascontiguousarray(array, np.uint8 if high <= 255 else np.uint16)

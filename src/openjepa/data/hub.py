@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openjepa.data.base import BadImage, Header, Picture, Source, Splits
+from openjepa.data.columns import class_numbers
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
-from openjepa.data.parquet import class_numbers
 from openjepa.errors import InputError
 
 if TYPE_CHECKING:

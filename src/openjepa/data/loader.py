@@ -1,11 +1,6 @@
 """Batches in an order that is a function of (seed, step): the same for any number of workers or processes."""
 
-import os
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,14 +8,17 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from openjepa import draws
 from openjepa.data.augmentation import NUMBERS, Augmentation, Pixels, Preprocessing, augment, augment_array, to_unit
 from openjepa.data.base import BadImage, Source
 from openjepa.data.idx import ArraySource
+from openjepa.data.workers import LoaderError, iterate
 from openjepa.errors import InputError
 from openjepa.masking import Masks
+
+__all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "training_batches"]
 
 # A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
 _REPLACEMENTS = 32
@@ -37,10 +35,6 @@ class BadRecord(NamedTuple):
     reference: str
     reason: str
     replacement: int
-
-
-class LoaderError(RuntimeError):
-    """A worker process of the loader ended without being asked to."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class _Steps(Sampler[int]):
 
 
 @dataclass
-class _TrainingBatches(Dataset):
+class _TrainingBatches(Dataset[Batch | InputError]):
     """The training batch of each step, by the step's number; read in the workers."""
 
     source: Source
@@ -157,7 +151,7 @@ class _TrainingBatches(Dataset):
 
 
 @dataclass
-class _OrderedBatches(Dataset):
+class _OrderedBatches(Dataset[Batch | InputError]):
     """Batches of chosen images in their order, without augmentation; bad images are left out."""
 
     source: Source
@@ -221,7 +215,7 @@ def training_batches(
         raise InputError(f"{source.name} has {len(source)} images, fewer than a batch of {batch}; take a smaller batch")
     source.prepare()
     dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world)
-    return _iterate(dataset, _Steps(start_step), workers, pin)
+    return iterate(dataset, _Steps(start_step), workers, pin)
 
 
 def ordered_batches(
@@ -240,7 +234,7 @@ def ordered_batches(
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     dataset = _OrderedBatches(source, preprocessing, chosen, batch)
-    return _iterate(dataset, range(len(dataset)), workers, pin)
+    return iterate(dataset, range(len(dataset)), workers, pin)
 
 
 def _stacked(images: list[Tensor], preprocessing: Preprocessing) -> Shaped[Tensor, "B C H W"]:
@@ -255,52 +249,3 @@ def _stacked(images: list[Tensor], preprocessing: Preprocessing) -> Shaped[Tenso
 def _labels(source: Source, samples: Int64[np.ndarray, "B"]) -> Int64[Tensor, "B"]:
     labels = source.labels
     return torch.from_numpy(np.full(len(samples), -1, np.int64) if labels is None else labels[samples])
-
-
-def _iterate(
-    dataset: _TrainingBatches | _OrderedBatches, order: Iterable[int], workers: int, pin: bool
-) -> Iterator[Batch]:
-    """Read ``dataset`` in ``order``; the workers end with the iterator."""
-    with warnings.catch_warnings():
-        # How many workers are too many is for the caller to say.
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            worker_init_fn=_start_worker if workers else None,
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            prefetch_factor=4 if workers else None,
-            pin_memory=pin,
-        )
-        batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise LoaderError(
-                f"a loader process was killed, perhaps because memory ran out ({error}); try fewer workers"
-            ) from error
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
-
-
-def _start_worker(number: int) -> None:
-    """One thread, and no part in signals that are meant for the main process (Ctrl-C, or SIGTERM to a whole group)."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_parent_says(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

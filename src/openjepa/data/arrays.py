@@ -1,0 +1,101 @@
+"""Images that Pillow cannot hold: .npy files, TIFF with many channels, and numbers of any type."""
+
+import io
+import logging
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+from openjepa.data.base import BadImage, Picture
+
+File = io.BufferedReader | io.BytesIO
+
+
+def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
+    """The array of a .npy file, as an image.
+
+    Raises:
+        BadImage: its shape or type is not an image's.
+    """
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(file)
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise BadImage(reference, f"holds an array of shape {shape}; an image is (height, width, channels)")
+    if dtype.hasobject:
+        raise BadImage(reference, "holds Python objects, not numbers")
+    refuse_bomb(shape[1], shape[0], reference)
+    file.seek(0)
+    array = np.load(file, allow_pickle=False)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def read_tiff(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
+    """The first image of a TIFF with all its channels, by tifffile's account of the axes.
+
+    Raises:
+        BadImage: it has too many pixels.
+    """
+    import tifffile
+
+    # A file's flaws become a BadImage or don't matter; without a handler they would be printed.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        series = tiff.series[0]
+        axes, shape = series.axes, series.shape
+        channel = _channel_axis(axes, shape)
+        extent = dict(zip(axes, shape, strict=True))
+        refuse_bomb(extent.get("X", shape[-1]), extent.get("Y", shape[0]), reference)
+        array = series.asarray()
+    if channel is None:
+        return array.reshape(-1, *array.shape[-2:])[0][..., None]
+    array = np.moveaxis(array, channel, -1)
+    # Other leading axes (time, depth, a sequence) count as frames: the first one is the image.
+    return array.reshape(-1, *array.shape[-3:])[0]
+
+
+def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
+    """Which axis holds the channels: the one that is named so, or the shortest of three unnamed ones."""
+    for name in "SC":
+        if name in axes:
+            return axes.index(name)
+    if len(shape) == 3 and "Q" in axes:
+        return 0 if shape[0] < shape[2] else 2
+    return None
+
+
+def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
+    """An array of any number type as uint8, uint16 or float32 in [0, 1].
+
+    White is the dtype's largest value for uint8 and uint16. Other types don't say what white is: it is the smallest
+    of 1 (floats only), 255 and 65535 that holds the image's largest value.
+
+    Raises:
+        BadImage: its values are not intensities.
+    """
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    if array.dtype.kind not in "iuf":
+        raise BadImage(reference, f"holds numbers of type {array.dtype}, which is not an image's")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 65535):
+        raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
+    if array.dtype.kind == "f":
+        white = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
+        return np.ascontiguousarray(array / white, np.float32)
+    return np.ascontiguousarray(array, np.uint8 if high <= 255 else np.uint16)
+
+
+def refuse_bomb(width: int, height: int, reference: str) -> None:
+    """Raise BadImage for more pixels than Pillow takes for a decompression bomb."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(
+            reference,
+            f"has {width} x {height} pixels, above the limit of {limit} that guards against decompression bombs "
+            "(PIL.Image.MAX_IMAGE_PIXELS)",
+        )

@@ -1,0 +1,110 @@
+"""What the columns of a Parquet file mean: which holds images, which labels, and what the classes are called."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from openjepa.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "pixels", "bytes", "data")
+_LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "coarse_label")
+
+
+class Columns(NamedTuple):
+    """Which columns of a Parquet file hold the image's bytes (as a dotted path) and the label, and the class names."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
+def open_file(path: Path) -> "pq.ParquetFile":
+    """A Parquet file's metadata and rows.
+
+    Raises:
+        InputError: it is not Parquet or cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def find_columns(path: Path) -> Columns:
+    """Find the image and the label column by the hub's metadata, else by type and name.
+
+    Raises:
+        InputError: there is no column of encoded images.
+    """
+    import pyarrow as pa
+
+    schema = open_file(path).schema_arrow
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    images = {field.name: leaf for field in schema if (leaf := _bytes_in(field)) is not None}
+    declared = [name for name in images if _feature_type(features, name) == "Image"]
+    named = [name for name in _IMAGE_NAMES if name in images]
+    choice = next(iter([*declared, *named, *(images if len(images) == 1 else [])]), None)
+    if choice is None:
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise InputError(
+            f"{path} has no column of encoded images (bytes named image, or a struct with bytes); it has {columns}"
+        )
+    usable = [
+        field.name
+        for field in schema
+        if pa.types.is_integer(field.type) or pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)
+    ]
+    declared = [name for name in usable if _feature_type(features, name) == "ClassLabel"]
+    label = next((name for name in [*_LABEL_NAMES, *declared] if name in usable), None)
+    names = features.get(label, {}).get("names") if label is not None else None
+    return Columns(images[choice], label, tuple(names) if names else None)
+
+
+def _bytes_in(field: "pa.Field") -> str | None:
+    """The dotted path of the encoded bytes in a column, if it has any."""
+    import pyarrow as pa
+
+    def is_binary(kind: "pa.DataType") -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    if is_binary(field.type):
+        return field.name
+    if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+        return f"{field.name}.bytes" if is_binary(field.type.field("bytes").type) else None
+    return None
+
+
+def _feature_type(features: dict, name: str) -> str | None:
+    feature = features.get(name)
+    return feature.get("_type") if isinstance(feature, dict) else None
+
+
+def class_numbers(
+    columns: list[list[int | str | None]], names: tuple[str, ...] | None
+) -> tuple[list[Int64[np.ndarray, "n"]], tuple[str, ...]] | None:
+    """Labels as class numbers from 0 (-1 for none), and the class names; None where they are no classes.
+
+    ``columns`` are the train labels and, if there are any, the test labels. Classes need two that occur and, unless
+    they have ``names``, two images in each on average. Negative numbers mean that there is no label.
+    """
+    if names is None:
+        values = sorted({value for column in columns for value in column if value is not None})
+        values = [value for value in values if isinstance(value, str) or value >= 0]
+        number = {value: index for index, value in enumerate(values)}
+        names = tuple(str(value) for value in values)
+        if 2 * len(names) > len(columns[0]):
+            return None
+    else:
+        number: dict[int | str, int] = {index: index for index in range(len(names))}
+    arrays = [np.array([-1 if v is None else number.get(v, -1) for v in column], np.int64) for column in columns]
+    return (arrays, names) if len(set(arrays[0].tolist()) - {-1}) >= 2 else None

@@ -1,0 +1,56 @@
+"""Data sets of the `datasets` library, from memory and from a local folder; skipped without the extra `hub`."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.data.base import BadImage
+from openjepa.data.hub import hub_splits, open_hub
+from openjepa.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+
+
+def encoded(value: int) -> dict:
+    file = io.BytesIO()
+    Image.new("L", (5, 4), value).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def split(values, labels):
+    features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"photo": [None if value is None else encoded(value) for value in values], "kind": labels}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_splits_labels_and_images():
+    found = hub_splits("owner/name", {"train": split([1, 2, None], [0, 1, 1]), "validation": split([9, 8], [-1, -1])})
+    assert found.test is not None
+    assert [int(np.asarray(found.train.read(index))[0, 0]) for index in range(2)] == [1, 2]
+    assert found.train.labels.tolist() == [0, 1, 1]
+    assert found.train.classes == ("cat", "dog")
+    assert found.test.labels is None
+    assert found.test.header(1)[:3] == (4, 5, 1)
+    assert "train and validation" in found.sentence
+    with pytest.raises(BadImage, match="owner/name, train, row 2: the row holds no image"):
+        found.train.read(2)
+    again = pickle.loads(pickle.dumps(found.train))
+    assert again.fingerprint == found.train.fingerprint
+    assert again.read(0).size == (5, 4)
+
+
+def test_a_single_split_and_no_images():
+    found = hub_splits("owner/name", {"all": split([1, 2, 3, 4], [0, 0, 1, 1])})
+    assert found.test is None
+    assert len(found.train) == 4
+    with pytest.raises(InputError, match="no column of images; its columns: text"):
+        hub_splits("owner/name", {"train": datasets.Dataset.from_dict({"text": ["a"]})})
+
+
+def test_a_name_that_the_hub_does_not_give(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no file or folder no-such-owner/no-such-name, and the Hugging Face hub"):
+        open_hub("no-such-owner/no-such-name")
