@@ -1,5 +1,6 @@
 """The two networks that every objective is made of: an encoder of what is seen, a predictor of what is not."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,9 +67,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        values = config.channels
-        for extent in config.patch:
-            values *= extent
+        values = config.channels * math.prod(config.patch)
         self.embed = nn.Linear(values, config.width)
         self.stack = Stack(
             config.width,
@@ -81,6 +80,9 @@ class Encoder(nn.Module):
         table = sincos_positions(config.grid, config.width)
         self.register_buffer("table", table, persistent=config.positions == "learned")
         initialise(self, generator)
+        # The published 0.02 is for patches of 16x16x3. Smaller ones get larger weights, so that content is as strong
+        # beside the positions; with 0.02 a 4x4 grey patch is a tenth of its position and the features see little else.
+        nn.init.trunc_normal_(self.embed.weight, std=0.02 * math.sqrt(768 / values), generator=generator)
 
     def positions(self, grid: TokenGrid) -> Float[Tensor, "N D"]:
         """The position table at ``grid``; other sizes and aspect ratios than the native one are interpolated."""
@@ -102,6 +104,10 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the signal has the wrong channels, or its extents are no multiple of the patch.
         """
+        return self.stack(self.tokens(x, keep), valid)
+
+    def tokens(self, x: Float[Tensor, "B C *S"], keep: Int[Tensor, "B K"] | None = None) -> Float[Tensor, "B K D"]:
+        """What the transformer is given: embedded patches plus positions, of the tokens ``keep``."""
         if x.ndim != 2 + len(self.config.signal) or x.shape[1] != self.config.channels:
             raise ValueError(
                 f"this encoder reads (batch, {self.config.channels} channels, {len(self.config.signal)} axes), "
@@ -111,7 +117,7 @@ class Encoder(nn.Module):
         positions = self.positions(TokenGrid.of(x.shape[2:], self.config.patch)).expand(len(x), -1, -1)
         if keep is not None:
             patches, positions = take(patches, keep), take(positions, keep)
-        return self.stack(self.embed(patches) + positions, valid)
+        return self.embed(patches) + positions
 
 
 class Predictor(nn.Module):

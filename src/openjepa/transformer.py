@@ -93,12 +93,18 @@ class Stack(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
         """All layers and the final norm."""
+        return self.norm(self.depths(x, valid)[-1])
+
+    def depths(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> list[Tensor]:
+        """The residual stream "B N D" before the first block and after each one, without the final norm."""
+        stream = [x]
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, valid, use_reentrant=False)
             else:
                 x = block(x, valid)
-        return self.norm(x)
+            stream.append(x)
+        return stream
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:

@@ -31,12 +31,15 @@ class IJEPAConfig:
         target_norm: ``layer`` (an affine-free LayerNorm, published) or ``feature`` (that, then every feature
             standardised by its running mean and variance over tokens and images, against collapse in short runs).
         statistics_momentum: of those running statistics.
+        target_depths: blocks of the target encoder whose outputs are predicted, each normalised and side by side; 0 is
+            before the first block. Empty: the last one after the final norm, as published.
     """
 
     momentum: tuple[float, float] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
-    target_norm: Literal["layer", "feature"] = "layer"
+    target_norm: Literal["layer", "feature", "position"] = "layer"
     statistics_momentum: float = 0.9
+    target_depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in (*self.momentum, self.statistics_momentum)):
@@ -68,15 +71,17 @@ class IJEPA(Objective):
         super().__init__()
         self.config = config or IJEPAConfig()
         self.context_encoder = Encoder(encoder, generator=generator)
+        values = encoder.width * max(1, len(self.config.target_depths))
         self.predictor = Predictor(
-            predictor, grid=encoder.grid, inputs=encoder.width, outputs=encoder.width, generator=generator
+            predictor, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator
         )
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
-        if self.config.target_norm == "feature":
-            self.register_buffer("mean", torch.zeros(encoder.width))
-            self.register_buffer("variance", torch.ones(encoder.width))
-            # This step's count, sum and sum of squares of every feature, added up over micro-batches and processes.
-            self.register_buffer("counted", torch.zeros(3, encoder.width), persistent=False)
+        if self.config.target_norm != "layer":
+            places = encoder.grid.size if self.config.target_norm == "position" else 1
+            self.register_buffer("mean", torch.zeros(places, values))
+            self.register_buffer("variance", torch.ones(places, values))
+            # This step's count, sum and sum of squares, added up over micro-batches and processes.
+            self.register_buffer("counted", torch.zeros(3, places, values), persistent=False)
 
     @property
     def representation(self) -> Encoder:
@@ -84,14 +89,19 @@ class IJEPA(Objective):
         return self.target_encoder
 
     @torch.no_grad()
-    def targets(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B N D"]:
+    def targets(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B N O"]:
         """The normalised features of every token, from the target encoder that sees the whole signal."""
-        features = self.target_encoder(x)
-        features = F.layer_norm(features.float(), features.shape[-1:])
+        teacher = self.target_encoder
+        if self.config.target_depths:
+            stream = teacher.stack.depths(teacher.tokens(x))
+            layers = [stream[depth] for depth in self.config.target_depths]
+        else:
+            layers = [teacher(x)]
+        features = torch.cat([F.layer_norm(layer.float(), layer.shape[-1:]) for layer in layers], -1)
         if self.config.target_norm == "layer":
             return features
         if self.training:
-            rows = features.flatten(0, 1)
+            rows = features.reshape(-1, *self.mean.shape)
             self.counted += torch.stack([torch.full_like(self.mean, len(rows)), rows.sum(0), rows.square().sum(0)])
         return (features - self.mean) * (self.variance + 1e-4).rsqrt()
 
@@ -110,7 +120,7 @@ class IJEPA(Objective):
     @property
     def gathered(self) -> list[Tensor]:
         """The feature sums of this step, where targets are standardised."""
-        return [self.counted] if self.config.target_norm == "feature" else []
+        return [self.counted] if self.config.target_norm != "layer" else []
 
     def settings(self, progress: float) -> dict[str, float]:
         """The EMA momentum at ``progress``."""
@@ -122,10 +132,10 @@ class IJEPA(Objective):
         """Move the target encoder towards the context encoder, in one fused call, and the feature statistics along."""
         weight = 1 - self.settings(progress)["momentum"]
         torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.context_encoder.parameters()), weight)
-        if self.config.target_norm == "feature":
+        if self.config.target_norm != "layer":
             count, total, squares = self.counted
-            if count[0] > 0:
+            if count.max() > 0:
                 mean = total / count
                 self.mean.lerp_(mean, 1 - self.config.statistics_momentum)
-                self.variance.lerp_(squares / count - mean.square(), 1 - self.config.statistics_momentum)
+                self.variance.lerp_((squares / count - mean.square()).clamp(min=0), 1 - self.config.statistics_momentum)
             self.counted.zero_()

@@ -1,0 +1,409 @@
+"""The command line. Each verb parses its arguments, calls the library, and prints what a person needs."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from openjepa._version import __version__
+from openjepa.errors import InputError
+
+_HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelled images, and know how good it is.
+
+  openjepa pretrain DATA --out RUN          train; DATA is a folder of images, Parquet, fashion-mnist, a hub id,
+                                            or nothing for the bundled sample
+  openjepa resume RUN                       go on with a run
+  openjepa report RUN                       write RUN/report.html
+  openjepa evaluate RUN|ENCODER [DATA]      k-NN and linear probe, beside a random encoder and raw pixels
+  openjepa import CHECKPOINT --out DIR      turn a published .pth.tar into files that other tools load
+
+Every verb explains itself with --help.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] in ("--version", "version"):
+        print(__version__)
+        sys.exit(0)
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in _VERBS:
+        print(f"openjepa: there is no verb {verb!r}; choose from {', '.join(_VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(_VERBS[verb](rest))
+    except InputError as error:
+        print(f"openjepa {verb}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"openjepa {verb}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
+    import tyro
+
+    program, description = f"openjepa {verb}", (inspect.getdoc(kind) or "").split("\n\nAttributes:")[0]
+    try:
+        if default is None:
+            return tyro.cli(kind, prog=program, args=arguments, description=description)
+        return tyro.cli(kind, prog=program, args=arguments, description=description, default=default)
+    except ValueError as error:  # a setting's own check
+        raise InputError(str(error)) from error
+
+
+def _pretrain(arguments: list[str]) -> int:
+    import tyro
+
+    from openjepa.data.augmentation import Augmentation
+    from openjepa.encoder import EncoderConfig, PredictorConfig
+    from openjepa.experiment import Experiment
+    from openjepa.masking import MultiBlockConfig
+    from openjepa.objectives.ijepa import IJEPAConfig
+    from openjepa.planning import Wishes, plan
+    from openjepa.recipes.small import small
+    from openjepa.training.optimizer import OptimizerConfig
+    from openjepa.training.schedules import ScheduleConfig
+    from openjepa.training.trainer import TrainingConfig
+
+    # The recipe's settings, each of which an option can override; the order is the one of --help.
+    parts = {
+        "encoder": EncoderConfig,
+        "predictor": PredictorConfig,
+        "masks": MultiBlockConfig,
+        "ijepa": IJEPAConfig,
+        "augmentation": Augmentation,
+        "schedule": ScheduleConfig,
+        "optimizer": OptimizerConfig,
+        "training": TrainingConfig,
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pretrain:
+        """Train an encoder on unlabelled images: look at them, print the plan, train, evaluate, write the report.
+
+        The options with a dot override single settings of the recipe; the defaults shown for them are those of the
+        bundled sample, and the recipe sets them for your data.
+
+        Attributes:
+            data: a folder of images in any layout, a Parquet file or folder, fashion-mnist, a Hugging Face hub id
+                (owner/name), or nothing for the bundled sample.
+            out: the run's folder, which must be new.
+            dry_run: print the plan and stop.
+            recipe: auto, small, standard, or published-b16, -l16, -h14, -h16-448, -g16.
+            experiment: a saved experiment.json to begin with instead of a recipe.
+            channels: channels of the encoder (the images').
+            image_size: height and width in pixels (the recipe's).
+            minutes: length of the run as time.
+            epochs: length of the run as passes over the images.
+            steps: length of the run as optimiser steps.
+            seed: of everything random.
+            workers: loader processes (the recipe's).
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+        out: Path | None = None
+        dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        recipe: str = "auto"
+        experiment: Path | None = None
+        channels: int | None = None
+        image_size: tuple[int, int] | None = None
+        minutes: float | None = None
+        epochs: float | None = None
+        steps: int | None = None
+        seed: int = 0
+        workers: int | None = None
+        device: str | None = None
+        encoder: EncoderConfig = field(default_factory=EncoderConfig)
+        predictor: PredictorConfig = field(default_factory=PredictorConfig)
+        masks: MultiBlockConfig = field(default_factory=MultiBlockConfig)
+        ijepa: IJEPAConfig = field(default_factory=IJEPAConfig)
+        augmentation: Augmentation = field(default_factory=Augmentation)
+        schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+        optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+        training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    sample = small(signal=(28, 28), patch=(4, 4), mean=(0.286,), std=(0.353,))
+    given = _parse(Pretrain, "pretrain", arguments, Pretrain(**{name: getattr(sample, name) for name in parts}))
+
+    def override(experiment: Experiment) -> Experiment:
+        settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
+        again = _parse(Pretrain, "pretrain", arguments, settled)
+        return replace(experiment, **{name: getattr(again, name) for name in parts})
+
+    saved = None
+    if given.experiment is not None:
+        if not given.experiment.is_file():
+            raise InputError(f"there is no file {given.experiment}")
+        saved = Experiment.from_json(given.experiment.read_text(), origin=given.experiment)
+    wishes = Wishes(
+        recipe=given.recipe,
+        channels=given.channels,
+        image_size=given.image_size,
+        minutes=given.minutes,
+        epochs=given.epochs,
+        steps=given.steps,
+        seed=given.seed,
+        workers=given.workers,
+        experiment=saved,
+    )
+    if given.out is None and not given.dry_run:
+        raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
+    return _begin(given, wishes, override, plan)
+
+
+def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
+    from openjepa.data.sources import open_data
+    from openjepa.running import free_folder, make_run
+    from openjepa.training import distributed
+
+    processes = distributed.join(given.device)
+    try:
+        if processes.first:
+            if not given.dry_run:
+                free_folder(given.out)
+            planned = plan(open_data(given.data), wishes, processes, given.data, override)
+            _print_plan(planned.facts)
+            if not given.dry_run:
+                make_run(given.out, planned)
+        if given.dry_run:
+            return 0
+        processes.wait()
+        return _train(given.out, processes)
+    finally:
+        distributed.leave()
+
+
+def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
+    from openjepa.running import Run
+    from openjepa.training.trainer import TrainingStopped
+
+    training = Run(run, processes, workers=workers)
+    if resume:
+        for damaged in training.trainer.resume():
+            print(f"openjepa: passed over: {damaged}", file=sys.stderr)
+        if processes.first:
+            print(f"going on from step {training.trainer.done} of {training.experiment.training.steps}")
+    try:
+        stopped = training.train(show=processes.first)
+    except TrainingStopped as error:
+        if processes.first:
+            print(f"openjepa: {error}", file=sys.stderr)
+        return 1
+    if not processes.first:
+        return 0
+    if stopped is not None:
+        print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: openjepa resume {run}")
+        return 130 if stopped == "SIGINT" else 143
+    return _finish(run, training)
+
+
+def _finish(run: Path, training: Any) -> int:
+    """Evaluate where there are labels, and write the report."""
+    from openjepa.assessment import assess
+    from openjepa.pretrained import load
+    from openjepa.report import write_report
+
+    found = assess(load(run).to(training.processes.device), training.splits, command=f"openjepa evaluate {run}")
+    (run / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    training.export(evaluation=found["rows"])
+    _print_evaluation(found)
+    print(f"encoder: {run / 'encoder'}   report: {write_report(run)}")
+    return 0
+
+
+def _resume(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Resume:
+        """Go on with a run from its newest whole checkpoint; the result is the same as without the stop.
+
+        Attributes:
+            run: the run's folder.
+            workers: another number of loader processes; it does not change the result.
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+        workers: int | None = None
+        device: str | None = None
+
+    given = _parse(Resume, "resume", arguments)
+    from openjepa.training import distributed
+
+    processes = distributed.join(given.device)
+    try:
+        return _train(given.run, processes, resume=True, workers=given.workers)
+    finally:
+        distributed.leave()
+
+
+def _report(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Report:
+        """Write RUN/report.html: one file that opens offline.
+
+        Attributes:
+            run: the run's folder.
+        """
+
+        run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+    given = _parse(Report, "report", arguments)
+    from openjepa.report import write_report
+
+    print(write_report(given.run))
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        """Judge an encoder by k-NN and a linear probe, beside a random encoder of its shape and raw pixels.
+
+        Attributes:
+            encoder: a run, an imported checkpoint's folder, or a Hugging Face directory.
+            data: labelled images, as for pretrain; for a run, nothing means its own.
+            limit: at most this many images to learn on, and a quarter of it to test on.
+            json: also write the result here.
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        encoder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")]
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+        limit: int = 20_000
+        json: Path | None = None
+        device: str | None = None
+
+    given = _parse(Evaluate, "evaluate", arguments)
+    from openjepa.assessment import assess
+    from openjepa.data.sources import open_data
+    from openjepa.pretrained import load
+    from openjepa.running import read_experiment
+    from openjepa.training import distributed
+
+    own = None
+    if (given.encoder / "experiment.json").is_file():
+        own = read_experiment(given.encoder)[1]["data"]["opened"]
+    elif given.data is None:
+        raise InputError(f"{given.encoder} is not a run, so say which labelled images to judge it on")
+    pretrained = load(given.encoder).to(distributed.join(given.device).device)
+    opened = own if given.data is None else given.data
+    found = assess(
+        pretrained, open_data(opened), limit=given.limit, command=" ".join(["openjepa evaluate", *arguments])
+    )
+    _print_evaluation(found)
+    paths = [given.json] if given.json else []
+    if (given.encoder / "experiment.json").is_file() and opened == own:
+        paths.append(given.encoder / "evaluation.json")
+    for path in paths:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"written: {path}")
+    return 0
+
+
+def _import(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Import:
+        """Turn a published .pth.tar into a folder with both encoders (Hugging Face layout) and the predictor.
+
+        Attributes:
+            checkpoint: the file.
+            out: the folder to make, which must be new.
+            num_heads: attention heads of the encoder, where its width is not a published one.
+            predictor_heads: attention heads of the predictor, where they are not the encoder's.
+        """
+
+        checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+        out: Path
+        num_heads: int | None = None
+        predictor_heads: int | None = None
+
+    given = _parse(Import, "import", arguments)
+    from openjepa.interop.imported import import_checkpoint
+
+    facts = import_checkpoint(given.checkpoint, given.out, heads=given.num_heads, predictor_heads=given.predictor_heads)
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+    print(f"written: {given.out} (encoder/ is the target encoder; openjepa.load({str(given.out)!r}) reads it)")
+    return 0
+
+
+def _print_plan(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
+    kept = f"{masks['context_tokens']}" if masks["shape"] == "fixed" else "all visible"
+    rows = {
+        "images": f"{data['images']:,} to train on ({data['name']}), {data['skipped']} files skipped; {data['split']}",
+        "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}",
+        "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
+        "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
+        "input": f"{_times(facts['image'])} px in patches of {_times(facts['patch'])}: {_times(facts['grid'])} tokens",
+        "masks": f"{masks['shape']}: {kept} seen, {masks['target_blocks']} blocks of {masks['target_tokens']} asked",
+        "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
+        "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
+        "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x {facts['threads']} threads",
+        "estimate": f"{_duration(estimate['seconds'])} and {estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}", value)
+    Console().print(table)
+
+
+def _print_evaluation(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not found["rows"]:
+        console.print(found["split"])
+        for name, measures in found["spectrum"].items():
+            console.print(f"RankMe of {name}: {measures['rankme']:.1f}")
+        return
+    table = Table(
+        title=f"{found['data']}: {found['train_images']:,} images to learn on, {found['test_images']:,} to test"
+    )
+    for heading in ("features", "evaluator", "accuracy", "95% interval", "dimensions"):
+        table.add_column(heading, justify="left" if heading in ("features", "evaluator") else "right")
+    for row in found["rows"]:
+        interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+        table.add_row(row["features"], row["evaluator"], f"{100 * row['value']:.1f}%", interval, str(row["dimensions"]))
+    console.print(table)
+    console.print(found["sentence"])
+
+
+def _times(extents: list[int]) -> str:
+    return "x".join(map(str, extents))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+_VERBS: dict[str, Callable[[list[str]], int]] = {
+    "pretrain": _pretrain,
+    "resume": _resume,
+    "report": _report,
+    "evaluate": _evaluate,
+    "import": _import,
+}

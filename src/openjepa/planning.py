@@ -1,0 +1,279 @@
+"""Before a run: look at the images, choose a recipe, measure a few steps, and say what will happen."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from openjepa._version import __version__
+from openjepa.data.base import Splits
+from openjepa.data.loader import training_batches
+from openjepa.data.survey import Survey, statistics, survey
+from openjepa.errors import InputError
+from openjepa.experiment import Experiment
+from openjepa.objectives.base import Objective
+from openjepa.recipes.choice import choose
+from openjepa.training.distributed import Processes
+from openjepa.training.metrics import peak_memory
+from openjepa.training.trainer import Step
+
+FEWEST_IMAGES = 16
+# What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
+_BESIDES = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a person asked for, before the data were seen.
+
+    Attributes:
+        recipe: name, or ``auto``.
+        channels: of the encoder; None takes the images'.
+        image_size: height and width in pixels; None lets the recipe choose.
+        minutes, epochs, steps: the length of the run; at most one.
+        seed: of everything random.
+        workers: loader processes; None lets the machine decide.
+        experiment: a saved experiment instead of a recipe.
+    """
+
+    recipe: str = "auto"
+    channels: int | None = None
+    image_size: tuple[int, int] | None = None
+    minutes: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    workers: int | None = None
+    experiment: Experiment | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps")}
+        given = {name: value for name, value in lengths.items() if value is not None}
+        if len(given) > 1:
+            raise InputError(f"give one of --minutes, --epochs and --steps, not {' and '.join(given)}")
+        for name, value in given.items():
+            if value <= 0:
+                raise InputError(f"--{name} must be above 0, got {value}")
+        if self.channels is not None and self.channels < 1:
+            raise InputError(f"--channels must be 1 or more, got {self.channels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run about to begin: the experiment, and the facts of ``plan.json``."""
+
+    experiment: Experiment
+    facts: dict[str, Any]
+
+
+def plan(
+    splits: Splits,
+    wishes: Wishes,
+    processes: Processes,
+    opened: str | None,
+    override: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+) -> Plan:
+    """Look at the data, settle the experiment, and estimate its cost from a few real steps.
+
+    Args:
+        opened: what ``open_data`` was given, to open it again on resume.
+        override: applies the settings given on the command line to the recipe's.
+
+    Raises:
+        InputError: the data or the settings cannot be used.
+    """
+    source = splits.train
+    if len(source) < FEWEST_IMAGES:
+        raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
+    seen = survey(source, seed=wishes.seed)
+    experiment, why = _settle(splits, seen, wishes, processes.device)
+    try:
+        experiment = override(experiment)
+        experiment.masking()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    _refuse(experiment, seen, len(source), processes)
+    seconds, memory = _measure(experiment, splits, processes)
+    experiment = _settle_length(experiment, wishes, len(source), seconds)
+    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
+
+
+def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) -> tuple[Experiment, str]:
+    if wishes.experiment is not None:
+        return wishes.experiment, "taken from a saved experiment.json"
+    channels = wishes.channels or seen.channels
+    size = wishes.image_size or seen.median
+    if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
+        size = (256 * size[0] // min(size), 256 * size[1] // min(size))
+    mean, std = statistics(splits.train, size, channels, seed=wishes.seed)
+    experiment, why = choose(
+        wishes.recipe,
+        size=seen.median,
+        smallest=seen.smallest,
+        mean=mean,
+        std=std,
+        images=len(splits.train),
+        device=device.type,
+        wanted=wishes.image_size,
+    )
+    training = experiment.training
+    if device.type == "cpu" and not _fast_bfloat16():
+        training = replace(training, precision="float32")
+    if wishes.workers is not None:
+        training = replace(training, workers=wishes.workers)
+    return replace(experiment, seed=wishes.seed, training=training), why
+
+
+def _fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones, from its instruction set."""
+    found = torch.backends.cpu.get_cpu_capability()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() if "AVX512" in found or "AMX" in found else False
+
+
+def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Processes) -> None:
+    training, patch = experiment.training, experiment.encoder.patch
+    if min(seen.smallest) < min(patch):
+        raise InputError(
+            f"the smallest image found is {seen.smallest[1]}x{seen.smallest[0]} px, smaller than a patch of "
+            f"{patch[1]}x{patch[0]} px: remove such images, or choose a smaller --encoder.patch"
+        )
+    if training.batch > images:
+        raise InputError(
+            f"a batch of {training.batch} needs as many images and there are {images}; "
+            f"use --training.batch {images} or fewer"
+        )
+    if training.batch % (processes.world * training.accumulate):
+        raise InputError(
+            f"a batch of {training.batch} cannot be shared evenly by {processes.world} processes with "
+            f"{training.accumulate} micro-batches each; choose a multiple of {processes.world * training.accumulate}"
+        )
+
+
+def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[float, float]:
+    """Seconds of a step and peak memory in bytes, from real steps on real batches with weights that are thrown away."""
+    objective = experiment.objective().to(processes.device).train()
+    alone = Processes(0, 1, processes.device)
+    share = experiment.training.batch // processes.world
+    training = replace(experiment.training, compile=False, steps=10**6, batch=share)
+    step = Step(
+        objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=alone
+    )
+    batches = training_batches(
+        splits.train,
+        experiment.preprocessing,
+        experiment.augmentation,
+        experiment.masking(),
+        batch=share,
+        seed=experiment.seed,
+        workers=training.workers,
+        start_step=0,
+    )
+    warm, begin, count = 3, 0.0, 0
+    for number, batch in enumerate(batches):
+        assert batch.masks is not None
+        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
+        step(x, batch.masks.to(processes.device), number)
+        now = time.perf_counter()
+        if number + 1 == warm:
+            begin = now
+        count = number + 1 - warm
+        if (count >= 3 and now - begin > 4) or count >= 200:
+            break
+    seconds = (time.perf_counter() - begin) / count
+    batches.close()
+    return seconds, peak_memory(processes.device)
+
+
+def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds: float) -> Experiment:
+    training = experiment.training
+    per_epoch = images / training.batch
+    if wishes.minutes is not None:
+        steps = int(wishes.minutes * 60 * (1 - _BESIDES) / seconds)
+    elif wishes.epochs is not None:
+        steps = round(wishes.epochs * per_epoch)
+    elif wishes.steps is not None:
+        steps = wishes.steps
+    elif wishes.experiment is not None:
+        steps = training.steps
+    else:
+        steps = min(max(3000, round(100 * per_epoch)), 30_000)
+    steps = max(1, steps)
+    watch = training.watch_every if wishes.experiment is not None else max(50, steps // 20)
+    return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
+
+
+def flops(objective: Objective, experiment: Experiment) -> dict[str, int]:
+    """Floating-point operations per image, counted by running the objective on the meta device.
+
+    ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes.
+    """
+    shadow = objective.to("meta")
+    x = torch.empty(2, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
+    masks = experiment.masking()(torch.arange(2), 0).to("meta")
+    with FlopCounterMode(display=False) as whole:
+        shadow(x, masks).loss.backward()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        shadow.representation(x)
+    return {"forward": forward.get_total_flops() // 2, "step": whole.get_total_flops() // 2}
+
+
+def _facts(
+    experiment: Experiment,
+    splits: Splits,
+    opened: str | None,
+    seen: Survey,
+    why: str,
+    seconds: float,
+    memory: float,
+    processes: Processes,
+) -> dict[str, Any]:
+    source, training, encoder = splits.train, experiment.training, experiment.encoder
+    objective, masking = experiment.objective(), experiment.masking()
+    counted = {
+        "encoder": sum(p.numel() for p in objective.representation.parameters()),
+        "trained": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+    }
+    return {
+        "data": {
+            "name": source.name,
+            "opened": opened,
+            "images": len(source),
+            "skipped": len(source.skipped),
+            "sizes": seen.sizes,
+            "channels": seen.channels,
+            "classes": len(source.classes),
+            "labelled": source.labels is not None,
+            "split": splits.sentence,
+            "fingerprint": source.fingerprint,
+        },
+        "recipe": {"name": experiment.recipe, "why": why},
+        "objective": "ijepa",
+        "image": list(encoder.signal),
+        "patch": list(encoder.patch),
+        "grid": list(encoder.grid.shape),
+        "parameters": counted | {"predictor": counted["trained"] - counted["encoder"]},
+        "masks": {
+            "shape": experiment.masks.shape,
+            "context_tokens": masking.context_tokens,
+            "target_blocks": experiment.masks.targets,
+            "target_tokens": masking.target_tokens,
+        },
+        "steps": training.steps,
+        "epochs": training.steps * training.batch / len(source),
+        "batch": training.batch,
+        "flops_per_image": flops(objective, experiment),
+        "device": _device_name(processes.device),
+        "processes": processes.world,
+        "precision": training.precision,
+        "threads": torch.get_num_threads(),
+        "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

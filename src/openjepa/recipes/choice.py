@@ -1,0 +1,104 @@
+"""Which recipe fits the images and the machine, and why, in a sentence."""
+
+from dataclasses import replace
+
+from openjepa.errors import InputError
+from openjepa.experiment import Experiment
+from openjepa.recipes import published
+from openjepa.recipes.small import small
+from openjepa.recipes.standard import standard
+
+NAMES = ("auto", "small", "standard", *published.NAMES)
+# Below this many pixels on the short side an image is used at its own size.
+_NATIVE_BELOW = 100
+
+
+def choose(
+    name: str,
+    *,
+    size: tuple[int, int],
+    smallest: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    images: int,
+    device: str,
+    wanted: tuple[int, int] | None = None,
+) -> tuple[Experiment, str]:
+    """The recipe ``name`` (``auto`` chooses) fitted to the data, and the reason.
+
+    Args:
+        size: typical height and width of the images, in pixels.
+        smallest: height and width of the smallest image seen.
+        mean, std: of each channel, in [0, 1] units.
+        images: number of images.
+        device: ``cpu`` or ``cuda``.
+        wanted: height and width that the user asked for.
+
+    Raises:
+        InputError: no such recipe, or images that it cannot take.
+    """
+    if name in published.NAMES:
+        return _published(name, wanted, mean, std), f"{name} was asked for: the published settings, flaws and all"
+    if name not in NAMES:
+        raise InputError(f"there is no recipe {name!r}; choose from {', '.join(NAMES)}")
+    asked = name != "auto"
+    if not asked:
+        name = "standard" if device == "cuda" and min(wanted or size) >= _NATIVE_BELOW else "small"
+    signal, patch, fitted = fit(
+        size, wanted, side=224 if name == "standard" else 128, tokens=14 if name == "standard" else 8
+    )
+    if min(smallest) < min(patch):
+        raise InputError(
+            f"the smallest image is {smallest[1]}x{smallest[0]} px, smaller than a patch of {patch[1]}x{patch[0]} px: "
+            f"remove such images, or choose a smaller --image-size"
+        )
+    make = standard if name == "standard" else small
+    experiment = make(signal=signal, patch=patch, mean=mean, std=std)
+    batch = min(experiment.training.batch, max(1, images // 4))
+    experiment = replace(experiment, training=replace(experiment.training, batch=batch))
+    reason = "it was asked for" if asked else (
+        "a GPU and images large enough for 14x14 tokens" if name == "standard"
+        else "small images" if min(size) < _NATIVE_BELOW else "no GPU, so few tokens and a small network"
+    )  # fmt: skip
+    return experiment, f"{reason}; {fitted}"
+
+
+def fit(
+    size: tuple[int, int], wanted: tuple[int, int] | None, *, side: int, tokens: int
+) -> tuple[tuple[int, int], tuple[int, int], str]:
+    """The encoder's input and patch, both (height, width) in pixels, and a remark on how they came about.
+
+    Images far from square keep their proportions; ``tokens`` is about the number on the short side.
+    """
+    rows, columns = wanted or size
+    short, ratio = min(rows, columns), max(rows, columns) / min(rows, columns)
+    native = wanted is not None or short < _NATIVE_BELOW
+    if not native:
+        short = side
+    edge = max(2, round(short / tokens)) if short < 100 else 16 if short % 16 == 0 else 14
+    if native and short % edge:
+        edge = min(
+            (e for e in range(2, short + 1) if short % e == 0), key=lambda e: abs(short / e - tokens), default=edge
+        )
+        if not 0.5 <= short / edge / tokens <= 2:
+            edge = max(2, round(short / tokens))
+    square = wanted is None and ratio < 1.5
+    long = short if square else short * ratio
+    counts = [max(2, round(short / edge)), max(2, round(long / edge))]
+    signal = (counts[0] * edge, counts[1] * edge) if rows <= columns else (counts[1] * edge, counts[0] * edge)
+    if wanted is not None and signal != wanted:
+        raise InputError(
+            f"--image-size {rows} {columns} is no multiple of a fitting patch; the nearest is {signal[0]} {signal[1]}"
+        )
+    same = (
+        "their own size" if signal == size else f"resized to {signal[1]}x{signal[0]} px from about {size[1]}x{size[0]}"
+    )
+    return signal, (edge, edge), same
+
+
+def _published(name: str, wanted, mean, std) -> Experiment:
+    experiment = published.published(name)
+    signal = wanted or experiment.encoder.signal
+    return replace(
+        experiment, mean=mean, std=std, encoder=replace(experiment.encoder, signal=signal, channels=len(mean))
+    )

@@ -1,0 +1,33 @@
+"""Small compute: one network of 2.7 million parameters on about 8x8 tokens, whatever the images' size.
+
+Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, targets standardised by feature
+Command:  openjepa pretrain --out RUN --minutes 4        (the bundled sample; see LOG.md for the trials behind it)
+Hardware: two CPU cores, bfloat16
+Result:   see README.md and LOG.md, measured
+"""
+
+from openjepa.data.augmentation import Augmentation
+from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.experiment import Experiment
+from openjepa.masking import MultiBlockConfig
+from openjepa.objectives.ijepa import IJEPAConfig
+from openjepa.training.schedules import ScheduleConfig
+from openjepa.training.trainer import TrainingConfig
+
+
+def small(
+    *, signal: tuple[int, int], patch: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Experiment:
+    """A small encoder for small compute; ``signal`` and ``patch`` in pixels, ``mean`` and ``std`` of each channel."""
+    return Experiment(
+        recipe="small",
+        mean=mean,
+        std=std,
+        encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=192, depth=6, heads=3),
+        predictor=PredictorConfig(width=96, depth=3, heads=3),
+        masks=MultiBlockConfig(),
+        ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="feature"),
+        augmentation=Augmentation(crop_scale=(0.3, 1.0)),
+        schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
+        training=TrainingConfig(batch=64),
+    )

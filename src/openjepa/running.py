@@ -1,0 +1,201 @@
+"""A run from its folder: begin it, go on with it, and write what it leaves behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from openjepa import draws
+from openjepa.data.base import Source
+from openjepa.data.loader import ordered_batches, training_batches
+from openjepa.data.sources import open_data
+from openjepa.errors import InputError
+from openjepa.evaluation.knn import leave_one_out
+from openjepa.evaluation.spectrum import rankme
+from openjepa.experiment import Experiment
+from openjepa.interop import huggingface
+from openjepa.masking import MultiBlockMasking
+from openjepa.objectives.base import Objective
+from openjepa.planning import Plan
+from openjepa.training.distributed import Processes
+from openjepa.training.trainer import Trainer
+
+PICTURES = 12
+
+
+def free_folder(run: Path) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        InputError: there is something already, which is never overwritten.
+    """
+    if (run / "experiment.json").exists():
+        raise InputError(f"{run} is a run already: go on with it (openjepa resume {run}), or choose another --out")
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run} exists and is not empty: choose another --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run} cannot be made: {error.strerror}") from error
+
+
+def make_run(run: Path, planned: Plan) -> None:
+    """Write ``experiment.json`` and ``plan.json``, which make a folder a run."""
+    (run / "plan.json").write_text(json.dumps(planned.facts, indent=1) + "\n")
+    (run / "experiment.json").write_text(planned.experiment.to_json())
+
+
+def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment and the plan of a run folder.
+
+    Raises:
+        InputError: it is not a run.
+    """
+    path = run / "experiment.json"
+    if not path.is_file():
+        raise InputError(f"{run} is not a run: there is no experiment.json in it")
+    experiment = Experiment.from_json(path.read_text(), origin=path)
+    return experiment, json.loads((run / "plan.json").read_text())
+
+
+class Run:
+    """A run folder with its data and its trainer.
+
+    Args:
+        run: the folder, which holds ``experiment.json`` and ``plan.json``.
+        workers: another number of loader processes than the experiment's; it does not change the run.
+    """
+
+    def __init__(self, run: Path, processes: Processes, *, workers: int | None = None) -> None:
+        self.folder, self.processes = run, processes
+        self.experiment, self.plan = read_experiment(run)
+        if workers is not None:
+            self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
+        self.splits = open_data(self.plan["data"]["opened"])
+        source = self.splits.train
+        if source.fingerprint != self.plan["data"]["fingerprint"]:
+            raise InputError(
+                f"the images of {source.name} are not those that {run} began with ({self.plan['data']['images']} then, "
+                f"{len(source)} now, or other names or sizes): restore them, or begin a new run"
+            )
+        experiment, training = self.experiment, self.experiment.training
+        self.objective = experiment.objective()
+        self.watch = Watch(source, self.experiment, self.objective, processes)
+
+        def batches(start: int):
+            return training_batches(
+                source,
+                experiment.preprocessing,
+                experiment.augmentation,
+                experiment.masking(),
+                batch=training.batch,
+                seed=experiment.seed,
+                workers=training.workers,
+                start_step=start,
+                rank=processes.rank,
+                world=processes.world,
+                pin=processes.device.type == "cuda",
+            )
+
+        self.trainer = Trainer(
+            self.objective,
+            batches=batches,
+            preprocessing=experiment.preprocessing,
+            schedule=experiment.schedule,
+            optimizer=experiment.optimizer,
+            training=training,
+            processes=processes,
+            run=run,
+            reference=source.reference,
+            images=len(source),
+            watch=self.watch,
+        )
+
+    def train(self, *, until: int | None = None, show: bool = True) -> str | None:
+        """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""
+        stopped = self.trainer.train(until=until, show=show)
+        self.export()
+        return stopped
+
+    def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
+        """Write ``encoder/`` (Hugging Face layout; its card shows the rows of ``evaluation``) and ``pictures.npz``."""
+        state = whole_representation(self.objective)
+        if not self.processes.first:
+            return
+        encoder = self.experiment.objective().representation
+        encoder.load_state_dict(state)
+        card = {
+            "summary": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
+            "trained on": f"{self.plan['data']['images']} images",
+            "steps": f"{self.trainer.done} of {self.experiment.training.steps}",
+            "evaluation": evaluation or [],
+        }
+        huggingface.export(encoder, self.folder / "encoder", preprocessing=self.experiment.preprocessing, card=card)
+        write_pictures(self.folder / "pictures.npz", self.splits.train, self.experiment, encoder)
+
+
+def whole_representation(objective: Objective) -> dict[str, torch.Tensor]:
+    """The representation's weights as whole CPU tensors; every process must call it."""
+    return get_model_state_dict(
+        objective.representation, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+
+
+class Watch:
+    """Looks at the representation during training: RankMe, and k-NN where folder names give labels.
+
+    The labels never reach the loss. Up to ``images`` training images, chosen by the seed, are kept prepared in memory.
+    """
+
+    def __init__(
+        self, source: Source, experiment: Experiment, objective: Objective, processes: Processes, *, images: int = 1000
+    ) -> None:
+        chosen = np.sort(draws.permutation(len(source), "watch", experiment.seed)[:images])
+        batches = ordered_batches(source, experiment.preprocessing, chosen, batch=100, workers=0)
+        read = [(batch.images, batch.labels) for batch in batches]
+        self.images = [images for images, _ in read]
+        self.labels = torch.cat([labels for _, labels in read])
+        self.objective, self.preprocessing, self.device = objective, experiment.preprocessing, processes.device
+        self.precision = experiment.training.precision
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """``rankme`` and, with labels, ``knn`` (leave-one-out accuracy in [0, 1])."""
+        encoder = self.objective.representation.eval()
+        pooled = []
+        for images in self.images:
+            x = self.preprocessing.normalise(images.to(self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                pooled.append(encoder(x).float().mean(1).cpu())
+        features = torch.cat(pooled)
+        found = {"rankme": rankme(features)}
+        if (self.labels >= 0).sum() >= 100 and len(self.labels[self.labels >= 0].unique()) > 1:
+            found["knn"] = leave_one_out(features, self.labels)
+        return found
+
+
+@torch.no_grad()
+def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: torch.nn.Module) -> None:
+    """Some images with their masks and the encoder's features, for the report."""
+    chosen = np.sort(draws.permutation(len(source), "pictures", experiment.seed)[:PICTURES])
+    batch = next(iter(ordered_batches(source, experiment.preprocessing, chosen, batch=PICTURES, workers=0)))
+    masks = MultiBlockMasking(experiment.encoder.grid, experiment.masks, seed=experiment.seed)(batch.samples, 0)
+    first = torch.arange(len(batch.samples)) * experiment.masks.contexts
+    valid = torch.ones_like(masks.context, dtype=torch.bool) if masks.context_valid is None else masks.context_valid
+    normalised = experiment.preprocessing.normalise(batch.images)
+    aside = path.with_name("writing-" + path.name)
+    np.savez_compressed(
+        aside,
+        images=experiment.preprocessing.pictures(batch.images),
+        grid=np.asarray(experiment.encoder.grid.shape),
+        patch=np.asarray(experiment.encoder.patch),
+        context=masks.context[first].numpy(),
+        context_valid=valid[first].numpy(),
+        targets=masks.targets[first].numpy(),
+        features=encoder.eval()(normalised).float().numpy(),
+    )
+    aside.replace(path)

@@ -1,0 +1,114 @@
+"""Checkpoints that are whole or not there: written aside, fsynced, listed with SHA-256, renamed.
+
+A checkpoint is a folder ``step-N`` with ``state.pt`` (weights, optimiser; plain tensors, read with ``weights_only``),
+``progress.json`` and ``manifest.json``. Weights and optimiser state are stored whole, whatever the number of processes,
+so that any number of them can go on from it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openjepa.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpoint(InputError):
+    """A checkpoint whose files differ from its manifest; the message names it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds: the optimiser steps done, named tensors, and JSON facts of the run so far."""
+
+    step: int
+    state: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write ``folder/step-N`` atomically and remove all but the newest ``keep`` whole ones; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{checkpoint.step}"
+    aside = folder / f".writing-step-{checkpoint.step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    torch.save(checkpoint.state, aside / "state.pt")
+    (aside / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}, indent=1))
+    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+    for path in (*aside.iterdir(), aside):
+        _fsync(path)
+    if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
+        shutil.rmtree(final)
+    aside.rename(final)
+    _fsync(folder)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"step-{old}")
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in ``folder``, oldest first, unverified."""
+    if not folder.is_dir():
+        return []
+    names = (p.name.removeprefix("step-") for p in folder.glob("step-*") if p.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, cut short or altered.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} has no readable {MANIFEST}: {error}") from error
+    for name, facts in manifest.items():
+        part = path / name
+        if not part.is_file():
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is missing")
+        if part.stat().st_size != facts["bytes"] or _sha256(part) != facts["sha256"]:
+            raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} does not match its SHA-256")
+    progress = json.loads((path / "progress.json").read_text())
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    return Checkpoint(progress.pop("step"), state, progress)
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint, and a sentence for every damaged one that was passed over.
+
+    Raises:
+        InputError: there is none, or all are damaged: nothing restarts from zero silently.
+    """
+    damaged: list[str] = []
+    for step in reversed(steps(folder)):
+        try:
+            return load(folder / f"step-{step}"), damaged
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+    if damaged:
+        raise InputError("no whole checkpoint is left: " + "; ".join(damaged) + ". Start anew in another folder.")
+    raise InputError(f"there is no checkpoint in {folder}: the run stopped before its first one. Start it anew.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

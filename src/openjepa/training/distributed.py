@@ -1,0 +1,119 @@
+"""One process or many: what torchrun says, the wrapping of an objective, and the few things processes agree on."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from openjepa.encoder import Encoder, Predictor
+from openjepa.errors import InputError
+from openjepa.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: its rank, their number, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process raised ``flag``."""
+        return bool(self.total(float(flag)))
+
+    def total(self, number: float) -> float:
+        """The sum of a number over the processes."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(value)
+        return value.item()
+
+    def add_up(self, tensors: list[torch.Tensor]) -> None:
+        """Replace each tensor by its sum over the processes."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join(device: str | None = None) -> Processes:
+    """Join the processes that torchrun started, or be the only one; the device is CUDA's where there is one.
+
+    Raises:
+        InputError: the device asked for does not exist here.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(kind)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {kind!r}: use cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"device {kind!r} was asked for, but PyTorch sees no CUDA GPU; use --device cpu")
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", chosen.index or 0)))
+        if chosen.index >= torch.cuda.device_count():
+            raise InputError(f"device {chosen} was asked for, but there are {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(chosen)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Processes(rank, world, chosen)
+
+
+def leave() -> None:
+    """Leave the group of processes, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def parallelise(objective: Objective, processes: Processes, *, shard: bool) -> nn.Module:
+    """The module to call in training: the objective itself, in DDP, or sharded in place by FSDP2 (``shard``)."""
+    if processes.world == 1:
+        return objective
+    if shard:
+        for part in objective.modules():
+            if isinstance(part, Encoder | Predictor):
+                for block in part.stack.blocks:
+                    fully_shard(block)
+                fully_shard(part)
+        fully_shard(objective)
+        return objective
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole_state(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights and optimiser state by parameter name, gathered to whole CPU tensors; every process must call it."""
+    weights, moments = get_state_dict(objective, optimizer, options=_WHOLE)
+    return {"objective": weights, "optimizer": moments}
+
+
+def restore_state(objective: Objective, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of :func:`whole_state`, strict about names."""
+    set_state_dict(
+        objective,
+        optimizer,
+        model_state_dict=state["objective"],
+        optim_state_dict=state["optimizer"],
+        options=StateDictOptions(full_state_dict=True, strict=True),
+    )

@@ -1,0 +1,91 @@
+"""Numbers of a run: a line of JSON a row on disk, and a progress bar for whoever watches a terminal."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a row, appended and flushed.
+
+    On resume the rows of steps that will be taken again are removed, so that no step stands twice.
+    """
+
+    def __init__(self, path: Path, *, start: int) -> None:
+        rows = [row for row in read_rows(path) if row["step"] < start] if path.exists() else []
+        aside = path.with_suffix(".writing")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        aside.replace(path)
+        self._file = path.open("a")
+
+    def write(self, row: dict[str, float]) -> None:
+        """Append a row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory held so far, in bytes: the GPU's for CUDA, else this process' resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Meter:
+    """A progress bar: step, ETA, loss, images/s, share of time waiting for data, the watch; silent off a terminal."""
+
+    def __init__(self, steps: int, start: int, *, show: bool) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not (show and console.is_terminal),
+        )
+        self._task = self._progress.add_task("step", total=steps, completed=start, numbers="")
+        self._watch = ""
+
+    def __enter__(self) -> "Meter":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, row: dict[str, float], *, done: int) -> None:
+        """Show a row of metrics after ``done`` steps."""
+        if "rankme" in row:
+            self._watch = f" RankMe {row['rankme']:.1f}"
+        if "knn" in row:
+            self._watch += f" k-NN {100 * row['knn']:.1f}%"
+        numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s  waiting {100 * row['data_wait']:.0f}%"
+        self._progress.update(self._task, completed=done, numbers=numbers + self._watch)

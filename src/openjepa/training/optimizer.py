@@ -1,0 +1,41 @@
+"""AdamW with weight decay on matrices only (I-JEPA, app. A.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from openjepa.training.schedules import ScheduleConfig, learning_rate, weight_decay
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Settings of AdamW (Loshchilov and Hutter 2019).
+
+    Attributes:
+        betas, eps: of Adam.
+        clip: largest total gradient norm, or None for no clipping (as published).
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = None
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters: biases and 1-D parameters in a group of their own, never decayed."""
+    decayed, plain = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim <= 1 or name.endswith("bias") else decayed).append(parameter)
+    groups = [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
+
+
+def set_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, step: int, steps: int) -> dict[str, float]:
+    """Give the groups the learning rate and weight decay of ``step`` and return both."""
+    lr, decay = learning_rate(config, step, steps), weight_decay(config, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = decay if group["decayed"] else 0.0
+    return {"lr": lr, "weight_decay": decay}

@@ -1,0 +1,347 @@
+"""The training loop: any objective, any device, one process or many.
+
+Nothing here is random: what a step sees is a function of its number, so a run that stops and goes on is the same run.
+"""
+
+import itertools
+import json
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.loader import Batch
+from openjepa.errors import InputError
+from openjepa.masking import Masks
+from openjepa.objectives.base import Objective
+from openjepa.training import checkpoint as checkpoints
+from openjepa.training.distributed import Processes, parallelise, restore_state, whole_state
+from openjepa.training.metrics import Meter, MetricsLog, peak_memory
+from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
+from openjepa.training.schedules import ScheduleConfig, progress
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why, what was kept and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        batch: images of a step, over all processes and micro-batches.
+        accumulate: micro-batches a step; the gradient equals the large batch's.
+        precision: ``bf16`` (autocast) or ``float32``.
+        compile: compile the objective with torch.compile.
+        recompute: recompute activations in the backward pass, to save memory.
+        shard: FSDP2 instead of DDP, with several processes.
+        workers: loader processes; they do not change a run's numbers.
+        log_every, watch_every, save_every: steps between rows of metrics, label-free and k-NN measures, checkpoints.
+        keep: checkpoints kept.
+        bad_images: share of the images that may be unreadable before the run stops.
+    """
+
+    steps: int = 1000
+    batch: int = 64
+    accumulate: int = 1
+    precision: Literal["bf16", "float32"] = "bf16"
+    compile: bool = False
+    recompute: bool = False
+    shard: bool = False
+    workers: int = 1
+    log_every: int = 10
+    watch_every: int = 200
+    save_every: int = 500
+    keep: int = 2
+    bad_images: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "log_every", "watch_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers cannot be negative, got {self.workers}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"a batch of {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
+
+
+class Step:
+    """One optimiser step, as published: schedules advance, forward, backward, AdamW, and last the EMA.
+
+    Args:
+        objective: holds every weight.
+        call: the module to call in its place (DDP's wrapper, or the objective itself).
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        schedule: ScheduleConfig,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        processes: Processes,
+        call: nn.Module | None = None,
+    ) -> None:
+        self.objective, self.schedule, self.training, self.processes = objective, schedule, training, processes
+        self.call = call or objective
+        self.clip = optimizer.clip
+        self.optimizer = build_optimizer(objective, optimizer)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+
+    def __call__(self, x: torch.Tensor, masks: Masks, step: int) -> dict[str, float]:
+        """Take step number ``step`` (from 0) on normalised images "B C *S"; returns the numbers of the step.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; weights, moments and EMA are as before the step.
+        """
+        scheduled = set_schedule(self.optimizer, self.schedule, step, self.training.steps)
+        along = progress(self.schedule, step, self.training.steps)
+        row = self.backward(x, masks)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        row["grad_norm"] = norm.item()
+        finite = all(torch.isfinite(torch.tensor([row["loss"], row["grad_norm"]])))
+        if self.processes.any(not finite):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"loss {row['loss']}, gradient norm {row['grad_norm']}")
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.processes.add_up(self.objective.gathered)
+        self.objective.after_step(along)
+        return row | scheduled | self.objective.settings(along)
+
+    def backward(self, x: torch.Tensor, masks: Masks) -> dict[str, float]:
+        """Accumulate the gradient of the mean loss over the micro-batches; returns loss and metrics."""
+        pieces = self.training.accumulate
+        sets = len(masks.context) // len(x)
+        bounds = [len(x) * i // pieces for i in range(pieces + 1)]
+        totals: dict[str, torch.Tensor] = {}
+        for first, last in itertools.pairwise(bounds):
+            weight = (last - first) / len(x)
+            sync = last == len(x) or not hasattr(self.call, "no_sync")
+            with nullcontext() if sync else self.call.no_sync():  # type: ignore[operator]
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
+                    output = self.call(x[first:last], masks.rows(first * sets, last * sets))
+                (output.loss * weight).backward()
+            for name, value in {"loss": output.loss, **output.metrics}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + weight * value.detach()
+        mean = torch.stack(list(totals.values())).double()
+        self.processes.add_up([mean])
+        return dict(zip(totals, (mean / self.processes.world).tolist(), strict=True))
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM ask the loop to save and leave; a second one exits at once."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: object) -> None:
+        self.asked = signal.Signals(number).name
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+class Trainer:
+    """Trains an objective into a run folder.
+
+    Args:
+        objective: on the CPU; it is moved to the processes' device.
+        batches: makes the endless stream of batches from a given step on.
+        reference: names an image by its number, for messages.
+        images: how many images the data set has.
+        watch: measures the representation (``rankme``, ``knn``) from time to time; every process calls it.
+        saved: called by the first process after a checkpoint was written, to export the encoder.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        batches: Callable[[int], Iterable[Batch]],
+        preprocessing: Preprocessing,
+        schedule: ScheduleConfig,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        processes: Processes,
+        run: Path,
+        reference: Callable[[int], str],
+        images: int,
+        watch: Callable[[], dict[str, float]],
+    ) -> None:
+        self.objective = objective.to(processes.device)
+        self.training, self.processes, self.run = training, processes, run
+        self.batches, self.preprocessing, self.reference, self.images = batches, preprocessing, reference, images
+        self.watch = watch
+        if training.recompute:
+            for part in objective.modules():
+                if hasattr(part, "recompute"):
+                    part.recompute = True
+        call = parallelise(objective, processes, shard=training.shard)
+        if training.compile:
+            call.compile()
+        self.step = Step(
+            objective, schedule=schedule, optimizer=optimizer, training=training, processes=processes, call=call
+        )
+        self.done = 0
+        self.seconds = 0.0
+        self.bad: dict[str, str] = {}
+
+    def resume(self) -> list[str]:
+        """Go on from the newest whole checkpoint; returns a sentence for every damaged one that was passed over."""
+        found, damaged = checkpoints.load_newest(self.run / "checkpoints")
+        restore_state(self.objective, self.step.optimizer, found.state)
+        self.done, self.seconds = found.step, found.progress["seconds"]
+        self.bad = found.progress["bad_images"]
+        return damaged
+
+    def save(self) -> None:
+        """Write a checkpoint; every process takes part, the first one writes."""
+        state = whole_state(self.objective, self.step.optimizer)
+        if self.processes.first:
+            facts = {"seconds": self.seconds, "bad_images": self.bad}
+            found = checkpoints.Checkpoint(self.done, state, facts)
+            checkpoints.save(self.run / "checkpoints", found, keep=self.training.keep)
+        self.processes.wait()
+
+    def train(self, *, until: int | None = None, show: bool = True) -> str | None:
+        """Train to the end, or to step ``until``; returns the name of the signal that stopped it early, or None.
+
+        Raises:
+            TrainingStopped: a loss or gradient is not finite; the weights before it are saved.
+            InputError: too many unreadable images.
+        """
+        last = min(self.training.steps, until or self.training.steps)
+        log = MetricsLog(self.run / "metrics.jsonl", start=self.done) if self.processes.first else None
+        try:
+            with (
+                Interruption() as interruption,
+                Meter(self.training.steps, self.done, show=show and bool(log)) as meter,
+            ):
+                return self._loop(last, log, meter, interruption)
+        finally:
+            if log:
+                log.close()
+
+    def _loop(self, last: int, log: MetricsLog | None, meter: Meter, interruption: Interruption) -> str | None:
+        self.objective.train()
+        stream = iter(self.batches(self.done))
+        saved = self.done
+        window = _Window()
+        while self.done < last:
+            batch, x, masks = self._next(stream, window)
+            try:
+                row = self.step(x, masks, self.done)
+            except FloatingPointError as error:
+                self._refuse(batch, error)
+            self.done += 1
+            self.seconds += window.lap(len(x) * self.processes.world)
+            if self.done % self.training.watch_every == 0 or self.done == self.training.steps:
+                row |= self.watch()
+                self.objective.train()
+                self.seconds += window.pause()
+            if log and (self.done % self.training.log_every == 0 or "rankme" in row or self.done in (1, last)):
+                facts = {"step": self.done - 1, "epoch": self.done * self.training.batch / self.images, **row}
+                facts |= window.rates() | {"seconds": self.seconds, "peak_memory": peak_memory(x.device)}
+                log.write(facts)
+                meter.advance(facts, done=self.done)
+            if self.processes.any(interruption.asked is not None):
+                break
+            if self.done % self.training.save_every == 0:
+                self.save()
+                saved = self.done
+                self.seconds += window.pause()
+        if saved != self.done or not checkpoints.steps(self.run / "checkpoints"):
+            self.save()
+        return interruption.asked
+
+    def _next(self, stream: Any, window: "_Window") -> tuple[Batch, torch.Tensor, Masks]:
+        batch: Batch = next(stream)
+        window.waited()
+        self._note_bad(batch)
+        device = self.processes.device
+        images = batch.images.to(device, non_blocking=True)
+        assert batch.masks is not None
+        return batch, self.preprocessing.normalise(images), batch.masks.to(device, non_blocking=True)
+
+    def _note_bad(self, batch: Batch) -> None:
+        fresh = [bad for bad in batch.bad if bad.reference not in self.bad]
+        if fresh:
+            with (self.run / "bad_images.jsonl").open("a") as file:
+                for bad in fresh:
+                    file.write(json.dumps({"reference": bad.reference, "reason": bad.reason}) + "\n")
+            self.bad |= {bad.reference: bad.reason for bad in fresh}
+        allowed = self.training.bad_images * self.images
+        if self.processes.any(len(self.bad) > allowed):
+            self.save()
+            example, reason = next(iter(self.bad.items()), ("another process' image", "see bad_images.jsonl"))
+            raise InputError(
+                f"{len(self.bad)} of {self.images} images could not be read, more than {self.training.bad_images:.0%}: "
+                f"for example {example} ({reason}). They are listed in {self.run / 'bad_images.jsonl'}. Mend or remove "
+                f"them, or allow more with --training.bad-images; the run so far is kept (step {self.done})."
+            )
+
+    def _refuse(self, batch: Batch, error: FloatingPointError) -> None:
+        named = [self.reference(int(sample)) for sample in batch.samples]
+        path = self.run / f"nonfinite-step-{self.done}.json"
+        path.write_text(json.dumps({"step": self.done, "error": str(error), "images": named}, indent=1))
+        self.save()
+        raise TrainingStopped(
+            f"step {self.done} gave a number that is not finite ({error}), and the weights were left as they were. Its "
+            f"batch of {len(named)} images begins with {', '.join(named[:3])}; {path} lists them all. The weights "
+            f"before it are saved. Look at these images; a lower --schedule.lr, --optimizer.clip 1.0 or "
+            f"--training.precision float32 often helps, in a new run."
+        ) from error
+
+
+class _Window:
+    """Rates since the last logged row."""
+
+    def __init__(self) -> None:
+        self._mark = self._lap = time.perf_counter()
+        self._images, self._wait, self._time = 0, 0.0, 0.0
+
+    def waited(self) -> None:
+        now = time.perf_counter()
+        self._wait += now - self._mark
+        self._mark = now
+
+    def lap(self, images: int) -> float:
+        now = time.perf_counter()
+        spent, self._lap, self._mark = now - self._lap, now, now
+        self._images += images
+        self._time += spent
+        return spent
+
+    def pause(self) -> float:
+        """Leave out the time since the last lap from the rates; returns it."""
+        now = time.perf_counter()
+        spent, self._lap, self._mark = now - self._lap, now, now
+        return spent
+
+    def rates(self) -> dict[str, float]:
+        found = {"images_per_s": self._images / max(self._time, 1e-9), "data_wait": self._wait / max(self._time, 1e-9)}
+        self._images, self._wait, self._time = 0, 0.0, 0.0
+        return found
