@@ -74,15 +74,13 @@ def assess(
         "test_images": len(tested[TARGET]),
         "split": sentence,
         "pixels": list(pixels),
-        "rows": found.rows,
-        "spectrum": found.spectrum,
-        "sentence": found.summary(),
+        **found.record(),
         "seconds": time.perf_counter() - begin,
     }
 
 
 def _unlabelled(pretrained: Pretrained, source: Source, limit: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """Without labels: RankMe, which says how many directions the features use, and nothing of what they are good for."""
+    """Without labels: RankMe, which says how many directions the features use, not what they are good for."""
     encoders, pixels = _encoders(pretrained)
     chosen = _at_most(np.arange(len(source)), limit)
     note("features")
@@ -95,7 +93,7 @@ def _unlabelled(pretrained: Pretrained, source: Source, limit: int, note: Callab
         "pixels": list(pixels),
         "rows": [],
         "spectrum": measures,
-        "sentence": "Without labels only the spread of the features can be measured; see RankMe.",
+        "summary": "Without labels only the spread of the features can be measured; see RankMe.",
     }
 
 

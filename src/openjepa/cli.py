@@ -387,7 +387,7 @@ def _print_evaluation(found: dict[str, Any]) -> None:
         interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
         table.add_row(row["features"], row["evaluator"], f"{100 * row['value']:.1f}%", interval, str(row["dimensions"]))
     console.print(table)
-    console.print(found["sentence"])
+    console.print(found["summary"])
 
 
 def _times(extents: list[int]) -> str:

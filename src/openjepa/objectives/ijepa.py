@@ -28,8 +28,9 @@ class IJEPAConfig:
     Attributes:
         momentum: EMA momentum of the target encoder at the first and (not quite reached) last step, linear between.
         loss: ``smooth_l1`` (beta 1, published code), ``l2`` (the paper's text) or ``l1``.
-        target_norm: ``layer`` (an affine-free LayerNorm, published) or ``feature`` (that, then every feature
-            standardised by its running mean and variance over tokens and images, against collapse in short runs).
+        target_norm: ``layer`` (an affine-free LayerNorm, published), ``feature`` (that, then every feature standardised
+            by its running mean and variance over images and tokens) or ``position`` (the same for every feature of
+            every token on its own, so that what all images share at a place need not, and cannot, be predicted).
         statistics_momentum: of those running statistics.
         target_depths: blocks of the target encoder whose outputs are predicted, each normalised and side by side; 0 is
             before the first block. Empty: the last one after the final norm, as published.

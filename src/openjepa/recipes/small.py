@@ -26,7 +26,7 @@ def small(
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=192, depth=6, heads=3),
         predictor=PredictorConfig(width=96, depth=3, heads=3),
         masks=MultiBlockConfig(),
-        ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="feature"),
+        ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="position", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
         schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
         training=TrainingConfig(batch=64),

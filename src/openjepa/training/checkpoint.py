@@ -71,8 +71,10 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedCheckpoint(f"checkpoint {path} has no readable {MANIFEST}: {error}") from error
+        if not {"state.pt", "progress.json"} <= set(manifest):
+            raise ValueError(f"it lists {', '.join(manifest) or 'nothing'}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} has no usable {MANIFEST}: {error}") from error
     for name, facts in manifest.items():
         part = path / name
         if not part.is_file():

@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -24,7 +25,7 @@ class MetricsLog:
         aside.replace(path)
         self._file = path.open("a")
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, row: Mapping[str, float | int]) -> None:
         """Append a row."""
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
@@ -34,7 +35,7 @@ class MetricsLog:
         self._file.close()
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
+def read_rows(path: Path) -> list[dict[str, float | int]]:
     """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
     rows = []
     for line in path.read_text().splitlines():
@@ -81,7 +82,7 @@ class Meter:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, row: dict[str, float], *, done: int) -> None:
+    def advance(self, row: Mapping[str, float | int], *, done: int) -> None:
         """Show a row of metrics after ``done`` steps."""
         if "rankme" in row:
             self._watch = f" RankMe {row['rankme']:.1f}"

@@ -1,0 +1,262 @@
+"""The loop: exact resume, accumulation, refusals, interruptions. Real images, real steps, small networks."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.base import BadImage, Header, Source
+from openjepa.data.loader import training_batches
+from openjepa.data.sources import ArraySource
+from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.errors import InputError
+from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+from openjepa.training import checkpoint as checkpoints
+from openjepa.training.distributed import Processes
+from openjepa.training.optimizer import OptimizerConfig
+from openjepa.training.schedules import ScheduleConfig
+from openjepa.training.trainer import Step, Trainer, TrainingConfig, TrainingStopped
+
+ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
+PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)
+PREPROCESSING = Preprocessing(size=(16, 16), channels=1, mean=(0.5,), std=(0.25,))
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+class Spoilt(Source):
+    """Images of which some cannot be read."""
+
+    name = "spoilt"
+
+    def __init__(self, images, spoilt) -> None:
+        self.images, self.spoilt = images, frozenset(spoilt)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index, at_least=None):
+        if index in self.spoilt:
+            raise BadImage(self.reference(index), "truncated")
+        return self.images[index]
+
+    def header(self, index):
+        return Header(18, 18, 1, 8, "L")
+
+    def identity(self):
+        yield b"spoilt"
+
+    def reference(self, index):
+        return f"image {index}"
+
+
+def source(count=50, spoilt=()) -> Source:
+    """Stripes of different width, direction and place."""
+    numbers = np.random.default_rng(0).uniform(size=(count, 3, 1, 1))
+    rows, columns = np.mgrid[:18, :18]
+    angle, width, phase = 3.1 * numbers[:, 0], 0.3 + numbers[:, 1], 6.3 * numbers[:, 2]
+    stripes = np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * width + phase)
+    images = (127 + 127 * stripes).astype(np.uint8)[..., None]
+    return Spoilt(images, spoilt) if spoilt else ArraySource("stripes", images)
+
+
+def objective(**config) -> IJEPA:
+    return IJEPA(ENCODER, PREDICTOR, IJEPAConfig(**config), generator=torch.Generator().manual_seed(0))
+
+
+def trainer(run, images=None, *, model=None, optimizer=None, **training) -> Trainer:
+    run.mkdir(exist_ok=True)
+    images = images or source()
+    settings = {"steps": 60, "batch": 8, "workers": 0, "save_every": 1000, "watch_every": 25, "precision": "float32"}
+    config = TrainingConfig(**{**settings, **training})
+    masking = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(targets=2))
+
+    def batches(start):
+        return training_batches(
+            images,
+            PREPROCESSING,
+            Augmentation(),
+            masking,
+            batch=config.batch,
+            seed=0,
+            workers=config.workers,
+            start_step=start,
+        )
+
+    return Trainer(
+        model or objective(target_norm="position", momentum=(0.9, 1.0)),
+        batches=batches,
+        preprocessing=PREPROCESSING,
+        schedule=ScheduleConfig(lr=3e-3),
+        optimizer=optimizer or OptimizerConfig(clip=1.0),
+        training=config,
+        processes=ALONE,
+        run=run,
+        reference=images.reference,
+        images=len(images),
+        watch=lambda: {"rankme": 1.0},
+    )
+
+
+def numbers(run) -> list[dict]:
+    timed = ("images_per_s", "data_wait", "seconds", "peak_memory")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether nested dictionaries of tensors are bit for bit the same."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize(("precision", "workers", "accumulate"), [("float32", 0, 1), ("bf16", 2, 2)])
+def test_sixty_steps_are_thirty_and_thirty(tmp_path, precision, workers, accumulate):
+    settings = {"precision": precision, "accumulate": accumulate, "log_every": 1}
+    straight = trainer(tmp_path / "straight", **settings)
+    assert straight.train(show=False) is None
+    # 8 images a step of 50 are 6 steps an epoch: 32 is in the middle of one.
+    first = trainer(tmp_path / "parts", **settings)
+    first.train(until=32, show=False)
+    second = trainer(
+        tmp_path / "parts", workers=workers, model=objective(target_norm="position", momentum=(0.9, 1.0)), **settings
+    )
+    assert second.resume() == []
+    assert second.done == 32
+    second.train(show=False)
+    one, other = (checkpoints.load_newest(tmp_path / name / "checkpoints")[0] for name in ("straight", "parts"))
+    assert one.step == other.step == 60
+    assert same(one.state, other.state)
+    assert numbers(tmp_path / "straight") == numbers(tmp_path / "parts")
+    assert len(numbers(tmp_path / "parts")) == 60
+
+
+def test_rows_of_steps_taken_again_are_not_doubled(tmp_path):
+    run = tmp_path / "run"
+    first = trainer(run, log_every=1, save_every=10)
+    first.train(until=15, show=False)
+    kept = numbers(run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 15, "lo')  # killed in the middle of a row
+    checkpoint = run / "checkpoints" / "step-15" / "state.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    second = trainer(run, log_every=1)
+    damaged = second.resume()
+    assert "step-15" in damaged[0]
+    assert second.done == 10
+    second.train(until=15, show=False)
+    assert numbers(run) == kept
+
+
+def test_accumulated_gradients_equal_the_large_batch():
+    gradients = []
+    images = source()
+    masking = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(contexts=2))
+    batch = next(training_batches(images, PREPROCESSING, Augmentation(), masking, batch=12, seed=0, workers=0))
+    for pieces in (1, 3, 6):
+        model = objective(target_norm="position").double()
+        step = Step(
+            model,
+            schedule=ScheduleConfig(),
+            optimizer=OptimizerConfig(),
+            training=TrainingConfig(batch=12, accumulate=pieces, precision="float32"),
+            processes=ALONE,
+        )
+        row = step.backward(PREPROCESSING.normalise(batch.images).double(), batch.masks)
+        gradients.append((row["loss"], [p.grad for p in step.parameters], model.gathered[0]))
+    for loss, grads, sums in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-6)
+        torch.testing.assert_close(sums, gradients[0][2], rtol=1e-5, atol=1e-4)
+        for one, other in zip(grads, gradients[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_training_learns(tmp_path):
+    run = tmp_path / "run"
+    trainer(run, steps=80, log_every=1, model=objective()).train(show=False)
+    losses = [row["loss"] for row in numbers(run)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_clipping_bounds_the_gradient_that_is_used(tmp_path):
+    moved = []
+    for clip in (None, 1e-8):
+        run = trainer(tmp_path / str(clip), optimizer=OptimizerConfig(clip=clip, eps=1e-3))
+        before = [p.detach().clone() for p in run.step.parameters]
+        run.train(until=1, show=False)
+        moved.append(sum((a - b).abs().sum() for a, b in zip(before, run.step.parameters, strict=True)))
+    assert moved[1] < 0.5 * moved[0]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_before_the_weights_change(tmp_path, where):
+    model = objective()
+    run = trainer(tmp_path / "run", model=model)
+    run.train(until=5, show=False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if where == "loss":
+        model.predictor.project.register_forward_hook(lambda module, given, output: output * torch.nan)
+    else:
+        model.predictor.mask_token.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingStopped, match=r"step 5 .*not finite.*batch of 8 images begins with .*nonfinite-step-5"):
+        run.train(show=False)
+    assert same(dict(model.state_dict()), before)
+    assert run.done == 5
+    assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == 5
+    named = json.loads((tmp_path / "run" / "nonfinite-step-5.json").read_text())
+    assert len(named["images"]) == 8
+
+
+def test_a_bad_image_is_set_aside_and_replaced_the_same_way_again(tmp_path):
+    runs = []
+    for name, workers in (("one", 0), ("two", 2)):
+        run = trainer(tmp_path / name, source(400, spoilt=[3, 17]), workers=workers, batch=40, steps=30, log_every=1)
+        run.train(show=False)
+        rows = [json.loads(line) for line in (tmp_path / name / "bad_images.jsonl").read_text().splitlines()]
+        assert len(rows) == 2
+        assert {row["reason"] for row in rows} == {"truncated"}
+        runs.append(numbers(tmp_path / name))
+    assert runs[0] == runs[1]
+
+
+def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
+    run = trainer(tmp_path / "run", source(100, spoilt=range(0, 100, 20)))
+    with pytest.raises(
+        InputError, match=r"2 of 100 images could not be read, more than 1%.*truncated.*bad_images\.jsonl"
+    ):
+        run.train(show=False)
+    assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
+
+
+def test_a_signal_saves_and_leaves_and_a_second_one_is_not_held_up(tmp_path):
+    run = trainer(tmp_path / "run", steps=100_000)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    begin = time.monotonic()
+    assert run.train(show=False) == "SIGTERM"
+    assert time.monotonic() - begin < 20
+    assert 0 < run.done < 100_000
+    assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
+
+
+@pytest.mark.parametrize("change", [{"recompute": True}, {"workers": 1}])
+def test_what_saves_memory_or_time_does_not_change_the_numbers(tmp_path, change):
+    for name, more in (("plain", {}), ("other", change)):
+        trainer(tmp_path / name, steps=6, log_every=1, **more).train(show=False)
+    for one, other in zip(numbers(tmp_path / "plain"), numbers(tmp_path / "other"), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    for wrong in ({"steps": 0}, {"batch": 10, "accumulate": 3}, {"workers": -1}):
+        with pytest.raises(ValueError, match="|".join(wrong)):
+            replace(TrainingConfig(), **wrong)
