@@ -1,5 +1,6 @@
 """A run from its folder: begin it, go on with it, and write what it leaves behind."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,7 @@ class Run:
             )
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
+        self.encoder = copy.deepcopy(self.objective.representation)
         self.watch = Watch(source, self.experiment, self.objective, processes)
 
         def batches(start: int):
@@ -118,24 +120,23 @@ class Run:
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
         """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""
         stopped = self.trainer.train(until=until, show=show)
-        self.export()
+        state = whole_representation(self.objective)
+        if self.processes.first:
+            self.encoder.load_state_dict(state)
+            self.export()
+            write_pictures(self.folder / "pictures.npz", self.splits.train, self.experiment, self.encoder)
         return stopped
 
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
-        """Write ``encoder/`` (Hugging Face layout; its card shows the rows of ``evaluation``) and ``pictures.npz``."""
-        state = whole_representation(self.objective)
-        if not self.processes.first:
-            return
-        encoder = self.experiment.objective().representation
-        encoder.load_state_dict(state)
+        """Write ``encoder/`` (Hugging Face layout; its card shows the rows of ``evaluation``); the first process only."""
         card = {
             "summary": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
             "trained on": f"{self.plan['data']['images']} images",
             "steps": f"{self.trainer.done} of {self.experiment.training.steps}",
             "evaluation": evaluation or [],
         }
-        huggingface.export(encoder, self.folder / "encoder", preprocessing=self.experiment.preprocessing, card=card)
-        write_pictures(self.folder / "pictures.npz", self.splits.train, self.experiment, encoder)
+        preprocessing = self.experiment.preprocessing
+        huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
 
 
 def whole_representation(objective: Objective) -> dict[str, torch.Tensor]:
