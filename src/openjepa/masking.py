@@ -139,7 +139,7 @@ class MultiBlockMasking:
         room = np.asarray(self._extents) - extents + 1
         start = np.floor(u[..., axes:] * room).astype(np.int64)
         inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return inside.all(-1)
+        return np.asarray(inside.all(-1))
 
     def _attempt(self, ids, step: int, attempt: int):
         targets = self._blocks(ids, step, attempt, "target", self.config.targets)
@@ -226,32 +226,22 @@ class MultiBlockMasking:
             for i, name in enumerate(("target", "context"))
         }
         targets = self._reference_places(ids, step, 0, "target", config.targets, sizes["target"])
-        visible = self._reference_places(ids, step, 0, "context", config.contexts, sizes["context"])
-        if not config.allow_overlap:
-            # Twenty tries for each number of target blocks that the context must avoid, then one block fewer.
-            for attempt in range(20 * (config.targets + 1)):
-                if attempt:
-                    again = self._reference_places(
-                        ids[redo], step, attempt, "context", config.contexts, sizes["context"]
-                    )
-                    visible[redo] = np.where(short[redo][..., None], again, visible[redo])
-                    visible[redo] = self._without(visible[redo], targets[redo], short[redo], attempt // 20)
-                else:
-                    visible = self._without(visible, targets, np.ones(visible.shape[:2], bool), 0)
-                short = visible.sum(-1) <= config.min_keep
-                redo = short.any(1)
-                if not redo.any():
-                    break
+        visible = np.zeros((len(ids), config.contexts, self.grid.size), bool)
+        short = np.ones(visible.shape[:2], bool)
+        # Twenty tries for each number of target blocks that the context must avoid, then one block fewer.
+        for attempt in range(20 * (config.targets + 1)):
+            redo = short.any(1)
+            if not redo.any():
+                break
+            again = self._reference_places(ids[redo], step, attempt, "context", config.contexts, sizes["context"])
+            if not config.allow_overlap:
+                again &= ~targets[redo, attempt // 20 :].any(1, keepdims=True)
+            visible[redo] = np.where(short[redo][..., None], again, visible[redo])
+            short = visible.sum(-1) <= config.min_keep
         rows = visible.reshape(-1, self.grid.size)
         context_at = np.argsort(~rows, axis=1, kind="stable")[:, : rows.sum(1).min()]
         target_at = np.argsort(~targets, axis=2, kind="stable")[:, :, : targets.sum(-1).min()]
         return Masks(torch.from_numpy(context_at), torch.from_numpy(np.repeat(target_at, config.contexts, 0)))
-
-    @staticmethod
-    def _without(visible, targets, change, relaxed: int):
-        """Take all but the first ``relaxed`` target blocks out of the contexts marked by ``change``."""
-        hidden = targets[:, relaxed:].any(1, keepdims=True)
-        return visible & ~(hidden & change[..., None])
 
     def _reference_places(self, ids, step: int, attempt: int, name: str, count: int, size):
         keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(2))
@@ -259,7 +249,7 @@ class MultiBlockMasking:
         extents = np.stack(size, -1)[0]
         start = np.floor(u * (np.asarray(self.grid.shape) - extents)).astype(np.int64)
         inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return inside.all(-1)
+        return np.asarray(inside.all(-1))
 
 
 def block_extents(

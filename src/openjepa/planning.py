@@ -153,7 +153,7 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
         )
 
 
-def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[float, float]:
+def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[float, int]:
     """Seconds of a step and peak memory in bytes, from real steps on real batches with weights that are thrown away."""
     objective = experiment.objective().to(processes.device).train()
     alone = Processes(0, 1, processes.device)
@@ -184,7 +184,7 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tu
         if (count >= 3 and now - begin > 4) or count >= 200:
             break
     seconds = (time.perf_counter() - begin) / count
-    batches.close()
+    getattr(batches, "close", lambda: None)()
     return seconds, peak_memory(processes.device)
 
 
@@ -228,7 +228,7 @@ def _facts(
     seen: Survey,
     why: str,
     seconds: float,
-    memory: float,
+    memory: int,
     processes: Processes,
 ) -> dict[str, Any]:
     source, training, encoder = splits.train, experiment.training, experiment.encoder

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import BadImage, Picture
-from openjepa.data.decode import decode
+from openjepa.data.decode import decode, standard
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
+from openjepa.grid import TokenGrid
 from openjepa.interop import huggingface
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray | Tensor
@@ -49,26 +50,32 @@ class Pretrained:
 
         Args:
             images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, or float in [0, 1]),
-                tensors (C H W; uint8, or float in [0, 1]); an array or tensor with one more axis in front is many.
-            batch: images computed at once.
+                tensors (C H W; uint8, uint16, or float in [0, 1]); an array or tensor with one more axis in front is
+                many.
+            batch: images computed at once; it does not change the features but for rounding.
 
         Raises:
-            InputError: an image that cannot be read; the message names it.
+            InputError: an image that cannot be read or used; the message names its path, or its number from 0.
         """
+        if batch < 1:
+            raise InputError(f"at least one image must be computed at once, got batch={batch}")
+        grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
         parts = []
-        for group in _groups(_each(images), batch):
-            features = self.features(torch.stack([self._fit(image) for image in group]))
-            shape = (len(group), *self.encoder.config.grid.shape, -1)
-            parts.append((features.view(shape) if tokens else features.mean(1)).cpu().numpy())
+        for group in _groups((self._fit(number, image) for number, image in enumerate(_each(images))), batch):
+            features = self.features(torch.stack(group))
+            part = features.unflatten(1, grid) if tokens else features.mean(1)
+            parts.append(part.cpu().numpy())
         if not parts:
             raise InputError("there are no images to encode")
         return np.concatenate(parts)
 
-    def _fit(self, image: Picture) -> Shaped[Tensor, "C H W"]:
+    def _fit(self, number: int, given: ImageLike) -> Shaped[Tensor, "C H W"]:
         try:
-            return to_unit(self.preprocessing.fit(image))
-        except BadImage as error:
-            raise InputError(f"an image {error.reason}") from error
+            return to_unit(self.preprocessing.fit(_picture(given)))
+        except (BadImage, OSError) as error:  # OSError: a Pillow image reads its file only now
+            name = str(given) if isinstance(given, str | PathLike) else f"image {number}"
+            reason = error.reason if isinstance(error, BadImage) else f"cannot be decoded: {error}"
+            raise InputError(f"{name} {reason}") from error
 
     @torch.inference_mode()
     def features(self, x: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
@@ -89,41 +96,53 @@ def load(path: str | PathLike[str]) -> Pretrained:
             f"the run {folder} has no encoder yet: it is written when training stops (openjepa resume {folder})"
         )
     loaded = huggingface.load(directory)
+    config, size = loaded.encoder.config, loaded.preprocessing["size"]
+    if len(config.signal) != 2:
+        raise InputError(f"{directory} reads signals of {len(config.signal)} axes {config.signal}; images have two")
+    if any(extent % patch for extent, patch in zip(size, config.patch, strict=True)):
+        raise InputError(f"{directory} prepares images of {size} px, no multiple of the encoder's patch {config.patch}")
     return Pretrained(loaded.encoder, Preprocessing.from_json(loaded.preprocessing))
 
 
-def _each(images: Any) -> Iterator[Any]:
-    if isinstance(images, str | PathLike):
-        try:
-            yield decode(images, str(images))
-        except BadImage as error:
-            raise InputError(str(error)) from error
-    elif isinstance(images, Image.Image):
-        yield _picture(np.asarray(images)) if images.mode[0] in "IF" else images
-    elif isinstance(images, Tensor):
-        if images.ndim not in (3, 4):
-            raise InputError(f"a tensor of images has the axes (n) C H W, got shape {tuple(images.shape)}")
-        for one in images if images.ndim == 4 else images[None]:
-            yield _picture(one.permute(1, 2, 0).cpu().numpy())
-    elif isinstance(images, np.ndarray):
-        if images.ndim not in (2, 3, 4):
-            raise InputError(f"an array of images has the axes H W, H W C or n H W C, got shape {images.shape}")
-        yield from map(_picture, images if images.ndim == 4 else [images])
-    else:
+def _each(images: Any) -> Iterator[ImageLike]:
+    """Every single image of what a person may give, not yet read."""
+    if isinstance(images, str | PathLike | Image.Image):
+        yield images
+    elif isinstance(images, Tensor | np.ndarray):
+        single = (3,) if isinstance(images, Tensor) else (2, 3)
+        if images.ndim not in (*single, 4):
+            axes = "(n) C H W" if isinstance(images, Tensor) else "H W, H W C or n H W C"
+            raise InputError(f"images in one {type(images).__name__} have the axes {axes}, got {tuple(images.shape)}")
+        yield from [images] if images.ndim in single else images
+    elif isinstance(images, Iterable) and not isinstance(images, bytes):
         for one in images:
             yield from _each(one)
+    else:
+        raise InputError(f"images are paths, PIL images, arrays or tensors, got {type(images).__name__}")
 
 
-def _picture(array: np.ndarray) -> np.ndarray:
-    """An array as the data room has it: H W C, uint8, uint16 or float32 in [0, 1]."""
-    array = array[..., None] if array.ndim == 2 else array
-    if array.dtype in (np.uint8, np.uint16):
-        return array
-    if array.dtype.kind == "f" and array.size and 0 <= array.min() <= array.max() <= 1:
+def _picture(image: ImageLike) -> Picture:
+    """An image as the data room has it: Pillow's, or H W C in uint8, uint16 or float32 in [0, 1]."""
+    if isinstance(image, str | PathLike):
+        return decode(image, str(image))
+    if isinstance(image, Image.Image):
+        return standard(image, "image")
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        # NumPy has no bfloat16.
+        array = (image.float() if image.is_floating_point() else image).permute(1, 2, 0).numpy()
+    else:
+        array = image[..., None] if image.ndim == 2 else image
+    if not array.size:
+        raise BadImage("image", f"is empty: its shape is {tuple(image.shape)}")
+    if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
+        return array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1:
         return array.astype(np.float32)
-    raise InputError(
-        f"an array of {array.dtype} from {array.min()} to {array.max()} is not an image here: "
-        f"give uint8, uint16, or floats from 0 to 1 that are not normalised"
+    raise BadImage(
+        "image",
+        f"holds {array.dtype} from {array.min()} to {array.max()}: "
+        "give uint8, uint16, or floats from 0 to 1 that are not normalised",
     )
 
 

@@ -128,7 +128,7 @@ class Run:
         return stopped
 
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
-        """Write ``encoder/`` (Hugging Face layout; its card shows the rows of ``evaluation``); the first process only."""
+        """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = {
             "summary": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
             "trained on": f"{self.plan['data']['images']} images",
@@ -139,7 +139,7 @@ class Run:
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
 
 
-def whole_representation(objective: Objective) -> dict[str, torch.Tensor]:
+def whole_representation(objective: Objective) -> dict[str, Any]:
     """The representation's weights as whole CPU tensors; every process must call it."""
     return get_model_state_dict(
         objective.representation, options=StateDictOptions(full_state_dict=True, cpu_offload=True)

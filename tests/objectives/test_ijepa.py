@@ -77,14 +77,14 @@ def test_standardised_targets_have_unit_spread_in_every_feature(images):
     model = build(target_norm="feature", statistics_momentum=0.0, momentum=(1.0, 1.0))
     model.targets(images[:2])
     model.targets(images[2:])  # two micro-batches of one step
-    assert model.gathered[0][0, 0] == 5 * 16
+    assert model.gathered[0][0, 0, 0] == 5 * 16
     model.after_step(0.0)
     model.eval()
     standard = model.targets(images).flatten(0, 1)
     torch.testing.assert_close(standard.mean(0), torch.zeros(24), rtol=0, atol=1e-4)
     assert (standard.std(0, unbiased=False) - 1).abs().max() < 0.02
     assert not model.gathered[0].any()
-    assert "mean" in model.state_dict()
+    assert "standardise.mean" in model.state_dict()
 
 
 def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):

@@ -2,8 +2,8 @@
 
     python tests/parity/replay.py DIR
 
-DIR holds trace.json, start.pth.tar, end.pth.tar and batches.npz, as ``tests/parity/trace`` does. Every setting comes from
-trace.json. Prints the largest error of each kind as JSON; exits 0 when all are within their tolerance, else 1.
+DIR holds trace.json, start.pth.tar, end.pth.tar and batches.npz, as ``tests/parity/trace`` does. Every setting comes
+from trace.json. Prints the largest error of each kind as JSON; exits 0 when all are within their tolerance, else 1.
 """
 
 import argparse
@@ -40,7 +40,9 @@ TOLERANCES = {
 _NAMES = {"loss": "loss", "grad_norm": "grad_norm", "lr": "lr", "weight_decay": "wd", "momentum": "momentum"}
 
 
-def experiment(config: Mapping[str, Any], steps: int) -> tuple[IJEPAConfig, ScheduleConfig, OptimizerConfig, TrainingConfig]:
+def settings(
+    config: Mapping[str, Any], steps: int
+) -> tuple[IJEPAConfig, ScheduleConfig, OptimizerConfig, TrainingConfig]:
     """The project's settings for a recorded configuration."""
     per_epoch = config["iterations_per_epoch"]
     schedule = ScheduleConfig(
@@ -107,12 +109,10 @@ def replay(folder: Path) -> dict[str, float]:
     """Run the recorded steps from the recorded start; returns the largest error of each kind."""
     trace = json.loads((folder / "trace.json").read_text())
     config, steps = trace["config"], trace["steps"]
-    ijepa, schedule, optimizer, training = experiment(config, len(steps))
+    ijepa, schedule, optimizer, training = settings(config, len(steps))
     model = load(folder / "start.pth.tar", config, ijepa)
     processes = Processes(0, 1, torch.device("cpu"))
-    take_step = Step(
-        model, schedule=schedule, optimizer=optimizer, training=training, processes=processes
-    )
+    take_step = Step(model, schedule=schedule, optimizer=optimizer, training=training, processes=processes)
     errors = dict.fromkeys(TOLERANCES, 0.0)
     model.train()
     with np.load(folder / "batches.npz") as batches:

@@ -1,4 +1,4 @@
-"""24 recorded steps of the published implementation, through the project's own objective, optimiser, schedules and EMA."""
+"""24 recorded steps of the published implementation, through the project's own parts."""
 
 import json
 import subprocess

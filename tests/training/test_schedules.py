@@ -1,5 +1,6 @@
 """Schedules and the optimiser's groups."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def test_warm_up_is_linear_and_the_cosine_ends_where_it_should():
     assert rates[9] == 1.0 == max(rates)
     assert rates[24] == pytest.approx((1.0 + 0.01) / 2)
     assert rates[-1] == pytest.approx(0.01)
-    assert all(b < a for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(rates[9:]))
 
 
 def test_weight_decay_is_a_cosine_from_start_to_end():

@@ -17,6 +17,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.targets import RunningNorm, TargetNorm
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -28,17 +29,16 @@ class IJEPAConfig:
     Attributes:
         momentum: EMA momentum of the target encoder at the first and (not quite reached) last step, linear between.
         loss: ``smooth_l1`` (beta 1, published code), ``l2`` (the paper's text) or ``l1``.
-        target_norm: ``layer`` (an affine-free LayerNorm, published), ``feature`` (that, then every feature standardised
-            by its running mean and variance over images and tokens) or ``position`` (the same for every feature of
-            every token on its own, so that what all images share at a place need not, and cannot, be predicted).
-        statistics_momentum: of those running statistics.
+        target_norm: ``layer`` (an affine-free LayerNorm, published); the others standardise its result further, see
+            :class:`openjepa.objectives.targets.RunningNorm`.
+        statistics_momentum: of the running statistics behind that.
         target_depths: blocks of the target encoder whose outputs are predicted, each normalised and side by side; 0 is
             before the first block. Empty: the last one after the final norm, as published.
     """
 
     momentum: tuple[float, float] = (0.996, 1.0)
     loss: Literal["smooth_l1", "l2", "l1"] = "smooth_l1"
-    target_norm: Literal["layer", "feature", "position"] = "layer"
+    target_norm: TargetNorm = "layer"
     statistics_momentum: float = 0.9
     target_depths: tuple[int, ...] = ()
 
@@ -57,10 +57,6 @@ class IJEPA(Objective):
         generator: for the initial weights.
     """
 
-    mean: Tensor
-    variance: Tensor
-    counted: Tensor
-
     def __init__(
         self,
         encoder: EncoderConfig,
@@ -77,12 +73,14 @@ class IJEPA(Objective):
             predictor, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator
         )
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        self.standardise = None
         if self.config.target_norm != "layer":
-            places = encoder.grid.size if self.config.target_norm == "position" else 1
-            self.register_buffer("mean", torch.zeros(places, values))
-            self.register_buffer("variance", torch.ones(places, values))
-            # This step's count, sum and sum of squares, added up over micro-batches and processes.
-            self.register_buffer("counted", torch.zeros(3, places, values), persistent=False)
+            self.standardise = RunningNorm(
+                self.config.target_norm,
+                tokens=encoder.grid.size,
+                values=values,
+                momentum=self.config.statistics_momentum,
+            )
 
     @property
     def representation(self) -> Encoder:
@@ -99,12 +97,7 @@ class IJEPA(Objective):
         else:
             layers = [teacher(x)]
         features = torch.cat([F.layer_norm(layer.float(), layer.shape[-1:]) for layer in layers], -1)
-        if self.config.target_norm == "layer":
-            return features
-        if self.training:
-            rows = features.reshape(-1, *self.mean.shape)
-            self.counted += torch.stack([torch.full_like(self.mean, len(rows)), rows.sum(0), rows.square().sum(0)])
-        return (features - self.mean) * (self.variance + 1e-4).rsqrt()
+        return features if self.standardise is None else self.standardise(features)
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
         """The mean loss over images, mask sets, blocks, tokens and features."""
@@ -120,8 +113,8 @@ class IJEPA(Objective):
 
     @property
     def gathered(self) -> list[Tensor]:
-        """The feature sums of this step, where targets are standardised."""
-        return [self.counted] if self.config.target_norm != "layer" else []
+        """The sums behind the running statistics of the targets, where there are any."""
+        return [] if self.standardise is None else [self.standardise.sums, self.standardise.products]
 
     def settings(self, progress: float) -> dict[str, float]:
         """The EMA momentum at ``progress``."""
@@ -133,10 +126,5 @@ class IJEPA(Objective):
         """Move the target encoder towards the context encoder, in one fused call, and the feature statistics along."""
         weight = 1 - self.settings(progress)["momentum"]
         torch._foreach_lerp_(list(self.target_encoder.parameters()), list(self.context_encoder.parameters()), weight)
-        if self.config.target_norm != "layer":
-            count, total, squares = self.counted
-            if count.max() > 0:
-                mean = total / count
-                self.mean.lerp_(mean, 1 - self.config.statistics_momentum)
-                self.variance.lerp_((squares / count - mean.square()).clamp(min=0), 1 - self.config.statistics_momentum)
-            self.counted.zero_()
+        if self.standardise is not None:
+            self.standardise.update()

@@ -26,7 +26,7 @@ def standard(
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=384, depth=12, heads=6),
         predictor=PredictorConfig(width=192, depth=6, heads=6),
         masks=MultiBlockConfig(),
-        ijepa=IJEPAConfig(momentum=(0.996, 1.0), target_norm="feature"),
+        ijepa=IJEPAConfig(momentum=(0.996, 1.0), target_norm="whiten", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
         schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
         training=TrainingConfig(batch=256, workers=8),

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openjepa.encoder import Encoder, Predictor
@@ -97,6 +98,11 @@ def parallelise(objective: Objective, processes: Processes, *, shard: bool) -> n
         return objective
     devices = [processes.device] if processes.device.type == "cuda" else None
     return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is spread over the processes as a whole one; others as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -22,10 +22,11 @@ from openjepa.errors import InputError
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training import checkpoint as checkpoints
-from openjepa.training.distributed import Processes, parallelise, restore_state, whole_state
+from openjepa.training.distributed import Processes, parallelise, restore_state, whole, whole_state
 from openjepa.training.metrics import Meter, MetricsLog, peak_memory
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
 from openjepa.training.schedules import ScheduleConfig, progress
+from openjepa.transformer import Stack
 
 
 class TrainingStopped(RuntimeError):
@@ -108,8 +109,7 @@ class Step:
         along = progress(self.schedule, step, self.training.steps)
         row = self.backward(x, masks)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        row["grad_norm"] = norm.item()
+        row["grad_norm"] = whole(norm).item()
         finite = all(torch.isfinite(torch.tensor([row["loss"], row["grad_norm"]])))
         if self.processes.any(not finite):
             self.optimizer.zero_grad(set_to_none=True)
@@ -197,7 +197,7 @@ class Trainer:
         self.watch = watch
         if training.recompute:
             for part in objective.modules():
-                if hasattr(part, "recompute"):
+                if isinstance(part, Stack):
                     part.recompute = True
         call = parallelise(objective, processes, shard=training.shard)
         if training.compile:
@@ -255,7 +255,7 @@ class Trainer:
             try:
                 row = self.step(x, masks, self.done)
             except FloatingPointError as error:
-                self._refuse(batch, error)
+                raise self._refused(batch, error) from error
             self.done += 1
             self.seconds += window.lap(len(x) * self.processes.world)
             if self.done % self.training.watch_every == 0 or self.done == self.training.steps:
@@ -303,17 +303,17 @@ class Trainer:
                 f"them, or allow more with --training.bad-images; the run so far is kept (step {self.done})."
             )
 
-    def _refuse(self, batch: Batch, error: FloatingPointError) -> None:
+    def _refused(self, batch: Batch, error: FloatingPointError) -> TrainingStopped:
         named = [self.reference(int(sample)) for sample in batch.samples]
         path = self.run / f"nonfinite-step-{self.done}.json"
         path.write_text(json.dumps({"step": self.done, "error": str(error), "images": named}, indent=1))
         self.save()
-        raise TrainingStopped(
+        return TrainingStopped(
             f"step {self.done} gave a number that is not finite ({error}), and the weights were left as they were. Its "
             f"batch of {len(named)} images begins with {', '.join(named[:3])}; {path} lists them all. The weights "
             f"before it are saved. Look at these images; a lower --schedule.lr, --optimizer.clip 1.0 or "
             f"--training.precision float32 often helps, in a new run."
-        ) from error
+        )
 
 
 class _Window:
