@@ -1,0 +1,81 @@
+"""Attention forward and backward, plain matrix products against PyTorch's fused kernel, by number of tokens.
+
+    python benchmarks/attention.py [--json FILE] [--rounds N]
+
+``openjepa.transformer.PLAIN_ATTENTION_TOKENS``, up to which the plain path is taken on a CPU, comes from this table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from measure import alternate, machine, spread
+from rich.console import Console
+from rich.table import Table
+
+from openjepa import transformer
+
+TOKENS = (16, 35, 64, 108, 196, 256, 400, 576, 784, 1024)
+HEADS, FEATURES = 6, 64  # ViT-S
+LIMITS = {"plain": max(TOKENS), "fused": 0}
+
+
+def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict[str, object]:
+    """One row: seconds of both paths on ``total`` tokens in rows of ``tokens``, from the joint projection and back."""
+    batch = max(1, total // tokens)
+    qkv = torch.randn(batch, tokens, 3, HEADS, FEATURES, device=device, dtype=dtype, requires_grad=True)
+    grad = torch.randn(batch, tokens, HEADS * FEATURES, device=device, dtype=dtype)
+
+    def run(path: str, backward: bool) -> None:
+        transformer.PLAIN_ATTENTION_TOKENS = LIMITS[path]
+        with torch.set_grad_enabled(backward):
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = transformer.attention(q, k, v).transpose(1, 2).reshape(grad.shape)
+        if backward:
+            qkv.grad = None
+            mixed.backward(grad)
+
+    row: dict[str, object] = {"tokens": tokens, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
+    for kind, backward in (("forward", False), ("both", True)):
+        times = alternate({p: lambda p=p: run(p, backward) for p in LIMITS}, device, rounds=rounds)  # noqa: B023
+        plain, fused = spread(times["plain"]), spread(times["fused"])
+        row[kind] = {"plain": plain, "fused": fused, "fused_over_plain": fused["median"] / plain["median"]}
+    return row
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--total", type=int, default=8192, help="tokens of a batch; rows are as many as fit")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; default: its own choice")
+    options, device = parser.parse_args(), torch.device("cpu")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    facts, limit = machine(device), transformer.PLAIN_ATTENTION_TOKENS
+    rows = [
+        measure(tokens, options.total, dtype, device, options.rounds) | facts
+        for dtype in (torch.bfloat16, torch.float32)
+        for tokens in TOKENS
+    ]
+    shown = Table(
+        title=f"Attention, {HEADS} heads of {FEATURES}, {options.total} tokens, ms (fused over plain)",
+        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; plain up to {limit} tokens",
+    )
+    for heading in ("dtype", "tokens", "plain forward", "fused forward", "plain with backward", "fused with backward"):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        cells = []
+        for kind in ("forward", "both"):
+            cells += [f"{row[kind]['plain']['median'] * 1e3:.1f}"]
+            cells += [f"{row[kind]['fused']['median'] * 1e3:.1f} ({row[kind]['fused_over_plain']:.2f})"]
+        shown.add_row(row["dtype"], str(row["tokens"]), *cells)
+    Console(width=120).print(shown)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
