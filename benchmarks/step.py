@@ -84,7 +84,11 @@ def measure(size: Size, device: torch.device, *, rounds: int, peak: float, plain
     masks = MultiBlockMasking(size.encoder.grid)(torch.arange(size.batch), 0).to(device)
     ours = OpenJepaStep(size, device)
     peer = LightlyStep(
-        size.encoder, size.predictor, device=device, momentum=ours.objective.config.momentum[0], plain_attention=plain_peer
+        size.encoder,
+        size.predictor,
+        device=device,
+        momentum=ours.objective.config.momentum[0],
+        plain_attention=plain_peer,
     )
     with FlopCounterMode(display=False) as counter:
         ours(x, masks)
@@ -141,7 +145,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 rounds: a look, not a measurement")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; default: its own choice")
-    parser.add_argument("--plain-peer", action="store_true", help="give lightly plain attention too, not timm's default")
+    parser.add_argument(
+        "--plain-peer", action="store_true", help="give lightly plain attention too, not timm's default"
+    )
     options = parser.parse_args()
     missing = [name for name in ("lightly", "timm") if importlib.util.find_spec(name) is None]
     if missing:

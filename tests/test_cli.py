@@ -215,7 +215,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     assert "--out" in refused(capsys, "pretrain", images)
     few = stripes(tmp_path / "few", classes=1, count=5)
     assert "5 images" in refused(capsys, "pretrain", few, "--out", tmp_path / "r")
-    tiny = stripes(tmp_path / "tiny", size=(3, 40))
+    tiny = stripes(tmp_path / "tiny", size=(1, 40))
     assert "smaller than a patch" in refused(capsys, "pretrain", tiny, "--out", tmp_path / "r")
     assert "--minutes and --steps" in refused(
         capsys, "pretrain", images, "--out", tmp_path / "r", "--minutes", "1", "--steps", "5"

@@ -38,6 +38,10 @@ class EncoderConfig:
     norm_eps: float = 1e-6
     positions: Literal["sincos", "learned"] = "sincos"
 
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"the width {self.width} must be a multiple of the number of heads, {self.heads}")
+
     @property
     def grid(self) -> TokenGrid:
         """The native token grid."""
@@ -54,6 +58,10 @@ class PredictorConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"the predictor's width {self.width} must be a multiple of its heads, {self.heads}")
 
 
 class Encoder(nn.Module):
