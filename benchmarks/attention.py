@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 
 import torch
-from measure import alternate, machine, spread
 from rich.console import Console
 from rich.table import Table
 
+from measure import alternate, machine, spread
 from openjepa import transformer
 
 TOKENS = (16, 35, 64, 108, 196, 256, 400, 576, 784, 1024)

@@ -1,4 +1,4 @@
-"""The peer: one I-JEPA training step made of lightly's modules, as lightly's documentation and example put them together.
+"""The peer: one I-JEPA training step made of lightly's modules, put together as in lightly's documentation.
 
 Where lightly leaves a choice, the faster one is taken: fused AdamW, EMA by its ``update_momentum`` (multi-tensor), no
 gradient norm, no number read back in the loop.

@@ -2,9 +2,9 @@
 
     python benchmarks/step.py [--json FILE] [--rounds N] [--quick] [--device cuda]
 
-Teacher, context encoder, predictor, loss, backward, AdamW and EMA, under bfloat16 autocast, masks handed over ready made
-to both. Ours goes through ``openjepa.training.trainer.Step``, which also takes the gradient norm and refuses numbers that
-are not finite. The two take turns within one run; medians are compared.
+Teacher, context encoder, predictor, loss, backward, AdamW and EMA, under bfloat16 autocast, masks handed over ready
+made to both. Ours goes through ``openjepa.training.trainer.Step``, which also takes the gradient norm and refuses
+numbers that are not finite. The two take turns within one run; medians are compared.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import alternate, gemm_peak, machine, spread
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from measure import alternate, gemm_peak, machine, spread
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.masking import Masks, MultiBlockMasking
 from openjepa.objectives.ijepa import IJEPA
@@ -118,8 +118,8 @@ def table(rows: list[dict], peaks: dict[str, float], facts: dict[str, object]) -
     """What is printed."""
     shown = Table(
         title="A whole I-JEPA training step, bfloat16 autocast, images/s",
-        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, lightly {facts['lightly']}, "
-        f"timm {facts['timm']}; matrix products peak at "
+        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"lightly {facts['lightly']}, timm {facts['timm']}; matrix products peak at "
         + " and ".join(f"{flops / 1e9:.0f} GFLOP/s in {name}" for name, flops in peaks.items()),
     )
     for heading in ("size", "tokens", "openjepa", "lightly", "ratio (quartiles)", "of bf16 GEMM peak"):

@@ -120,4 +120,5 @@ def test_the_published_initialisation():
         elif name.endswith("bias"):
             assert not parameter.any()
         else:
-            assert abs(parameter.std().item() - 0.02) < 5e-4, name
+            scale = 2 if name == "embed.weight" else 1  # 192 values in a patch, a quarter of 16x16x3
+            assert abs(parameter.std().item() - scale * 0.02) < scale * 5e-4, name

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from openjepa.errors import InputError
 from openjepa.grid import TokenGrid, patchify, resample_positions, sincos_positions, take
 from openjepa.transformer import Stack, initialise
 
@@ -40,7 +41,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"the width {self.width} must be a multiple of the number of heads, {self.heads}")
+            raise InputError(f"the width {self.width} must be a multiple of the number of heads, {self.heads}")
 
     @property
     def grid(self) -> TokenGrid:
@@ -61,7 +62,7 @@ class PredictorConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"the predictor's width {self.width} must be a multiple of its heads, {self.heads}")
+            raise InputError(f"the predictor's width {self.width} must be a multiple of its heads, {self.heads}")
 
 
 class Encoder(nn.Module):
