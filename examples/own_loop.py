@@ -7,17 +7,17 @@ import torch
 from openjepa import IJEPA, EncoderConfig, IJEPAConfig, MultiBlockMasking, PredictorConfig, TokenGrid
 
 torch.manual_seed(0)
-angle, pitch, phase = torch.rand(3, 256, 1, 1)
+angle, pitch, phase = torch.rand(3, 512, 1, 1)
 y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
 across = x * torch.cos(math.pi * angle) + y * torch.sin(math.pi * angle)
-images = torch.sin(across * (0.3 + pitch) + 2 * math.pi * phase)[:, None]  # (256, 1, 32, 32)
+images = torch.sin(across * (0.3 + pitch) + 2 * math.pi * phase)[:, None]  # (512, 1, 32, 32)
 
 grid = TokenGrid.of((32, 32), (4, 4))  # 8x8 tokens
 masking = MultiBlockMasking(grid)
 objective = IJEPA(
     EncoderConfig(signal=(32, 32), patch=(4, 4), channels=1, width=64, depth=2, heads=2),
     PredictorConfig(width=32, depth=2, heads=2),
-    IJEPAConfig(momentum=(0.99, 1.0), target_norm="whiten"),  # "layer", as published, collapses in a run this short
+    IJEPAConfig(momentum=(0.99, 1.0), target_norm="feature"),  # "layer" is the published one
 )
 optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.04)
 

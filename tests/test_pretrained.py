@@ -1,0 +1,274 @@
+"""``openjepa.load(path).encode(images)``: every kind of folder, every kind of image, and plain words for the others."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import openjepa
+from openjepa.data.augmentation import Preprocessing
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.errors import InputError
+from openjepa.interop import huggingface
+from openjepa.interop.imported import import_checkpoint
+
+TRACE = Path(__file__).parent / "parity" / "trace" / "start.pth.tar"
+SIZE, GRID, WIDTH = (24, 16), (6, 4), 32
+RGB = Preprocessing(size=SIZE, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+
+
+def make_encoder(channels: int = 3, signal: tuple[int, ...] = SIZE, patch: tuple[int, ...] = (4, 4)) -> Encoder:
+    config = EncoderConfig(signal=signal, patch=patch, channels=channels, width=WIDTH, depth=2, heads=2)
+    return Encoder(config, generator=torch.Generator().manual_seed(3)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("encoders") / "rgb"
+    huggingface.export(make_encoder(), path, preprocessing=RGB)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rgb(folder) -> openjepa.Pretrained:
+    return openjepa.load(folder)
+
+
+@pytest.fixture(scope="module")
+def grey() -> openjepa.Pretrained:
+    return openjepa.Pretrained(make_encoder(1), Preprocessing(size=SIZE, channels=1, mean=(0.5,), std=(0.25,)))
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), np.uint8)
+
+
+def expected(pixels: np.ndarray) -> np.ndarray:
+    """The tokens of uint8 images of the encoder's size, worked out without the library's preprocessing."""
+    x = (pixels / 255 - np.array(RGB.mean)) / np.array(RGB.std)
+    with torch.no_grad():
+        return make_encoder()(torch.from_numpy(x).float().permute(0, 3, 1, 2)).numpy()
+
+
+def close(found: np.ndarray, wanted: np.ndarray, atol: float = 1e-5) -> None:
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+# ---- what is loaded
+
+
+def test_features_are_the_encoders_own(rgb, pixels):
+    tokens = expected(pixels)
+    close(rgb.encode(pixels), tokens.mean(1))
+    close(rgb.encode(pixels, tokens=True), tokens.reshape(5, *GRID, WIDTH))
+
+
+def test_a_run_folder_gives_its_encoder(tmp_path, folder, rgb, pixels):
+    (tmp_path / "experiment.json").write_text("{}")
+    with pytest.raises(InputError, match="no encoder yet"):
+        openjepa.load(tmp_path)
+    (tmp_path / "encoder").symlink_to(folder)
+    assert np.array_equal(openjepa.load(str(tmp_path)).encode(pixels), rgb.encode(pixels))
+
+
+def test_an_imported_checkpoint_gives_its_target_encoder(tmp_path):
+    import_checkpoint(TRACE, tmp_path / "imported", heads=3)
+    found = openjepa.load(tmp_path / "imported")
+    target = huggingface.load(tmp_path / "imported" / "encoder").encoder
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(found.encoder.parameters(), target.parameters(), strict=True)
+    )
+    config = found.encoder.config
+    image = np.random.default_rng(1).integers(0, 256, (*config.signal, config.channels), np.uint8)
+    assert found.encode(image, tokens=True).shape == (1, *config.grid.shape, config.width)
+
+
+def test_another_size_than_the_native_one_has_its_own_grid(tmp_path, pixels):
+    """The preprocessing of a directory may ask for larger images than the encoder was trained on."""
+    bigger = Preprocessing(size=(32, 40), channels=3, mean=RGB.mean, std=RGB.std)
+    huggingface.export(make_encoder(), tmp_path / "bigger", preprocessing=bigger)
+    found = openjepa.load(tmp_path / "bigger")
+    tokens = found.encode(pixels, tokens=True)
+    assert tokens.shape == (5, 8, 10, WIDTH)
+    close(tokens.mean((1, 2)), found.encode(pixels))
+
+
+def test_folders_that_hold_no_image_encoder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="not a folder"):
+        openjepa.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"no config\.json"):
+        openjepa.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(InputError, match="bert"):
+        openjepa.load(tmp_path)
+
+
+def test_encoders_that_cannot_read_images_are_refused(tmp_path):
+    clip = make_encoder(signal=(4, 8, 8), patch=(2, 4, 4))
+    facts = {"size": (4, 8, 8), "channels": 3, "mean": RGB.mean, "std": RGB.std}
+    huggingface.export(clip, tmp_path / "clip", preprocessing=facts)
+    with pytest.raises(InputError, match="3 axes"):
+        openjepa.load(tmp_path / "clip")
+    huggingface.export(make_encoder(), tmp_path / "odd", preprocessing=facts | {"size": (24, 18)})
+    with pytest.raises(InputError, match=r"no multiple of the encoder's patch \(4, 4\)"):
+        openjepa.load(tmp_path / "odd")
+
+
+# ---- what is encoded
+
+
+def test_one_path_or_many_and_a_generator(rgb, pixels, tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    wanted = rgb.encode(pixels)
+    close(rgb.encode(paths[0]), wanted[:1])
+    close(rgb.encode(str(paths[1])), wanted[1:2])
+    close(rgb.encode(paths), wanted)
+    close(rgb.encode(path for path in paths), wanted)
+    close(rgb.encode([paths[0], Image.fromarray(pixels[1]), pixels[2], str(paths[3]), pixels[4:]]), wanted)
+
+
+def test_arrays_of_every_type(rgb, pixels):
+    wanted = rgb.encode(pixels)
+    close(rgb.encode(pixels[2]), wanted[2:3])
+    close(rgb.encode(list(pixels)), wanted)
+    close(rgb.encode(pixels.astype(np.uint16) * 257), wanted)
+    close(rgb.encode((pixels.astype(np.uint16) * 257).astype(">u2")), wanted)
+    close(rgb.encode(pixels.astype(np.float32) / 255), wanted)
+    close(rgb.encode(pixels.astype(np.float64) / 255), wanted)
+    close(rgb.encode((pixels / 255).astype(np.float16)), wanted, atol=1e-2)
+    close(rgb.encode(pixels[:, ::-1, ::-1]), rgb.encode(pixels[:, ::-1, ::-1].copy()))
+
+
+def test_tensors_of_every_type(rgb, pixels):
+    wanted = rgb.encode(pixels)
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    close(rgb.encode(tensor), wanted)
+    close(rgb.encode(tensor[3]), wanted[3:4])
+    close(rgb.encode(one for one in tensor), wanted)
+    close(rgb.encode((tensor.float() / 255).requires_grad_()), wanted)
+    close(rgb.encode(tensor.to(torch.uint16) * torch.tensor(257, dtype=torch.uint16)), wanted)
+    close(rgb.encode((tensor / 255).bfloat16()), wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1"])
+def test_pillow_images_are_as_their_files(rgb, pixels, mode, tmp_path):
+    image = Image.fromarray(pixels[0]).convert(mode)
+    suffix = "tif" if mode == "CMYK" else "png"
+    image.save(tmp_path / f"image.{suffix}")
+    assert rgb.encode(image).shape == (1, WIDTH)
+    close(rgb.encode(image), rgb.encode(tmp_path / f"image.{suffix}"))
+
+
+def test_transparency_lies_over_white(rgb, pixels):
+    image = Image.fromarray(pixels[0]).convert("RGBA")
+    image.putalpha(0)
+    close(rgb.encode(image), rgb.encode(np.full((*SIZE, 3), 255, np.uint8)))
+
+
+def test_sixteen_bits_and_floats_of_pillow(grey, tmp_path):
+    values = np.random.default_rng(2).integers(0, 65536, SIZE, np.uint16)
+    wanted = grey.encode(values)
+    close(wanted, grey.encode(values / 65535))
+    for mode in ("I;16", "I;16B", "I"):
+        kinds = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32}
+        image = Image.frombytes(mode, SIZE[::-1], values.astype(kinds[mode]).tobytes())
+        close(grey.encode(image), wanted)
+    close(grey.encode(Image.fromarray((values / 65535).astype(np.float32))), wanted)
+    Image.fromarray(values).save(tmp_path / "image.png")
+    close(grey.encode(tmp_path / "image.png"), wanted)
+
+
+def test_eight_and_sixteen_bits_share_a_batch(rgb, pixels):
+    mixed = [pixels[0], pixels[1].astype(np.uint16) * 257, (pixels[2] / 255).astype(np.float32)]
+    close(rgb.encode(mixed), rgb.encode(pixels[:3]))
+
+
+def test_grey_becomes_colour_and_back(rgb, grey, pixels):
+    plane = pixels[0, ..., 0]
+    close(rgb.encode(plane), rgb.encode(np.stack([plane] * 3, -1)))
+    close(grey.encode(plane), grey.encode(plane[..., None]))
+    close(grey.encode(pixels[0]), grey.encode(Image.fromarray(pixels[0]).convert("L")))
+
+
+def test_other_sizes_are_covered_and_cut_in_the_centre(rgb, pixels):
+    wide = np.concatenate([np.zeros_like(pixels[0]), pixels[0], np.zeros_like(pixels[0])], 1)
+    close(rgb.encode(wide), rgb.encode(pixels[0]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
+def test_the_batch_size_changes_nothing(rgb, pixels, batch):
+    close(rgb.encode(pixels, batch=batch), expected(pixels).mean(1))
+
+
+# ---- what cannot be encoded
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], (), iter(()), np.zeros((0, *SIZE, 3), np.uint8)], ids=["list", "tuple", "iterator", "array"]
+)
+def test_no_images(rgb, nothing):
+    with pytest.raises(InputError, match="no images"):
+        rgb.encode(nothing)
+
+
+def test_a_file_that_cannot_be_read_is_named(rgb, pixels, tmp_path):
+    good, cut, text = tmp_path / "good.png", tmp_path / "cut.png", tmp_path / "notes.png"
+    Image.fromarray(pixels[0]).save(good)
+    cut.write_bytes(good.read_bytes()[: os.path.getsize(good) // 2])
+    text.write_text("these are words")
+    for bad in (cut, text, tmp_path / "absent.png", tmp_path):
+        with pytest.raises(InputError, match=str(bad)):
+            rgb.encode([good, bad])
+
+
+def test_an_image_whose_file_was_cut_short_is_numbered(rgb, pixels, tmp_path):
+    Image.fromarray(pixels[0]).save(tmp_path / "image.png")
+    content = (tmp_path / "image.png").read_bytes()
+    (tmp_path / "image.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "image.png") as image, pytest.raises(InputError, match="image 1 cannot be decoded"):
+        rgb.encode([pixels[0], image])
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, np.nan, np.inf])
+def test_floats_that_are_not_in_the_unit_range(rgb, value):
+    image = np.full((*SIZE, 3), 0.5, np.float32)
+    image[0, 0, 0] = value
+    with pytest.raises(InputError, match=r"image 1 holds float32 .* floats from 0 to 1 that are not normalised"):
+        rgb.encode([np.zeros_like(image), image])
+    with pytest.raises(InputError, match="image 0 holds float32"):
+        rgb.encode(torch.from_numpy(image).permute(2, 0, 1))
+
+
+def test_numbers_of_other_types(rgb, pixels):
+    for kind in (np.int64, np.bool_):
+        with pytest.raises(InputError, match=f"holds {np.dtype(kind)}"):
+            rgb.encode(pixels[0].astype(kind))
+
+
+@pytest.mark.parametrize("shape", [(16,), (2, 2, 24, 16, 3), ()])
+def test_arrays_with_the_wrong_axes(rgb, shape):
+    with pytest.raises(InputError, match=r"axes H W, H W C or n H W C, got"):
+        rgb.encode(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (2, 2, 3, 24, 16), ()])
+def test_tensors_with_the_wrong_axes(rgb, shape):
+    with pytest.raises(InputError, match=r"axes \(n\) C H W, got"):
+        rgb.encode(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_the_wrong_number_of_channels_and_empty_images(rgb):
+    with pytest.raises(InputError, match="image 0 has 5 channels, 3 are wanted"):
+        rgb.encode(np.zeros((*SIZE, 5), np.uint8))
+    with pytest.raises(InputError, match="image 0 is empty"):
+        rgb.encode(np.zeros((0, 16), np.uint8))
+    with pytest.raises(InputError, match="batch=0"):
+        rgb.encode(np.zeros((*SIZE, 3), np.uint8), batch=0)
