@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,9 @@ Every verb explains itself with --help.
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # OpenMP's threads spin while they wait, and starve the loader and each other as soon as anything else runs: a step
+    # took ten times as long on two cores with one other process (LOG.md). It is read when PyTorch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         sys.exit(0 if arguments else 2)

@@ -54,7 +54,9 @@ class Wishes:
         lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps")}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) > 1:
-            raise InputError(f"give one of --minutes, --epochs and --steps, not {' and '.join(f'--{name}' for name in given)}")
+            raise InputError(
+                f"give one of --minutes, --epochs and --steps, not {' and '.join(f'--{name}' for name in given)}"
+            )
         for name, value in given.items():
             if value <= 0:
                 raise InputError(f"--{name} must be above 0, got {value}")
