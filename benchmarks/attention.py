@@ -8,6 +8,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,17 +19,16 @@ from openjepa import transformer
 
 TOKENS = (16, 35, 64, 108, 196, 256, 400, 576, 784, 1024)
 HEADS, FEATURES = 6, 64  # ViT-S
-LIMITS = {"plain": max(TOKENS), "fused": 0}
 
 
-def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict[str, object]:
+def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict[str, Any]:
     """One row: seconds of both paths on ``total`` tokens in rows of ``tokens``, from the joint projection and back."""
     batch = max(1, total // tokens)
     qkv = torch.randn(batch, tokens, 3, HEADS, FEATURES, device=device, dtype=dtype, requires_grad=True)
     grad = torch.randn(batch, tokens, HEADS * FEATURES, device=device, dtype=dtype)
 
     def run(path: str, backward: bool) -> None:
-        transformer.PLAIN_ATTENTION_TOKENS = LIMITS[path]
+        transformer.attention_path = lambda *_, path=path: path
         with torch.set_grad_enabled(backward):
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             mixed = transformer.attention(q, k, v).transpose(1, 2).reshape(grad.shape)
@@ -36,7 +36,7 @@ def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, r
             qkv.grad = None
             mixed.backward(grad)
 
-    row: dict[str, object] = {"tokens": tokens, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
+    row: dict[str, Any] = {"tokens": tokens, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
     for kind, backward in (("forward", False), ("both", True)):
         times = alternate({p: lambda p=p: run(p, backward) for p in LIMITS}, device, rounds=rounds)  # noqa: B023
         plain, fused = spread(times["plain"]), spread(times["fused"])

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,8 +54,8 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
     return best
 
 
-def machine(device: torch.device) -> dict[str, object]:
-    """Processor, threads and versions; no names of hosts or people."""
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, threads, load and versions; no names of hosts."""
     return {
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": os.cpu_count(),

@@ -168,9 +168,9 @@ def main() -> None:
             plain_peer=options.plain_peer,
         )
         rows.append(row | {"dtype": "bfloat16 autocast", "gemm_peak_flops": peaks} | facts)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
     Console().print(table(rows, peaks, facts))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

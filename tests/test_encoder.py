@@ -86,13 +86,15 @@ def test_other_sizes_and_aspect_ratios_are_taken():
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True] * 6, [True, True, True, False, False, False]])])
 def test_both_attention_paths_agree(valid, monkeypatch):
-    assert transformer.attention_path("cpu", 64) == "plain"
-    assert transformer.attention_path("cpu", 4096) == "fused"
-    assert transformer.attention_path("cuda", 64) == "fused"
+    assert transformer.attention_path("cpu", torch.bfloat16, 64) == "plain"
+    assert transformer.attention_path("cpu", torch.float32, 64) == "fused"
+    assert transformer.attention_path("cpu", torch.bfloat16, 4096) == "fused"
+    assert transformer.attention_path("cuda", torch.bfloat16, 64) == "fused"
     q, k, v = torch.randn(3, 2, 4, 6, 8, dtype=torch.float64)
+    fused = transformer.attention(q, k, v, valid)
+    monkeypatch.setattr(transformer, "attention_path", lambda *_: "plain")
     plain = transformer.attention(q, k, v, valid)
-    monkeypatch.setattr(transformer, "PLAIN_ATTENTION_TOKENS", 0)
-    torch.testing.assert_close(transformer.attention(q, k, v, valid), plain)
+    torch.testing.assert_close(fused, plain)
     weights = (q @ k.transpose(-2, -1) / 8**0.5).masked_fill(
         ~(valid[:, None, None] if valid is not None else torch.tensor(True)), -torch.inf
     )

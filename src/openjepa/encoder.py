@@ -89,9 +89,10 @@ class Encoder(nn.Module):
         table = sincos_positions(config.grid, config.width)
         self.register_buffer("table", table, persistent=config.positions == "learned")
         initialise(self, generator)
-        # The published 0.02 is for patches of 16x16x3. Smaller ones get larger weights, so that content is as strong
-        # beside the positions; with 0.02 a 4x4 grey patch is a tenth of its position and the features see little else.
-        nn.init.trunc_normal_(self.embed.weight, std=0.02 * math.sqrt(768 / values), generator=generator)
+        # The published 0.02 is for patches of 14x14x3 and more. Smaller ones get larger weights, so that content is as
+        # strong beside the positions; with 0.02 a 4x4 grey patch is a sixth of its position, and little else is seen.
+        std = 0.02 if values >= 14 * 14 * 3 else 0.02 * math.sqrt(768 / values)
+        nn.init.trunc_normal_(self.embed.weight, std=std, generator=generator)
 
     def positions(self, grid: TokenGrid) -> Float[Tensor, "N D"]:
         """The position table at ``grid``; other sizes and aspect ratios than the native one are interpolated."""

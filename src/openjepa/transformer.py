@@ -6,14 +6,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# On a CPU PyTorch's fused attention is slower than plain matrix products up to about this many tokens, most of all
-# in its backward pass (benchmarks/attention.py measures it); beyond, the scores no longer fit the caches.
+# On a CPU PyTorch's fused attention is slower than plain matrix products in bfloat16 up to about this many tokens, most
+# of all in its backward pass; in float32 it is the faster one (benchmarks/attention.py measures both).
 PLAIN_ATTENTION_TOKENS = 400
 
 
-def attention_path(device: str, tokens: int) -> str:
-    """``plain`` (matrix products, softmax) or ``fused`` (scaled_dot_product_attention) for a device type and length."""
-    return "plain" if device == "cpu" and tokens <= PLAIN_ATTENTION_TOKENS else "fused"
+def attention_path(device: str, dtype: torch.dtype, tokens: int) -> str:
+    """``plain`` (matrix products, softmax) or ``fused`` (scaled_dot_product_attention), whichever is faster there."""
+    short = dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_TOKENS
+    return "plain" if device == "cpu" and short else "fused"
 
 
 def attention(
@@ -24,7 +25,7 @@ def attention(
 ) -> Float[Tensor, "B H N E"]:
     """Softmax attention of H heads of E features; tokens that are not ``valid`` are not attended to."""
     seen = None if valid is None else valid[:, None, None, :]
-    if attention_path(q.device.type, q.shape[2]) == "fused":
+    if attention_path(q.device.type, q.dtype, q.shape[2]) == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if seen is not None:

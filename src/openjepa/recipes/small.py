@@ -1,6 +1,6 @@
-"""Small compute: one network of 2.7 million parameters on about 8x8 tokens, whatever the images' size.
+"""Small compute: an encoder of 0.45 million parameters on about 8x8 tokens, whatever the images' size.
 
-Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, targets standardised by feature
+Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, whitened targets
 Command:  openjepa pretrain --out RUN --minutes 4        (the bundled sample; see LOG.md for the trials behind it)
 Hardware: two CPU cores, bfloat16
 Result:   see README.md and LOG.md, measured
@@ -24,7 +24,7 @@ def small(
         mean=mean,
         std=std,
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=96, depth=4, heads=3),
-        predictor=PredictorConfig(width=96, depth=2, heads=3),
+        predictor=PredictorConfig(width=48, depth=2, heads=3),
         masks=MultiBlockConfig(),
         ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),

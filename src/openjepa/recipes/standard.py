@@ -1,4 +1,4 @@
-"""A GPU and photos: ViT-S/16 at 224 px, with fair masks and targets standardised by feature.
+"""A GPU and photos: ViT-S/16 at 224 px, with fair masks and whitened targets.
 
 Paper:    I-JEPA (Assran et al. 2023), ViT-S with the predictor at half its width
 Command:  openjepa pretrain IMAGES --out RUN --recipe standard
