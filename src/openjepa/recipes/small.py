@@ -24,7 +24,7 @@ def small(
         mean=mean,
         std=std,
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=96, depth=4, heads=3),
-        predictor=PredictorConfig(width=48, depth=2, heads=3),
+        predictor=PredictorConfig(width=96, depth=2, heads=3),
         masks=MultiBlockConfig(),
         ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
