@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from openjepa import transformer
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import TokenGrid
+from openjepa.transformer import Stack, initialise
 
 SMALL = {"width": 32, "depth": 2, "heads": 4}
 SIGNALS = {1: ((24,), (4,)), 2: ((16, 24), (4, 8)), 3: ((4, 16, 16), (2, 8, 8))}
@@ -99,6 +100,21 @@ def test_both_attention_paths_agree(valid, monkeypatch):
         ~(valid[:, None, None] if valid is not None else torch.tensor(True)), -torch.inf
     )
     torch.testing.assert_close(plain, weights.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_leaving_out_unused_tokens_at_the_end_changes_neither_features_nor_gradients(padded):
+    stack = Stack(32, 2, 4).double()
+    initialise(stack, torch.Generator().manual_seed(0))
+    x = torch.randn(3, 9, 32, dtype=torch.float64)
+    valid = torch.arange(9) != 2 if padded else torch.ones(9, dtype=torch.bool)
+    found = []
+    for features in (stack(x, valid.expand(3, -1))[:, -4:], stack(x, valid.expand(3, -1), last=4)):
+        stack.zero_grad()
+        features.square().sum().backward()
+        found.append([features, *(p.grad.clone() for p in stack.parameters())])
+    for whole, short in zip(*found, strict=True):
+        torch.testing.assert_close(short, whole, rtol=1e-12, atol=1e-12)
 
 
 def test_recomputing_activations_changes_no_gradient():

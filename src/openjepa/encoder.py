@@ -40,8 +40,11 @@ class EncoderConfig:
     positions: Literal["sincos", "learned"] = "sincos"
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"the width {self.width} must be a multiple of the number of heads, {self.heads}")
+        if self.heads < 1 or self.depth < 0 or self.width % self.heads:
+            raise InputError(
+                f"an encoder needs a depth of 0 or more and a width that is a multiple of its number of heads, "
+                f"got depth {self.depth}, width {self.width} and {self.heads} heads"
+            )
 
     @property
     def grid(self) -> TokenGrid:
@@ -61,8 +64,11 @@ class PredictorConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"the predictor's width {self.width} must be a multiple of its heads, {self.heads}")
+        if self.heads < 1 or self.depth < 0 or self.width % self.heads:
+            raise InputError(
+                f"a predictor needs a depth of 0 or more and a width that is a multiple of its number of heads, "
+                f"got depth {self.depth}, width {self.width} and {self.heads} heads"
+            )
 
 
 class Encoder(nn.Module):
@@ -178,13 +184,12 @@ class Predictor(nn.Module):
         valid: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, "B M T O"]:
         """Predictions for every token of every target block; ``valid`` marks the context's padding."""
-        batch, kept = context_at.shape
-        blocks, tokens = target_at.shape[1:]
+        batch, blocks, tokens = target_at.shape
         seen = self.embed(context) + self.table[context_at]
         asked = (self.mask_token + self.table[target_at]).to(seen.dtype)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if valid is not None:
             padded = torch.cat([valid, valid.new_ones(batch, tokens)], 1)
             valid = padded.repeat_interleave(blocks, 0)
-        features = self.stack(rows, valid)[:, kept:]
+        features = self.stack(rows, valid, last=tokens)
         return self.project(features).view(batch, blocks, tokens, -1)

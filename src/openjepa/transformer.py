@@ -18,14 +18,14 @@ def attention_path(device: str, dtype: torch.dtype, tokens: int) -> str:
 
 
 def attention(
-    q: Float[Tensor, "B H N E"],
+    q: Float[Tensor, "B H Q E"],
     k: Float[Tensor, "B H N E"],
     v: Float[Tensor, "B H N E"],
     valid: Bool[Tensor, "B N"] | None = None,
-) -> Float[Tensor, "B H N E"]:
+) -> Float[Tensor, "B H Q E"]:
     """Softmax attention of H heads of E features; tokens that are not ``valid`` are not attended to."""
     seen = None if valid is None else valid[:, None, None, :]
-    if attention_path(q.device.type, q.dtype, q.shape[2]) == "fused":
+    if attention_path(q.device.type, q.dtype, k.shape[2]) == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if seen is not None:
@@ -44,12 +44,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
-        """Mix the tokens of each row."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return self.out(attention(q, k, v, valid).transpose(1, 2).reshape(batch, tokens, width))
+    def forward(
+        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """Mix the tokens of each row; with ``last``, only the last so many ask (Q), and all answer."""
+        width = x.shape[-1]
+        if last is None:
+            q, k, v = self.qkv(x).chunk(3, -1)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            asking, answering = (None, None) if bias is None else (bias[:width], bias[width:])
+            q = F.linear(x[:, -last:], weight[:width], asking)
+            k, v = F.linear(x, weight[width:], answering).chunk(2, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return self.out(attention(q, k, v, valid).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -63,10 +71,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
-        """One layer."""
-        x = x + self.attention(self.norm1(x), valid)
-        return x + self.mlp(self.norm2(x))
+    def forward(
+        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """One layer; with ``last``, the last so many tokens of it (Q), without computing the others."""
+        kept = x if last is None else x[:, -last:]
+        kept = kept + self.attention(self.norm1(x), valid, last)
+        return kept + self.mlp(self.norm2(kept))
 
 
 class Stack(nn.Module):
@@ -92,18 +103,27 @@ class Stack(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
-    def forward(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B N D"]:
-        """All layers and the final norm."""
-        return self.norm(self.depths(x, valid)[-1])
+    def forward(
+        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+    ) -> Float[Tensor, "B Q D"]:
+        """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work at the end."""
+        features = self.depths(x, valid, last)[-1]
+        return self.norm(features if last is None else features[:, -last:])
 
-    def depths(self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None) -> list[Tensor]:
-        """The residual stream "B N D" before the first block and after each one, without the final norm."""
+    def depths(
+        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+    ) -> list[Tensor]:
+        """The residual stream before the first block and after each one, without the final norm.
+
+        "B N D", but after the last block "B Q D" with only the ``last`` tokens, where given.
+        """
         stream = [x]
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
+            wanted = last if number == len(self.blocks) else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, valid, use_reentrant=False)
+                x = checkpoint(block, x, valid, wanted, use_reentrant=False)
             else:
-                x = block(x, valid)
+                x = block(x, valid, wanted)
             stream.append(x)
         return stream
 

@@ -105,7 +105,7 @@ def test_a_folder_that_is_not_whole_is_refused(make, published, save, tmp_path):
     for broken, message in (
         ({}, "should hold width"),
         (configs["predictor"] | {"depth": "1"}, "depth"),
-        (configs["predictor"] | {"heads": 5}, "must be a multiple"),
+        (configs["predictor"] | {"heads": 5}, "multiple of its number of heads"),
     ):
         (out / "ijepa.json").write_text(json.dumps(configs | {"predictor": broken}))
         with pytest.raises(InputError, match=message):
