@@ -170,6 +170,26 @@ def test_ctrl_c_saves_and_resume_gives_the_same_run(images, tmp_path):
     assert all(torch.equal(tensor, other["objective"][name]) for name, tensor in one["objective"].items())
 
 
+def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openjepa", "pretrain", str(images), "--steps", "100000", *SMALL, "--out", str(run)]
+        + ["--training.save-every", "4", "--training.keep", "100000"],
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (run / "checkpoints" / "step-8").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait(timeout=60)
+    exported = openjepa.load(run).encoder.state_dict()
+    saved = [checkpoints.load(run / "checkpoints" / f"step-{n}") for n in checkpoints.steps(run / "checkpoints")[-2:]]
+    assert any(
+        all(torch.equal(tensor, one.state["objective"][f"target_encoder.{name}"]) for name, tensor in exported.items())
+        for one in saved
+    )
+
+
 @pytest.mark.parametrize("shard", [(), ("--training.shard",)])
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
@@ -226,7 +246,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     assert "context_tokens=60" in refused(
         capsys, "pretrain", images, "--out", tmp_path / "r", "--masks.context-tokens", "60"
     )
-    assert not (tmp_path / "r").exists() or not any((tmp_path / "r").iterdir())
+    assert "no folder that you may write to" in refused(
+        capsys, "pretrain", images, "--out", few / "kind0" / "0.png" / "r"
+    )
+    assert not (tmp_path / "r").exists()
     assert "not a run" in refused(capsys, "resume", images)
     assert "run" in refused(capsys, "report", images)
     assert "config.json" in refused(capsys, "evaluate", images, images)

@@ -272,3 +272,12 @@ def test_the_wrong_number_of_channels_and_empty_images(rgb):
         rgb.encode(np.zeros((0, 16), np.uint8))
     with pytest.raises(InputError, match="batch=0"):
         rgb.encode(np.zeros((*SIZE, 3), np.uint8), batch=0)
+
+
+def test_a_picture_that_lies_on_its_side_is_turned_however_it_is_given(rgb, pixels, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels[0]).save(tmp_path / "aside.png", exif=exif)
+    by_path = rgb.encode(tmp_path / "aside.png")
+    close(rgb.encode(Image.open(tmp_path / "aside.png")), by_path)
+    close(rgb.encode(np.rot90(pixels[0], -1)), by_path)

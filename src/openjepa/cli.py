@@ -166,14 +166,14 @@ def _pretrain(arguments: list[str]) -> int:
 
 def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
     from openjepa.data.sources import open_data
-    from openjepa.running import free_folder, make_run
+    from openjepa.running import check_free, make_run
     from openjepa.training import distributed
 
     processes = distributed.join(given.device)
     try:
         if processes.first:
             if not given.dry_run:
-                free_folder(given.out)
+                check_free(given.out)
             planned = plan(open_data(given.data), wishes, processes, given.data, override)
             _print_plan(planned.facts)
             if not given.dry_run:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import BadImage, Picture
-from openjepa.data.decode import decode, standard
+from openjepa.data.decode import decode, standard, upright
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid
@@ -93,7 +93,7 @@ def load(path: str | PathLike[str]) -> Pretrained:
     directory = folder / "encoder" if (folder / "encoder").is_dir() else folder
     if (folder / "experiment.json").is_file() and directory is folder:
         raise InputError(
-            f"the run {folder} has no encoder yet: it is written when training stops (openjepa resume {folder})"
+            f"the run {folder} has no encoder yet: it is written with the first checkpoint (openjepa resume {folder})"
         )
     loaded = huggingface.load(directory)
     config, size = loaded.encoder.config, loaded.preprocessing["size"]
@@ -126,7 +126,7 @@ def _picture(image: ImageLike) -> Picture:
     if isinstance(image, str | PathLike):
         return decode(image, str(image))
     if isinstance(image, Image.Image):
-        return standard(image, "image")
+        return standard(upright(image), "image")
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         # NumPy has no bfloat16.

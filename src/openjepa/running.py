@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,31 @@ from openjepa.training.trainer import Trainer
 PICTURES = 12
 
 
-def free_folder(run: Path) -> None:
-    """Make the folder of a new run.
+def check_free(run: Path) -> None:
+    """Refuse, before anything is computed, a folder that a new run cannot have.
 
     Raises:
-        InputError: there is something already, which is never overwritten.
+        InputError: there is something already, which is never overwritten, or the folder cannot be written.
     """
     if (run / "experiment.json").exists():
         raise InputError(f"{run} is a run already: go on with it (openjepa resume {run}), or choose another --out")
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"{run} exists and is not empty: choose another --out")
+    standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
+        raise InputError(f"{run} cannot be made: {standing} is no folder that you may write to")
+
+
+def make_run(run: Path, planned: Plan) -> None:
+    """Make the folder with ``experiment.json`` and ``plan.json``, which make it a run.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{run} cannot be made: {error.strerror}") from error
-
-
-def make_run(run: Path, planned: Plan) -> None:
-    """Write ``experiment.json`` and ``plan.json``, which make a folder a run."""
     (run / "plan.json").write_text(json.dumps(planned.facts, indent=1) + "\n")
     (run / "experiment.json").write_text(planned.experiment.to_json())
 
@@ -115,7 +123,17 @@ class Run:
             reference=source.reference,
             images=len(source),
             watch=self.watch,
+            saved=self._saved,
         )
+
+    def _saved(self, weights: dict[str, Any]) -> None:
+        """After a checkpoint: the encoder in it, so that a run that is killed leaves one too."""
+        (prefix,) = (
+            f"{name}." for name, part in self.objective.named_modules() if part is self.objective.representation
+        )
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        self.encoder.load_state_dict(own)
+        self.export()
 
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
         """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""

@@ -106,7 +106,7 @@ class Stack(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
     ) -> Float[Tensor, "B Q D"]:
-        """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work at the end."""
+        """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work."""
         features = self.depths(x, valid, last)[-1]
         return self.norm(features if last is None else features[:, -last:])
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -238,7 +240,23 @@ def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
 
 
-def test_a_signal_saves_and_leaves_and_a_second_one_is_not_held_up(tmp_path):
+def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one():
+    program = """
+import signal, sys, time
+from openjepa.training.trainer import Interruption
+with Interruption() as interruption:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    print(interruption.asked, flush=True)
+    time.sleep(0.7)
+    signal.raise_signal(signal.SIGINT)
+    print("still here")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.returncode) == ("SIGTERM\n", -signal.SIGINT), ended.stderr
+
+
+def test_a_signal_saves_and_leaves(tmp_path):
     run = trainer(tmp_path / "run", steps=100_000)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     begin = time.monotonic()

@@ -69,7 +69,7 @@ def decode(
             if at_least is not None and image.format == "JPEG":
                 image.draft(None, at_least if turned else (at_least[1], at_least[0]))
             image.load()
-            return standard(_upright(image), reference)
+            return standard(upright(image), reference)
 
 
 def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Header:
@@ -172,8 +172,8 @@ def _target_mode(image: Image.Image) -> str:
     return mode if mode in _CHANNELS else "RGB"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # The copy lets go of the file.
+def upright(image: Image.Image) -> Image.Image:
+    """A copy, without ties to its file, turned as its EXIF orientation says."""
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image.copy()
 
 

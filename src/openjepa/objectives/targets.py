@@ -63,15 +63,14 @@ class RunningNorm(nn.Module):
 
     def update(self) -> None:
         """Move the statistics towards those of the step, and begin a new step; the first step sets them."""
-        count = self.sums[0]
-        if count.max() > 0:
-            first = not self.mean.any()
-            weight = 1.0 if first else 1 - self.momentum
-            shift = self.sums[1] / count
-            spread = self.products / (count.mean() if self.kind == "whiten" else count)
-            # The sums were taken about the old mean; about the new one of the step they are smaller.
-            spread = spread - (shift.T @ shift / len(shift) if self.kind == "whiten" else shift.square())
-            self.mean += weight * shift
-            self.spread.lerp_(spread, weight)
+        count = self.sums[0].clamp(min=1)
+        # Without a branch on their values, so that a GPU need not be waited for. No images, no move.
+        weight = torch.where(self.mean.any(), 1 - self.momentum, 1.0) * (self.sums[0].max() > 0)
+        shift = self.sums[1] / count
+        spread = self.products / (count.mean() if self.kind == "whiten" else count)
+        # The sums were taken about the old mean; about the new one of the step they are smaller.
+        spread = spread - (shift.T @ shift / len(shift) if self.kind == "whiten" else shift.square())
+        self.mean += weight * shift
+        self.spread.lerp_(spread, weight)
         self.sums.zero_()
         self.products.zero_()

@@ -143,10 +143,16 @@ class Step:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM ask the loop to save and leave; a second one exits at once."""
+    """Ctrl-C and SIGTERM ask the loop to save and leave; a second one exits at once.
+
+    Two within ``_SAME`` seconds are one: ``timeout`` and terminals send to the process and to its group.
+    """
+
+    _SAME = 0.5
 
     def __init__(self) -> None:
         self.asked: str | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -159,9 +165,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: object) -> None:
-        self.asked = signal.Signals(number).name
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        if self.asked is None:
+            self.asked, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > self._SAME:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 class Trainer:
@@ -173,7 +181,7 @@ class Trainer:
         reference: names an image by its number, for messages.
         images: how many images the data set has.
         watch: measures the representation (``rankme``, ``knn``) from time to time; every process calls it.
-        saved: called by the first process after a checkpoint was written, to export the encoder.
+        saved: called by the first process after a checkpoint was written, with the objective's weights in it.
     """
 
     def __init__(
@@ -190,11 +198,12 @@ class Trainer:
         reference: Callable[[int], str],
         images: int,
         watch: Callable[[], dict[str, float]],
+        saved: Callable[[dict[str, Any]], None] = lambda weights: None,
     ) -> None:
         self.objective = objective.to(processes.device)
         self.training, self.processes, self.run = training, processes, run
         self.batches, self.preprocessing, self.reference, self.images = batches, preprocessing, reference, images
-        self.watch = watch
+        self.watch, self.saved = watch, saved
         if training.recompute:
             for part in objective.modules():
                 if isinstance(part, Stack):
@@ -224,6 +233,7 @@ class Trainer:
             facts = {"seconds": self.seconds, "bad_images": self.bad}
             found = checkpoints.Checkpoint(self.done, state, facts)
             checkpoints.save(self.run / "checkpoints", found, keep=self.training.keep)
+            self.saved(state["objective"])
         self.processes.wait()
 
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
