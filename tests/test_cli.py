@@ -173,8 +173,10 @@ def test_ctrl_c_saves_and_resume_gives_the_same_run(images, tmp_path):
 def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "openjepa", "pretrain", str(images), "--steps", "100000", *SMALL, "--out", str(run)]
-        + ["--training.save-every", "4", "--training.keep", "100000"],
+        [
+            *(sys.executable, "-m", "openjepa", "pretrain", str(images), "--steps", "100000", *SMALL),
+            *("--out", str(run), "--training.save-every", "4", "--training.keep", "100000"),
+        ],
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
