@@ -195,6 +195,7 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
 @pytest.mark.parametrize("shard", [(), ("--training.shard",)])
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
+    arguments += ["--ijepa.variance-covariance", "0.1"]  # a term of the whole step, not of a process' share
     assert call(*arguments, "--out", tmp_path / "one") == 0
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openjepa", *arguments]
     ended = subprocess.run(
@@ -250,6 +251,18 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     )
     assert "no folder that you may write to" in refused(
         capsys, "pretrain", images, "--out", few / "kind0" / "0.png" / "r"
+    )
+    assert "--ijepa.variance-covariance 0" in refused(
+        capsys,
+        "pretrain",
+        images,
+        "--out",
+        tmp_path / "r",
+        *SMALL,
+        "--training.accumulate",
+        "2",
+        "--ijepa.variance-covariance",
+        "0.1",
     )
     assert not (tmp_path / "r").exists()
     assert "not a run" in refused(capsys, "resume", images)

@@ -54,6 +54,12 @@ class Experiment:
                 f"mean and std need one number for each of the {self.encoder.channels} channels, "
                 f"got {self.mean} and {self.std}"
             )
+        if self.ijepa.variance_covariance and self.training.accumulate > 1:
+            raise ValueError(
+                f"ijepa.variance_covariance={self.ijepa.variance_covariance} needs all images of a step at once and "
+                f"cannot go with training.accumulate={self.training.accumulate}: set one to 0 or 1 "
+                f"(--ijepa.variance-covariance 0, --training.accumulate 1)"
+            )
         if len(self.encoder.signal) != 2:
             raise ValueError(f"images have two axes, the encoder's signal has {self.encoder.signal}")
 

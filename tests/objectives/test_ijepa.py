@@ -97,3 +97,22 @@ def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):
 def test_momentum_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"\[0, 1\].*1\.2"):
         IJEPAConfig(momentum=(0.9, 1.2))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_terms_of_the_spread_are_their_definition(images, padded):
+    model = build(variance_covariance=0.3)
+    context = torch.tensor([[0, 1, 2, 3]] * 5)
+    valid = torch.tensor([[True, True, True, not padded]] * 5) if padded else None
+    masks = Masks(context, torch.tensor([[[9, 10]]] * 5), valid)
+    features = model.context_encoder(images, masks.context, valid).detach().numpy()
+    z = features[:, : 3 if padded else 4].mean(1)
+    covariance = np.cov(z, rowvar=False)
+    variance = np.mean([max(0.0, 1 - np.sqrt(v + 1e-4)) for v in np.diag(covariance)])
+    others = sum(covariance[i, j] ** 2 for i in range(24) for j in range(24) if i != j) / 24
+    found = model(images, masks)
+    assert found.metrics["variance_term"].item() == pytest.approx(variance, rel=1e-5)
+    assert found.metrics["covariance_term"].item() == pytest.approx(others, rel=1e-4)
+    alone = build()(images, masks).loss
+    torch.testing.assert_close(found.metrics["prediction_loss"], alone)
+    torch.testing.assert_close(found.loss, alone + 0.3 * np.float32(variance + others), rtol=1e-5, atol=1e-6)

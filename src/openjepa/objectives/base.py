@@ -1,6 +1,7 @@
 """What a training loop needs to know of an objective: a loss, a representation, and what follows an optimiser step."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -18,8 +19,21 @@ class Output:
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class Objective(nn.Module, ABC):
-    """What is seen, what is predicted, in which space: one module that holds every weight of a run."""
+    """What is seen, what is predicted, in which space: one module that holds every weight of a run.
+
+    Attributes:
+        over_processes: sums a tensor over all processes, differentiably; the trainer sets it where there are several.
+            For losses that are no mean over images.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over_processes: Callable[[Tensor], Tensor] = _alone
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:

@@ -10,13 +10,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.spread import variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
@@ -34,6 +35,8 @@ class IJEPAConfig:
         statistics_momentum: of the running statistics behind that.
         target_depths: blocks of the target encoder whose outputs are predicted, each normalised and side by side; 0 is
             before the first block. Empty: the last one after the final norm, as published.
+        variance_covariance: weight of VICReg's variance and covariance terms on the mean of an image's context
+            features, 0 as published; see :func:`openjepa.objectives.spread.variance_covariance`.
     """
 
     momentum: tuple[float, float] = (0.996, 1.0)
@@ -41,10 +44,20 @@ class IJEPAConfig:
     target_norm: TargetNorm = "layer"
     statistics_momentum: float = 0.9
     target_depths: tuple[int, ...] = ()
+    variance_covariance: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in (*self.momentum, self.statistics_momentum)):
             raise ValueError(f"EMA momenta lie in [0, 1], got {self.momentum} and {self.statistics_momentum}")
+        if self.variance_covariance < 0:
+            raise ValueError(f"a weight cannot be negative, got variance_covariance={self.variance_covariance}")
+
+
+def _mean(tokens: Float[Tensor, "R K D"], valid: Bool[Tensor, "R K"] | None) -> Float[Tensor, "R D"]:
+    """The mean over the tokens that are there."""
+    if valid is None:
+        return tokens.float().mean(1)
+    return (tokens.float() * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
 
 
 class IJEPA(Objective):
@@ -100,7 +113,7 @@ class IJEPA(Objective):
         return features if self.standardise is None else self.standardise(features)
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
-        """The mean loss over images, mask sets, blocks, tokens and features."""
+        """The mean loss over images, mask sets, blocks, tokens and features, plus the weighted terms of the spread."""
         sets = len(masks.context) // len(x)
         target = take(self.targets(x).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1
@@ -109,7 +122,13 @@ class IJEPA(Objective):
         context = self.context_encoder(seen, masks.context, masks.context_valid)
         predicted = self.predictor(context, masks.context, masks.targets, masks.context_valid)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
-        return Output(loss, {"target_std": target.flatten(0, 2).std(0).mean()})
+        metrics = {"target_std": target.flatten(0, 2).std(0).mean()}
+        if self.config.variance_covariance:
+            metrics["prediction_loss"] = loss
+            variance, covariance = variance_covariance(_mean(context, masks.context_valid), self.over_processes)
+            metrics |= {"variance_term": variance, "covariance_term": covariance}
+            loss = loss + self.config.variance_covariance * (variance + covariance)
+        return Output(loss, metrics)
 
     @property
     def gathered(self) -> list[Tensor]:

@@ -24,10 +24,10 @@ def small(
         mean=mean,
         std=std,
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=96, depth=4, heads=3),
-        predictor=PredictorConfig(width=96, depth=2, heads=3),
+        predictor=PredictorConfig(width=128, depth=1, heads=4),
         masks=MultiBlockConfig(),
         ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
-        schedule=ScheduleConfig(lr=1.5e-3, start_lr=3e-4),
-        training=TrainingConfig(batch=64),
+        schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
+        training=TrainingConfig(batch=32),
     )

@@ -23,7 +23,12 @@ _CURVES = (
     ("lr", "Learning rate", "Set by the schedule."),
     ("weight_decay", "Weight decay", "Set by the schedule."),
     ("momentum", "EMA momentum", "The target encoder's inertia; 1 is frozen."),
+    ("prediction_loss", "Prediction loss", "The loss without the terms below."),
+    ("variance_term", "Variance term", "How far features fall short of a spread of 1."),
+    ("covariance_term", "Covariance term", "How much features repeat one another."),
 )
+# Only there with --ijepa.variance-covariance, and not missed without.
+_OPTIONAL = ("prediction_loss", "variance_term", "covariance_term")
 
 
 def curves_section(run: RunFolder) -> str:
@@ -34,7 +39,7 @@ def curves_section(run: RunFolder) -> str:
             heading + "<p>No step has been logged (metrics.jsonl is absent or empty), so there is nothing to draw.</p>"
         )
     cards = "".join(_card(run, name, title, hint) for name, title, hint in _CURVES)
-    absent = [title for name, title, _ in _CURVES if not len(run.metrics.column(name)[1])]
+    absent = [title for name, title, _ in _CURVES if name not in _OPTIONAL and not len(run.metrics.column(name)[1])]
     missing = (
         f'<p class="quiet">Not logged in this run: {escape(", ".join(absent))}.{_no_labels(run, absent)}</p>'
         if absent
@@ -69,7 +74,8 @@ def _card(run: RunFolder, name: str, title: str, hint: str) -> str:
     last = _shown(name, values[-1])
     described = f"{title} from {_shown(name, values[0])} at step {count(steps[0])} to {last} at step {count(steps[-1])}"
     if name == "loss":
-        hint = "Predicted against target features." if predicts_features(run) else "Predicted against true pixels."
+        hint = "Predicted against target features" if predicts_features(run) else "Predicted against true pixels"
+        hint += ", plus the weighted terms below." if len(run.metrics.column("covariance_term")[1]) else "."
     log = " Log scale." if curve.logarithmic else ""
     return (
         f'<figure class="card"><header><h3>{title}</h3><b>{last}</b></header><div class="hint">{hint}{log}</div>'

@@ -201,6 +201,7 @@ class Trainer:
         saved: Callable[[dict[str, Any]], None] = lambda weights: None,
     ) -> None:
         self.objective = objective.to(processes.device)
+        self.objective.over_processes = processes.summed
         self.training, self.processes, self.run = training, processes, run
         self.batches, self.preprocessing, self.reference, self.images = batches, preprocessing, reference, images
         self.watch, self.saved = watch, saved
