@@ -23,6 +23,7 @@ class LightlyStep:
 
     Args:
         encoder, predictor: the architecture.
+        autocast: compute under bfloat16 autocast, else in float32.
         momentum: of the EMA.
         plain_attention: take timm's own matrix products instead of PyTorch's fused attention, its default.
     """
@@ -33,6 +34,7 @@ class LightlyStep:
         predictor: PredictorConfig,
         *,
         device: torch.device,
+        autocast: bool,
         momentum: float,
         plain_attention: bool = False,
     ) -> None:
@@ -61,12 +63,12 @@ class LightlyStep:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.04, fused=True)
         self.criterion = nn.SmoothL1Loss()
-        self.device, self.momentum = device, momentum
+        self.device, self.autocast, self.momentum = device, autocast, momentum
 
     def __call__(self, x: Tensor, masks: Masks) -> Tensor:
         """Take one step; returns the loss, still on the device."""
         targets = list(masks.targets.unbind(1))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             with torch.no_grad():
                 features = self.target.encode(x)
                 wanted = utils.apply_masks(F.layer_norm(features, features.shape[-1:]), targets)

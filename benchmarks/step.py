@@ -1,10 +1,11 @@
 """A whole training step side by side: openjepa's against lightly's I-JEPA, same shapes, images, masks and precision.
 
-    python benchmarks/step.py [--json FILE] [--rounds N] [--quick] [--device cuda]
+    python benchmarks/step.py [--json FILE] [--rounds N] [--quick] [--device cuda] [--precision float32]
 
-Teacher, context encoder, predictor, loss, backward, AdamW and EMA, under bfloat16 autocast, masks handed over ready
-made to both. Ours goes through ``openjepa.training.trainer.Step``, which also takes the gradient norm and refuses
-numbers that are not finite. The two take turns within one run; medians are compared.
+Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made to both, under bfloat16
+autocast or, where the processor has no instructions for that, in float32. Ours goes through
+``openjepa.training.trainer.Step``, which also takes the gradient norm and refuses numbers that are not finite. The two
+take turns within one run; medians are compared.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from measure import alternate, gemm_peak, machine, spread
+from measure import alternate, gemm_peak, machine, precision, spread
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.masking import Masks, MultiBlockMasking
 from openjepa.objectives.ijepa import IJEPA
@@ -57,13 +58,15 @@ SIZES = (
 class OpenJepaStep:
     """Our step, as the trainer takes it."""
 
-    def __init__(self, size: Size, device: torch.device) -> None:
+    def __init__(self, size: Size, device: torch.device, dtype: str) -> None:
         self.objective = IJEPA(size.encoder, size.predictor).to(device)
         self.step = Step(
             self.objective,
             schedule=ScheduleConfig(),
             optimizer=OptimizerConfig(),
-            training=TrainingConfig(steps=100_000, batch=size.batch),
+            training=TrainingConfig(
+                steps=100_000, batch=size.batch, precision="bf16" if dtype == "bfloat16" else "float32"
+            ),
             processes=Processes(0, 1, device),
         )
         self.done = 0
@@ -75,18 +78,21 @@ class OpenJepaStep:
         return row
 
 
-def measure(size: Size, device: torch.device, *, rounds: int, peak: float, plain_peer: bool) -> dict[str, object]:
+def measure(
+    size: Size, device: torch.device, *, dtype: str, rounds: int, peak: float, plain_peer: bool
+) -> dict[str, object]:
     """One row of the table."""
     from lightly_step import LightlyStep
 
     torch.manual_seed(0)
     x = torch.randn(size.batch, size.encoder.channels, *size.encoder.signal, device=device)
     masks = MultiBlockMasking(size.encoder.grid)(torch.arange(size.batch), 0).to(device)
-    ours = OpenJepaStep(size, device)
+    ours = OpenJepaStep(size, device, dtype)
     peer = LightlyStep(
         size.encoder,
         size.predictor,
         device=device,
+        autocast=dtype == "bfloat16",
         momentum=ours.objective.config.momentum[0],
         plain_attention=plain_peer,
     )
@@ -117,12 +123,12 @@ def measure(size: Size, device: torch.device, *, rounds: int, peak: float, plain
 def table(rows: list[dict], peaks: dict[str, float], facts: dict[str, object]) -> Table:
     """What is printed."""
     shown = Table(
-        title="A whole I-JEPA training step, bfloat16 autocast, images/s",
+        title=f"A whole I-JEPA training step, {rows[0]['dtype']}, images/s",
         caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
         f"lightly {facts['lightly']}, timm {facts['timm']}; matrix products peak at "
         + " and ".join(f"{flops / 1e9:.0f} GFLOP/s in {name}" for name, flops in peaks.items()),
     )
-    for heading in ("size", "tokens", "openjepa", "lightly", "ratio (quartiles)", "of bf16 GEMM peak"):
+    for heading in ("size", "tokens", "openjepa", "lightly", "ratio (quartiles)", "of its GEMM peak"):
         shown.add_column(heading, justify="left" if heading == "size" else "right")
     for row in rows:
         by_round = row["ratio_by_round"]
@@ -148,6 +154,12 @@ def main() -> None:
     parser.add_argument(
         "--plain-peer", action="store_true", help="give lightly plain attention too, not timm's default"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="auto: the one whose matrix products are faster here",
+    )
     options = parser.parse_args()
     missing = [name for name in ("lightly", "timm") if importlib.util.find_spec(name) is None]
     if missing:
@@ -160,14 +172,17 @@ def main() -> None:
     peaks: dict[str, float] = {}
     for size in SIZES:
         peaks = {name: gemm_peak(dtype, options.device) for name, dtype in dtypes.items()}
+        dtype = precision(peaks, options.precision)
         row = measure(
             size,
             options.device,
+            dtype=dtype,
             rounds=3 if options.quick else options.rounds,
-            peak=peaks["bfloat16"],
+            peak=peaks[dtype],
             plain_peer=options.plain_peer,
         )
-        rows.append(row | {"dtype": "bfloat16 autocast", "gemm_peak_flops": peaks} | facts)
+        name = "bfloat16 autocast" if dtype == "bfloat16" else dtype
+        rows.append(row | {"dtype": name, "gemm_peak_flops": peaks} | facts)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
     Console().print(table(rows, peaks, facts))

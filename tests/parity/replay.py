@@ -36,6 +36,7 @@ TOLERANCES = {
     "momentum": 1e-9,  # absolute
     "weights": 1e-5,  # absolute, of the end
 }
+_NUMBER = r"\d*\.?\d+(?:e[-+]?\d+)?"
 # trace.json's names for the numbers of a step
 _NAMES = {"loss": "loss", "grad_norm": "grad_norm", "lr": "lr", "weight_decay": "wd", "momentum": "momentum"}
 
@@ -43,30 +44,27 @@ _NAMES = {"loss": "loss", "grad_norm": "grad_norm", "lr": "lr", "weight_decay": 
 def settings(
     config: Mapping[str, Any], steps: int
 ) -> tuple[IJEPAConfig, ScheduleConfig, OptimizerConfig, TrainingConfig]:
-    """The project's settings for a recorded configuration."""
+    """The project's settings for a recorded configuration; what it leaves out is as published."""
     per_epoch = config["iterations_per_epoch"]
+    rates = ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay")
     schedule = ScheduleConfig(
-        start_lr=config["start_lr"],
-        lr=config["lr"],
-        final_lr=config["final_lr"],
         warmup_steps=int(config["warmup_epochs"] * per_epoch),
-        weight_decay=config["weight_decay"],
-        final_weight_decay=config["final_weight_decay"],
-        stretch=config.get("ipe_scale", 1.0),
+        stretch=float(config.get("ipe_scale") or 1.0),
+        **{name: float(config[name]) for name in rates if config.get(name) is not None},
     )
-    described = config.get("optimizer", "")
-    betas = re.search(r"betas \(([\d.]+), ([\d.]+)\)", described)
-    eps = re.search(r"eps ([\d.e-]+)", described)
+    described = str(config.get("optimizer", ""))
+    betas = re.search(rf"betas[^\d.]*({_NUMBER})[^\d.]+({_NUMBER})", described)
+    eps = re.search(rf"\beps[^\d.]*({_NUMBER})", described)
     optimizer = OptimizerConfig(
         betas=(float(betas[1]), float(betas[2])) if betas else (0.9, 0.999), eps=float(eps[1]) if eps else 1e-8
     )
     planned = int(config["epochs"] * per_epoch) if "epochs" in config else steps
-    start, end = config["ema"]
+    start, end = config.get("ema") or (0.996, 1.0)
     return (
-        IJEPAConfig(momentum=(start, end)),
+        IJEPAConfig(momentum=(float(start), float(end))),
         schedule,
         optimizer,
-        TrainingConfig(steps=planned, batch=config["batch_size"], precision="float32"),
+        TrainingConfig(steps=planned, precision="float32"),
     )
 
 
@@ -87,17 +85,18 @@ def images_of(batches: Mapping[str, np.ndarray], step: int) -> torch.Tensor:
 
 
 def largest_weight_error(model: IJEPA, expected: IJEPA) -> float:
-    """The largest absolute difference of any weight of the three networks."""
-    found, wanted = model.state_dict(), expected.state_dict()
+    """The largest absolute difference of any weight of the three networks.
+
+    Position tables are no weights: the published code averages the target's along, and rounding moves it.
+    """
+    found, wanted = dict(model.named_parameters()), dict(expected.named_parameters())
     return max((found[name] - wanted[name]).abs().max().item() for name in wanted)
 
 
 def load(path: Path, config: Mapping[str, Any], ijepa: IJEPAConfig) -> IJEPA:
     """A recorded checkpoint, with what the weights don't show taken from the configuration."""
-    found = meta.read(
-        path, heads=config["num_heads"], predictor_heads=config.get("predictor_heads", config["num_heads"])
-    )
-    eps = config.get("norm_eps", 1e-6)
+    found = meta.read(path, heads=config.get("num_heads"), predictor_heads=config.get("predictor_heads"))
+    eps = float(config.get("norm_eps") or 1e-6)
     return replace(
         found,
         encoder_config=replace(found.encoder_config, norm_eps=eps),
@@ -122,13 +121,14 @@ def replay(folder: Path) -> dict[str, float]:
             for name, theirs in _NAMES.items():
                 difference = abs(row[name] - recorded[theirs])
                 relative = name != "momentum" and recorded[theirs] != 0
-                errors[name] = max(errors[name], difference / abs(recorded[theirs]) if relative else difference)
+                error = difference / abs(recorded[theirs]) if relative else difference
+                errors[name] = max(errors[name], math.inf if math.isnan(error) else error)
     errors["weights"] = largest_weight_error(model, load(folder / "end.pth.tar", config, ijepa))
     return errors
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     errors = replay(parser.parse_args().folder)
     print(json.dumps(errors, indent=1))
