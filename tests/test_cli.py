@@ -1,5 +1,6 @@
 """The command line, as a person meets it: real runs on small folders, and a clear sentence for every mistake."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +278,113 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     assert "widht" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt)
     spoilt.write_text('{"encoder": {"width": "wide"}}')
     assert "'wide'" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
+        (["--epochs", "inf"], "--epochs must be a number above 0, got inf"),
+        (["--image-size", "0", "0"], "--image-size"),
+        (["--workers", "-1"], "--workers must be 0 or more, got -1"),
+        (["--optimizer.betas", "2", "3"], "betas lie in [0, 1), got (2.0, 3.0)"),
+        (["--optimizer.eps", "-1"], "eps"),
+        (["--optimizer.clip", "-1"], "clip must be above 0, got -1"),
+        (["--schedule.lr", "nan"], "lr must be a number of 0 or more, got nan"),
+        (["--ijepa.target-depths", "9"], "depth of 2, got 9"),
+        (["--training.bad-images", "7"], "bad_images is a share"),
+        (["--encoder.channels", "1"], "--channels"),
+        (["--steps", "3", "--training.steps", "4"], "--training.steps"),
+        (["--experiment", "{run}/experiment.json", "--recipe", "small"], "cannot go with --recipe"),
+        (["--experiment", "{run}/pictures.npz"], "cannot be read as text"),
+        (["--experiment", "{run}/nowhere"], "no file"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told_in_a_sentence(arguments, said, run, images, tmp_path, capsys):
+    filled = [argument.format(run=run) for argument in arguments]
+    small = [] if "--experiment" in filled else SMALL
+    assert said in refused(capsys, "pretrain", images, "--out", tmp_path / "r", *small, *filled)
+    assert not (tmp_path / "r").exists()
+
+
+def test_settings_given_on_the_command_line_are_those_of_the_run(run, images, tmp_path, capsys):
+    again = tmp_path / "again"
+    options = ["--experiment", run / "experiment.json", "--seed", "5", "--workers", "0", "--training.watch-every", "7"]
+    assert call("pretrain", images, "--out", again, "--training.steps", "9", *options) == 0
+    experiment = Experiment.from_json((again / "experiment.json").read_text(), origin=again)
+    training = experiment.training
+    assert (experiment.seed, training.workers, training.watch_every, training.steps) == (5, 0, 7, 9)
+    rows = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "rankme" in row] == [6, 8]
+    # The checks are those of the recipe asked for, not of another one's defaults.
+    options = ["--recipe", "published-b16", "--training.accumulate", "4096", "--dry-run"]
+    assert "2048 cannot be cut into 4096" in refused(capsys, "pretrain", images, *options)
+
+
+def test_every_setting_is_explained():
+    from openjepa import experiment
+
+    for one in dataclasses.fields(experiment.Experiment):
+        if dataclasses.is_dataclass(kind := typing.get_type_hints(experiment.Experiment)[one.name]):
+            for setting in dataclasses.fields(kind):
+                assert f"\n        {setting.name}: " in (kind.__doc__ or ""), f"{kind.__name__}.{setting.name}"
+
+
+def test_a_run_goes_on_and_is_judged_from_any_folder(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(images.parent)
+    run = tmp_path / "run"
+    assert call("pretrain", images.name, "--out", run, "--steps", "3", *SMALL) == 0
+    monkeypatch.chdir(tmp_path)
+    assert call("resume", run) == 0
+    assert call("evaluate", run) == 0
+    assert "report.html" in capsys.readouterr().out
+    (run / "plan.json").write_text("{")
+    assert "plan.json is missing or damaged" in refused(capsys, "resume", run)
+    assert "folder that exists" in refused(capsys, "evaluate", run, images, "--json", tmp_path / "no" / "x.json")
+
+
+def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_path):
+    """101 images, the last of which no batch of a hundred shares."""
+    images = stripes(tmp_path / "images", classes=1, count=101)
+    last = sorted((images / "kind0").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:60])
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--training.bad-images", "0.05") == 0
+    assert last.name in (run / "bad_images.jsonl").read_text()
+
+
+def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys):
+    images = stripes(tmp_path / "images", classes=1, count=40)
+    for path in sorted((images / "kind0").iterdir())[:4]:
+        path.write_bytes(b"not an image")
+    said = refused(capsys, "pretrain", images, "--out", tmp_path / "r")
+    assert "4 of 40 images looked at cannot be read" in said
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
+    """Only what was asked for is in its folder, so the same command may take it."""
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
+    begun = {name: (run / name).read_text() for name in ("experiment.json", "plan.json")}
+    shutil.rmtree(run)
+    run.mkdir()
+    for name, text in begun.items():
+        (run / name).write_text(text)
+    assert call("resume", run) == 2
+    assert call("pretrain", images, "--out", run, "--steps", "3", *SMALL) == 0
+    assert checkpoints.steps(run / "checkpoints")[-1] == 3
+
+
+def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("openjepa.training.trainer.Trainer._next", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(["pretrain", str(images), "--out", str(run), "--steps", "4", *SMALL])
+    assert checkpoints.steps(run / "checkpoints") == [0]
+    assert call("resume", run) == 0
+    assert checkpoints.steps(run / "checkpoints")[-1] == 4
 
 
 def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):

@@ -3,11 +3,12 @@
 import inspect
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
@@ -41,14 +42,22 @@ def main(arguments: list[str] | None = None) -> None:
     if verb not in _VERBS:
         print(f"openjepa: there is no verb {verb!r}; choose from {', '.join(_VERBS)}", file=sys.stderr)
         sys.exit(2)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(_VERBS[verb](rest))
     except InputError as error:
         print(f"openjepa {verb}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"openjepa {verb}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(f"openjepa {verb}: {stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(143 if str(stop) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    # Outside the training loop, which saves first, SIGTERM ends what is done as Ctrl-C does.
+    raise KeyboardInterrupt("stopped by SIGTERM")
 
 
 def _parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
@@ -105,15 +114,15 @@ def _pretrain(arguments: list[str]) -> int:
             experiment: a saved experiment.json to begin with instead of a recipe.
             channels: channels of the encoder (the images').
             image_size: height and width in pixels (the recipe's).
-            minutes: length of the run as time.
+            minutes: length of the training as time; how many steps fit is settled beforehand, from a few real ones.
             epochs: length of the run as passes over the images.
             steps: length of the run as optimiser steps.
-            seed: of everything random.
+            seed: of everything random (0, or the saved experiment's).
             workers: loader processes (the recipe's).
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
-        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
         out: Path | None = None
         dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         recipe: str = "auto"
@@ -123,7 +132,7 @@ def _pretrain(arguments: list[str]) -> int:
         minutes: float | None = None
         epochs: float | None = None
         steps: int | None = None
-        seed: int = 0
+        seed: int | None = None
         workers: int | None = None
         device: str | None = None
         encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -136,32 +145,60 @@ def _pretrain(arguments: list[str]) -> int:
         training: TrainingConfig = field(default_factory=TrainingConfig)
 
     sample = small(signal=(28, 28), patch=(4, 4), mean=(0.286,), std=(0.353,))
-    given = _parse(Pretrain, "pretrain", arguments, Pretrain(**{name: getattr(sample, name) for name in parts}))
+    settled = Pretrain(**{name: getattr(sample, name) for name in parts})
+    if {"-h", "--help"} & set(arguments):
+        _parse(Pretrain, "pretrain", arguments, settled)
+    # What a setting may be depends on the recipe, and the recipe on the data; so a first look checks types alone.
+    given = _parse(*_unchecked(Pretrain, settled, "pretrain", arguments))
+    asked = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
 
     def override(experiment: Experiment) -> Experiment:
         settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
         again = _parse(Pretrain, "pretrain", arguments, settled)
         return replace(experiment, **{name: getattr(again, name) for name in parts})
 
+    if "--training.steps" in asked and any((given.minutes, given.epochs, given.steps)):
+        raise InputError("give one of --training.steps, --minutes, --epochs and --steps")
     saved = None
     if given.experiment is not None:
         if not given.experiment.is_file():
             raise InputError(f"there is no file {given.experiment}")
-        saved = Experiment.from_json(given.experiment.read_text(), origin=given.experiment)
+        try:
+            saved = Experiment.from_json(given.experiment.read_text(), origin=given.experiment)
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{given.experiment} cannot be read as text: {error}") from error
     wishes = Wishes(
         recipe=given.recipe,
         channels=given.channels,
         image_size=given.image_size,
         minutes=given.minutes,
         epochs=given.epochs,
-        steps=given.steps,
+        steps=given.training.steps if "--training.steps" in asked else given.steps,
+        watch_every=given.training.watch_every if "--training.watch-every" in asked else None,
         seed=given.seed,
         workers=given.workers,
         experiment=saved,
     )
     if given.out is None and not given.dry_run:
         raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
+    given.out = given.out and given.out.expanduser()
     return _begin(given, wishes, override, plan)
+
+
+def _unchecked(kind: Any, default: Any, *rest: Any) -> tuple[Any, ...]:
+    """The command line's dataclass and its default, with settings that have types and no checks, before ``rest``."""
+    hints = get_type_hints(kind, include_extras=True)
+    values, columns = {}, []
+    for one in fields(kind):
+        hint, value = hints[one.name], getattr(default, one.name)
+        if is_dataclass(value):
+            inner = get_type_hints(type(value))
+            bare = make_dataclass(hint.__name__, [(part.name, inner[part.name]) for part in fields(value)])
+            hint, value = bare, bare(**{part.name: getattr(value, part.name) for part in fields(value)})
+        columns.append((one.name, hint))
+        values[one.name] = value
+    bare = make_dataclass(kind.__name__, columns)
+    return bare, *rest, bare(**values)
 
 
 def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
@@ -174,7 +211,11 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
         if processes.first:
             if not given.dry_run:
                 check_free(given.out)
-            planned = plan(open_data(given.data), wishes, processes, given.data, override)
+            # Spelled in full, so that the run can go on from any other folder.
+            opened = given.data
+            if opened is not None and Path(opened).expanduser().exists():
+                opened = str(Path(opened).expanduser().resolve())
+            planned = plan(open_data(given.data), wishes, processes, opened, override)
             _print_plan(planned.facts)
             if not given.dry_run:
                 make_run(given.out, planned)
@@ -246,7 +287,7 @@ def _resume(arguments: list[str]) -> int:
 
     processes = distributed.join(given.device)
     try:
-        return _train(given.run, processes, resume=True, workers=given.workers)
+        return _train(given.run.expanduser(), processes, resume=True, workers=given.workers)
     finally:
         distributed.leave()
 
@@ -267,7 +308,7 @@ def _report(arguments: list[str]) -> int:
     given = _parse(Report, "report", arguments)
     from openjepa.report import write_report
 
-    print(write_report(given.run))
+    print(write_report(given.run.expanduser()))
     return 0
 
 
@@ -287,7 +328,7 @@ def _evaluate(arguments: list[str]) -> int:
         """
 
         encoder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")]
-        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = None
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
         limit: int = 20_000
         json: Path | None = None
         device: str | None = None
@@ -296,26 +337,28 @@ def _evaluate(arguments: list[str]) -> int:
     from openjepa.assessment import assess
     from openjepa.data.sources import open_data
     from openjepa.pretrained import load
-    from openjepa.running import read_experiment
+    from openjepa.report import write_report
+    from openjepa.running import own_data, read_experiment
     from openjepa.training import distributed
 
-    own = None
-    if (given.encoder / "experiment.json").is_file():
-        own = read_experiment(given.encoder)[1]["data"]["opened"]
-    elif given.data is None:
-        raise InputError(f"{given.encoder} is not a run, so say which labelled images to judge it on")
-    pretrained = load(given.encoder).to(distributed.join(given.device).device)
-    opened = own if given.data is None else given.data
-    found = assess(
-        pretrained, open_data(opened), limit=given.limit, command=" ".join(["openjepa evaluate", *arguments])
-    )
+    folder = given.encoder.expanduser()
+    is_run = (folder / "experiment.json").is_file()
+    if given.data is None and not is_run:
+        raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
+    if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
+        raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
+    pretrained = load(folder).to(distributed.join(given.device).device)
+    splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
+    found = assess(pretrained, splits, limit=given.limit, command=" ".join(["openjepa evaluate", *arguments]))
     _print_evaluation(found)
-    paths = [given.json] if given.json else []
-    if (given.encoder / "experiment.json").is_file() and opened == own:
-        paths.append(given.encoder / "evaluation.json")
+    paths = [] if given.json is None else [given.json]
+    if given.data is None:
+        paths.append(folder / "evaluation.json")
     for path in paths:
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written: {path}")
+    if given.data is None:
+        print(f"written: {write_report(folder)}")
     return 0
 
 
@@ -341,10 +384,11 @@ def _import(arguments: list[str]) -> int:
     given = _parse(Import, "import", arguments)
     from openjepa.interop.imported import import_checkpoint
 
-    facts = import_checkpoint(given.checkpoint, given.out, heads=given.num_heads, predictor_heads=given.predictor_heads)
+    path, out = given.checkpoint.expanduser(), given.out.expanduser()
+    facts = import_checkpoint(path, out, heads=given.num_heads, predictor_heads=given.predictor_heads)
     for name, value in facts.items():
         print(f"{name}: {value}")
-    print(f"written: {given.out} (encoder/ is the target encoder; openjepa.load({str(given.out)!r}) reads it)")
+    print(f"written: {out} (encoder/ is the target encoder; openjepa.load({str(out)!r}) reads it)")
     return 0
 
 
@@ -355,7 +399,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
     kept = f"{masks['context_tokens']}" if masks["shape"] == "fixed" else "all visible"
     rows = {
-        "images": f"{data['images']:,} to train on ({data['name']}), {data['skipped']} files skipped; {data['split']}",
+        "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
+        "skipped": _skipped(data),
         "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}",
         "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
@@ -364,12 +409,20 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x {facts['threads']} threads",
-        "estimate": f"{_duration(estimate['seconds'])} and {estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
+        "estimate": f"{_duration(estimate['seconds'])} of training (then the evaluation) and "
+        f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }
     table = Table(show_header=False, box=None, padding=(0, 1))
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)
     Console().print(table)
+
+
+def _skipped(data: dict[str, Any]) -> str:
+    files, bad = data["skipped"], data["unreadable"]
+    said = f"{files:,} files" + (f" (for example {data['skipped_example']})" if files else "")
+    said += f"; {bad:,} of the {data['looked_at']:,} images looked at cannot be read"
+    return said + (f" (for example {data['unreadable_example']})" if bad else "")
 
 
 def _print_evaluation(found: dict[str, Any]) -> None:

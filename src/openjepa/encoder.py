@@ -21,10 +21,12 @@ class EncoderConfig:
         signal: extents of the native input, without channels (pixels, samples).
         patch: extents of a patch, as many as ``signal`` has.
         channels: channels of the input.
-        width, depth, heads: of the transformer.
+        width: features of a token, D.
+        depth: transformer blocks.
+        heads: attention heads of a block; they must divide ``width``.
         mlp_ratio: hidden width of the MLP over ``width``.
         qkv_bias: whether the query, key and value projection has a bias.
-        norm_eps: of every LayerNorm.
+        norm_eps: epsilon of every LayerNorm.
         positions: ``sincos`` (fixed) or ``learned`` (a table that came with imported weights, kept as it is).
     """
 
@@ -54,7 +56,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorConfig:
-    """Architecture of a predictor; the default is a small one for ViT-S (I-JEPA uses width 384 for all sizes)."""
+    """Architecture of a predictor; the default is a small one for ViT-S (I-JEPA uses width 384 for all sizes).
+
+    Attributes:
+        width: features of a token inside the predictor.
+        depth: transformer blocks.
+        heads: attention heads of a block; they must divide ``width``.
+        mlp_ratio: hidden width of the MLP over ``width``.
+        qkv_bias: whether the query, key and value projection has a bias.
+        norm_eps: epsilon of every LayerNorm.
+    """
 
     width: int = 192
     depth: int = 6

@@ -51,14 +51,19 @@ class Experiment:
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.encoder.channels:
             raise ValueError(
-                f"mean and std need one number for each of the {self.encoder.channels} channels, "
-                f"got {self.mean} and {self.std}"
+                f"mean and std need one number for each of the {self.encoder.channels} channels of the encoder, "
+                f"got {self.mean} and {self.std} (on the command line --channels sets all three)"
             )
         if self.ijepa.variance_covariance and self.training.accumulate > 1:
             raise ValueError(
                 f"ijepa.variance_covariance={self.ijepa.variance_covariance} needs all images of a step at once and "
                 f"cannot go with training.accumulate={self.training.accumulate}: set one to 0 or 1 "
                 f"(--ijepa.variance-covariance 0, --training.accumulate 1)"
+            )
+        wrong = [depth for depth in self.ijepa.target_depths if not 0 <= depth <= self.encoder.depth]
+        if wrong:
+            raise ValueError(
+                f"ijepa.target_depths lie between 0 and the encoder's depth of {self.encoder.depth}, got {wrong[0]}"
             )
         if len(self.encoder.signal) != 2:
             raise ValueError(f"images have two axes, the encoder's signal has {self.encoder.signal}")

@@ -1,5 +1,6 @@
 """Before a run: look at the images, choose a recipe, measure a few steps, and say what will happen."""
 
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -35,8 +36,9 @@ class Wishes:
         channels: of the encoder; None takes the images'.
         image_size: height and width in pixels; None lets the recipe choose.
         minutes, epochs, steps: the length of the run; at most one.
-        seed: of everything random.
-        workers: loader processes; None lets the machine decide.
+        watch_every: steps between looks at the representation; None lets the length decide.
+        seed: of everything random; None is the saved experiment's, or 0.
+        workers: loader processes; None lets the recipe decide.
         experiment: a saved experiment instead of a recipe.
     """
 
@@ -46,7 +48,8 @@ class Wishes:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    seed: int = 0
+    watch_every: int | None = None
+    seed: int | None = None
     workers: int | None = None
     experiment: Experiment | None = None
 
@@ -58,10 +61,20 @@ class Wishes:
                 f"give one of --minutes, --epochs and --steps, not {' and '.join(f'--{name}' for name in given)}"
             )
         for name, value in given.items():
-            if value <= 0:
-                raise InputError(f"--{name} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise InputError(f"--{name} must be a number above 0, got {value}")
         if self.channels is not None and self.channels < 1:
             raise InputError(f"--channels must be 1 or more, got {self.channels}")
+        if self.image_size is not None and min(self.image_size) < 2:
+            raise InputError(f"--image-size needs a height and a width of 2 pixels or more, got {self.image_size}")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"--workers must be 0 or more, got {self.workers}")
+        others = {"--recipe": self.recipe != "auto", "--channels": self.channels, "--image-size": self.image_size}
+        if self.experiment is not None and any(others.values()):
+            raise InputError(
+                f"--experiment brings a whole recipe and cannot go with {', '.join(o for o in others if others[o])}; "
+                f"change its settings one by one instead (as --encoder.signal 64 64 --encoder.patch 8 8)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +104,9 @@ def plan(
     source = splits.train
     if len(source) < FEWEST_IMAGES:
         raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
-    seen = survey(source, seed=wishes.seed)
-    experiment, why = _settle(splits, seen, wishes, processes.device)
+    seen = survey(source, seed=wishes.seed or 0)
     try:
+        experiment, why = _settle(splits, seen, wishes, processes.device)
         experiment = override(experiment)
         experiment.masking()
     except ValueError as error:
@@ -106,12 +119,12 @@ def plan(
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        return wishes.experiment, "taken from a saved experiment.json"
+        return _begun(wishes.experiment, wishes), "taken from a saved experiment.json"
     channels = wishes.channels or seen.channels
     size = wishes.image_size or seen.median
     if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
         size = (256 * size[0] // min(size), 256 * size[1] // min(size))
-    mean, std = statistics(splits.train, size, channels, seed=wishes.seed)
+    mean, std = statistics(splits.train, size, channels, seed=wishes.seed or 0)
     experiment, why = choose(
         wishes.recipe,
         size=seen.median,
@@ -122,12 +135,16 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) 
         device=device.type,
         wanted=wishes.image_size,
     )
-    training = experiment.training
     if device.type == "cpu" and not _fast_bfloat16():
-        training = replace(training, precision="float32")
-    if wishes.workers is not None:
-        training = replace(training, workers=wishes.workers)
-    return replace(experiment, seed=wishes.seed, training=training), why
+        experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
+    return _begun(experiment, wishes), why
+
+
+def _begun(experiment: Experiment, wishes: Wishes) -> Experiment:
+    """The experiment with the seed and the number of workers that were asked for."""
+    seed = experiment.seed if wishes.seed is None else wishes.seed
+    workers = experiment.training.workers if wishes.workers is None else wishes.workers
+    return replace(experiment, seed=seed, training=replace(experiment.training, workers=workers))
 
 
 def _fast_bfloat16() -> bool:
@@ -146,10 +163,16 @@ def _fast_bfloat16() -> bool:
 
 def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Processes) -> None:
     training, patch = experiment.training, experiment.encoder.patch
+    if len(seen.bad) > training.bad_images * seen.looked_at:
+        raise InputError(
+            f"{len(seen.bad)} of {seen.looked_at} images looked at cannot be read, more than "
+            f"{training.bad_images:.2%}: for example {seen.bad[0]}. Mend or remove them, or allow more with "
+            f"--training.bad-images"
+        )
     if min(seen.smallest) < min(patch):
         raise InputError(
-            f"the smallest image found is {seen.smallest[1]}x{seen.smallest[0]} px, smaller than a patch of "
-            f"{patch[1]}x{patch[0]} px: remove such images, or choose a smaller --encoder.patch"
+            f"the smallest image found is {seen.smallest[0]}x{seen.smallest[1]} px (height x width), smaller than a "
+            f"patch of {patch[0]}x{patch[1]} px: remove such images, or choose a smaller --encoder.patch"
         )
     if training.batch > images:
         raise InputError(
@@ -186,7 +209,13 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tu
     for number, batch in enumerate(batches):
         assert batch.masks is not None
         x = experiment.preprocessing.normalise(batch.images.to(processes.device))
-        step(x, batch.masks.to(processes.device), number)
+        try:
+            step(x, batch.masks.to(processes.device), number)
+        except FloatingPointError as error:
+            raise InputError(
+                f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at the "
+                f"images"
+            ) from error
         now = time.perf_counter()
         if number + 1 == warm:
             begin = now
@@ -213,6 +242,7 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
         steps = min(max(3000, round(100 * per_epoch)), 30_000)
     steps = max(1, steps)
     watch = training.watch_every if wishes.experiment is not None else max(50, steps // 20)
+    watch = wishes.watch_every or watch
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
 
 
@@ -253,6 +283,10 @@ def _facts(
             "opened": opened,
             "images": len(source),
             "skipped": len(source.skipped),
+            "skipped_example": ": ".join(source.skipped[0]) if source.skipped else None,
+            "looked_at": seen.looked_at,
+            "unreadable": len(seen.bad),
+            "unreadable_example": str(seen.bad[0]) if seen.bad else None,
             "sizes": seen.sizes,
             "channels": seen.channels,
             "classes": len(source.classes),

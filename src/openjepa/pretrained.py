@@ -89,11 +89,11 @@ def load(path: str | PathLike[str]) -> Pretrained:
     Raises:
         InputError: there is no encoder; the message says what was found.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     directory = folder / "encoder" if (folder / "encoder").is_dir() else folder
     if (folder / "experiment.json").is_file() and directory is folder:
         raise InputError(
-            f"the run {folder} has no encoder yet: it is written with the first checkpoint (openjepa resume {folder})"
+            f"the run {folder} has no encoder yet: it is written with the first checkpoint, before the first step"
         )
     loaded = huggingface.load(directory)
     config, size = loaded.encoder.config, loaded.preprocessing["size"]

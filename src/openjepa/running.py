@@ -2,7 +2,7 @@
 
 import copy
 import json
-import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from openjepa import draws
-from openjepa.data.base import Source
+from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
@@ -35,13 +35,19 @@ def check_free(run: Path) -> None:
     Raises:
         InputError: there is something already, which is never overwritten, or the folder cannot be written.
     """
-    if (run / "experiment.json").exists():
+    if (run / "checkpoints").exists():
         raise InputError(f"{run} is a run already: go on with it (openjepa resume {run}), or choose another --out")
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A run that was stopped before its first step holds nothing but what it was asked for.
+    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {"experiment.json", "plan.json"}):
         raise InputError(f"{run} exists and is not empty: choose another --out")
     standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK | os.X_OK):
-        raise InputError(f"{run} cannot be made: {standing} is no folder that you may write to")
+    try:
+        with tempfile.TemporaryFile(dir=standing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{run} cannot be made: {standing} is no folder that you may write to ({error.strerror})"
+        ) from error
 
 
 def make_run(run: Path, planned: Plan) -> None:
@@ -68,7 +74,31 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"{run} is not a run: there is no experiment.json in it")
     experiment = Experiment.from_json(path.read_text(), origin=path)
-    return experiment, json.loads((run / "plan.json").read_text())
+    try:
+        plan = json.loads((run / "plan.json").read_text())
+        if not {"opened", "fingerprint", "images"} <= set(plan["data"]):
+            raise ValueError("it does not say which images the run has")
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(
+            f"{run / 'plan.json'} is missing or damaged ({error}): restore it, or begin a new run"
+        ) from error
+    return experiment, plan
+
+
+def own_data(run: Path, plan: dict[str, Any]) -> Splits:
+    """The images that a run was begun with.
+
+    Raises:
+        InputError: they are gone, or are others now.
+    """
+    splits = open_data(plan["data"]["opened"])
+    source = splits.train
+    if source.fingerprint != plan["data"]["fingerprint"]:
+        raise InputError(
+            f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
+            f"{len(source)} now, or other names or sizes): restore them, or begin a new run"
+        )
+    return splits
 
 
 class Run:
@@ -84,13 +114,8 @@ class Run:
         self.experiment, self.plan = read_experiment(run)
         if workers is not None:
             self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
-        self.splits = open_data(self.plan["data"]["opened"])
+        self.splits = own_data(run, self.plan)
         source = self.splits.train
-        if source.fingerprint != self.plan["data"]["fingerprint"]:
-            raise InputError(
-                f"the images of {source.name} are not those that {run} began with ({self.plan['data']['images']} then, "
-                f"{len(source)} now, or other names or sizes): restore them, or begin a new run"
-            )
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
         self.encoder = copy.deepcopy(self.objective.representation)
@@ -175,7 +200,9 @@ class Watch:
     ) -> None:
         chosen = np.sort(draws.permutation(len(source), "watch", experiment.seed)[:images])
         batches = ordered_batches(source, experiment.preprocessing, chosen, batch=100, workers=0)
-        read = [(batch.images, batch.labels) for batch in batches]
+        read = [(batch.images, batch.labels) for batch in batches if len(batch.samples)]
+        if not read:
+            raise InputError(f"none of {len(chosen)} images of {source.name} that were tried can be used")
         self.images = [images for images, _ in read]
         self.labels = torch.cat([labels for _, labels in read])
         self.objective, self.preprocessing, self.device = objective, experiment.preprocessing, processes.device
@@ -199,9 +226,11 @@ class Watch:
 
 @torch.no_grad()
 def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: torch.nn.Module) -> None:
-    """Some images with their masks and the encoder's features, for the report."""
+    """Some images with their masks and the encoder's features, for the report; unreadable ones are left out."""
     chosen = np.sort(draws.permutation(len(source), "pictures", experiment.seed)[:PICTURES])
     batch = next(iter(ordered_batches(source, experiment.preprocessing, chosen, batch=PICTURES, workers=0)))
+    if not len(batch.samples):
+        return
     masks = MultiBlockMasking(experiment.encoder.grid, experiment.masks, seed=experiment.seed)(batch.samples, 0)
     first = torch.arange(len(batch.samples)) * experiment.masks.contexts
     valid = torch.ones_like(masks.context, dtype=torch.bool) if masks.context_valid is None else masks.context_valid

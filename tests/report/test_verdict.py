@@ -52,7 +52,24 @@ def test_behind_on_one_evaluator_and_level_on_the_other_is_no_gain(parts):
     verdict = judge(read_run(parts.write()))
     assert verdict.headline.startswith("No gain from training is shown")
     assert verdict.answers[0].answer == "No"
-    assert "at least one is apart against it" in verdict.answers[0].because
+    assert "something against it" in verdict.answers[0].because
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "headline", "answer"),
+    [
+        (0.01, 0.03, "Training helped:", "Yes"),
+        (-0.03, -0.01, "Training made the features worse:", "No"),
+        (-0.01, 0.03, "No gain from training is shown:", "Not shown"),
+    ],
+)
+def test_a_measured_difference_decides_where_the_intervals_overlap(parts, low, high, headline, answer):
+    parts.score(0.62, 0.6, 0.7, half=0.02)
+    difference = {"features": "target encoder", "against": "random encoder", "value": 0.02, "low": low, "high": high}
+    parts.evaluation["differences"] = [difference | {"evaluator": name} for name in ("k-NN", "linear probe")]
+    verdict = judge(read_run(parts.write()))
+    assert verdict.headline.startswith(headline)
+    assert verdict.answers[0].answer == answer
 
 
 def test_without_the_random_encoder_nothing_is_called_learning(parts):

@@ -40,7 +40,7 @@ def test_what_makes_no_sense_is_refused():
         ScheduleConfig(warmup=1.5)
     with pytest.raises(ValueError, match="stretch"):
         ScheduleConfig(stretch=0.0)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="lr must be a number of 0 or more, got -1"):
         ScheduleConfig(lr=-1.0)
 
 

@@ -30,13 +30,13 @@ class IJEPAConfig:
     Attributes:
         momentum: EMA momentum of the target encoder at the first and (not quite reached) last step, linear between.
         loss: ``smooth_l1`` (beta 1, published code), ``l2`` (the paper's text) or ``l1``.
-        target_norm: ``layer`` (an affine-free LayerNorm, published); the others standardise its result further, see
-            :class:`openjepa.objectives.targets.RunningNorm`.
-        statistics_momentum: of the running statistics behind that.
+        target_norm: ``layer`` (an affine-free LayerNorm, published); the others standardise its result further, by
+            running statistics: ``feature``, ``position`` (of every place) or ``whiten``.
+        statistics_momentum: momentum of these running statistics.
         target_depths: blocks of the target encoder whose outputs are predicted, each normalised and side by side; 0 is
             before the first block. Empty: the last one after the final norm, as published.
         variance_covariance: weight of VICReg's variance and covariance terms on the mean of an image's context
-            features, 0 as published; see :func:`openjepa.objectives.spread.variance_covariance`.
+            features (objectives/spread.py), 0 as published.
     """
 
     momentum: tuple[float, float] = (0.996, 1.0)
@@ -144,9 +144,10 @@ class IJEPA(Objective):
     def after_step(self, progress: float) -> None:
         """Move the target encoder towards the context encoder, all tensors at once, and the statistics along."""
         momentum = self.settings(progress)["momentum"]
-        targets = list(self.target_encoder.parameters())
+        targets: list[Tensor] = list(self.target_encoder.parameters())
         # Not torch._foreach_lerp_: its rounding differs from the published order, which shows after 100 steps.
         torch._foreach_mul_(targets, momentum)
-        torch._foreach_add_(targets, list(self.context_encoder.parameters()), alpha=1 - momentum)
+        contexts: list[Tensor] = list(self.context_encoder.parameters())
+        torch._foreach_add_(targets, contexts, alpha=1 - momentum)
         if self.standardise is not None:
             self.standardise.update()

@@ -49,8 +49,8 @@ def choose(
     )
     if min(smallest) < min(patch):
         raise InputError(
-            f"the smallest image is {smallest[1]}x{smallest[0]} px, smaller than a patch of {patch[1]}x{patch[0]} px: "
-            f"remove such images, or choose a smaller --image-size"
+            f"the smallest image is {smallest[0]}x{smallest[1]} px (height x width), smaller than a patch of "
+            f"{patch[0]}x{patch[1]} px: remove such images, or choose a smaller --image-size"
         )
     make = standard if name == "standard" else small
     experiment = make(signal=signal, patch=patch, mean=mean, std=std)
@@ -91,7 +91,7 @@ def fit(
             f"--image-size {rows} {columns} is no multiple of a fitting patch; the nearest is {signal[0]} {signal[1]}"
         )
     same = (
-        "their own size" if signal == size else f"resized to {signal[1]}x{signal[0]} px from about {size[1]}x{size[0]}"
+        "their own size" if signal == size else f"resized to {signal[0]}x{signal[1]} px from about {size[0]}x{size[1]}"
     )
     return signal, (edge, edge), same
 

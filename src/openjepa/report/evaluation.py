@@ -2,7 +2,7 @@
 
 from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import RANDOM, TARGET, Score, compare, scores
+from openjepa.report.verdict import RANDOM, TARGET, Score, relate, scores
 
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
@@ -25,7 +25,7 @@ def evaluation_section(run: RunFolder) -> str:
         "<b>Raw pixels</b> need no encoder.</p>"
         f'<div class="stack">{cards}</div>'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
-        "images. Where two bars do not overlap, the difference is beyond that chance. "
+        "images. The words at the top go by the interval of the difference on the same images, which is narrower. "
         "They do not cover another training run with another seed."
         f"{_setting(run)}</p>"
     )
@@ -75,7 +75,7 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     place = {tick: 100 * (tick - low) / (high - low) for tick in ticks}
     lines = "".join(f'<i class="tick" style="left:{at:.2f}%"></i>' for at in place.values())
     random = next((row for row in rows if row.features == RANDOM), None)
-    body = "".join(_row(row, random, (low, high), lines, shares) for row in rows)
+    body = "".join(_row(row, _gap(run, row, random, shares), (low, high), lines, shares) for row in rows)
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
     classes = class_count(run)
     chance = (
@@ -96,7 +96,7 @@ def _meaning(evaluator: str) -> str:
     }.get(evaluator, "")
 
 
-def _row(row: Score, random: Score | None, limits: tuple[float, float], lines: str, shares: bool) -> str:
+def _row(row: Score, gap: str, limits: tuple[float, float], lines: str, shares: bool) -> str:
     low, high = limits
     dot = 100 * (row.value - low) / (high - low)
     number = percent(row.value) if shares else plain(row.value)
@@ -114,14 +114,14 @@ def _row(row: Score, random: Score | None, limits: tuple[float, float], lines: s
         f'<div class="figures"><b>{number}</b><small>{interval}</small></div>'
         f'<div class="track{mine}" role="img" aria-label="{escape(row.features)}: {number}, 95% interval {interval}">'
         f'{lines}{bar}<i class="dot" style="left:{dot:.2f}%"></i></div>'
-        f'<div class="gap">{_gap(row, random, shares)}</div>'
+        f'<div class="gap">{gap}</div>'
     )
 
 
-def _gap(row: Score, random: Score | None, shares: bool) -> str:
+def _gap(run: RunFolder, row: Score, random: Score | None, shares: bool) -> str:
     if random is None or row is random or not shares:
         return ""
-    sure = "" if compare(row, random) != "level" else ", overlapping"
+    sure = ", not clear" if relate(run, row, random) == "level" else ""
     return f"{points(row.value - random.value)} points{sure}<br>against random"
 
 

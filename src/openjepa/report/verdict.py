@@ -7,6 +7,7 @@ from typing import Any, Literal
 from openjepa.report.formats import count, duration, is_number, listed, memory, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
 
+Relation = Literal["above", "below", "level"]
 Standing = Literal["good", "mixed", "bad", "unknown"]
 # Over all evaluators: above on each, above on some, apart on none, below on some and above on none, below on each.
 Outcome = Literal["above", "part", "level", "short", "below"]
@@ -28,6 +29,15 @@ class Score:
     low: float | None
     high: float | None
     dimensions: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The encoder's accuracy and the same evaluator's on a baseline."""
+
+    score: Score
+    other: Score
+    relation: Relation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +79,9 @@ def scores(run: RunFolder) -> tuple[Score, ...]:
 
 
 def judge(run: RunFolder) -> Verdict:
-    """The verdict on a run. An accuracy is above another only where the 95% intervals do not overlap."""
+    """The verdict on a run; :func:`relate` says when an accuracy counts as above another."""
     found = scores(run)
-    pairs = {other: _pairs(found, other) for other in (RANDOM, PIXELS)}
+    pairs = {other: _pairs(run, found, other) for other in (RANDOM, PIXELS)}
     answers = (
         _answer("Did it learn?", pairs[RANDOM], "a random encoder"),
         _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels"),
@@ -87,46 +97,59 @@ def judge(run: RunFolder) -> Verdict:
     return Verdict(headline=headline, qualification=_beside_pixels(pairs[PIXELS]), answers=answers)
 
 
-def compare(score: Score, other: Score) -> Literal["above", "below", "level"]:
+def relate(run: RunFolder, score: Score, other: Score) -> Relation:
+    """Whether an accuracy is above another: by the 95% interval of their difference on the same images, where
+    evaluation.json holds it, else by their own intervals."""
+    found: Any = nested(run.evaluation, "differences")
+    for row in found if isinstance(found, list) else []:
+        named = isinstance(row, dict) and (row.get("features"), row.get("against"), row.get("evaluator"))
+        bounds = is_number(row.get("low")) and is_number(row.get("high")) if named else False
+        if named == (score.features, other.features, score.evaluator) and bounds:
+            return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "level"
+    return compare(score, other)
+
+
+def compare(score: Score, other: Score) -> Relation:
     """Whether one interval lies wholly above the other; without both intervals nothing is called above or below."""
     if score.low is None or score.high is None or other.low is None or other.high is None:
         return "level"
     return "above" if score.low > other.high else "below" if score.high < other.low else "level"
 
 
-def _pairs(found: Sequence[Score], other: str) -> list[tuple[Score, Score]]:
-    """The target encoder's accuracies, each with the same evaluator's on ``other``."""
+def _pairs(run: RunFolder, found: Sequence[Score], other: str) -> list[Pair]:
+    """The target encoder's accuracies, each beside the same evaluator's on ``other``."""
     beside = {score.evaluator: score for score in found if score.features == other and score.metric == "accuracy"}
     mine = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
-    return [(score, beside[score.evaluator]) for score in mine if score.evaluator in beside]
+    pairs = [(score, beside[score.evaluator]) for score in mine if score.evaluator in beside]
+    return [Pair(score=a, other=b, relation=relate(run, a, b)) for a, b in pairs]
 
 
-def _outcome(pairs: Sequence[tuple[Score, Score]]) -> Outcome:
-    outcomes: set[Outcome] = {compare(score, other) for score, other in pairs}
+def _outcome(pairs: Sequence[Pair]) -> Outcome:
+    outcomes: set[Outcome] = {pair.relation for pair in pairs}
     if len(outcomes) == 1:
         return outcomes.pop()
     return "part" if "above" in outcomes else "short"
 
 
 _SAID: dict[Outcome, tuple[str, Standing, str]] = {
-    "above": ("Yes", "good", "The 95% intervals are apart."),
-    "part": ("In part", "mixed", "Not all of the 95% intervals are apart in its favour."),
-    "level": ("Not shown", "mixed", "The 95% intervals overlap."),
-    "short": ("No", "bad", "None of the 95% intervals is apart in its favour, at least one is apart against it."),
-    "below": ("No", "bad", "The 95% intervals are apart, against it."),
+    "above": ("Yes", "good", "That is clear at 95%."),
+    "part": ("In part", "mixed", "Not all of it is clear at 95% and in its favour."),
+    "level": ("Not shown", "mixed", "That is within the 95% intervals."),
+    "short": ("No", "bad", "Nothing is clear at 95% in its favour, and something against it."),
+    "below": ("No", "bad", "That is clear at 95%, against it."),
 }
 
 
-def _answer(question: str, pairs: Sequence[tuple[Score, Score]], other: str) -> Answer:
+def _answer(question: str, pairs: Sequence[Pair], other: str) -> Answer:
     if not pairs:
         because = f"No accuracy of {other} stands beside the encoder's."
         return Answer(question=question, answer="Not measured", because=because, standing="unknown")
     outcome = _outcome(pairs)
-    answer, standing, overlap = _SAID[outcome]
-    if outcome == "level" and any(None in (score.low, score.high) for pair in pairs for score in pair):
-        overlap = "Without 95% intervals the difference cannot be judged."
-    gaps = listed([f"{points(a.value - b.value)} points on {_spoken(a.evaluator)}" for a, b in pairs])
-    because = f"{gaps} against {other}. {overlap}"
+    answer, standing, said = _SAID[outcome]
+    if outcome == "level" and any(None in (s.low, s.high) for pair in pairs for s in (pair.score, pair.other)):
+        said = "Without 95% intervals the difference cannot be judged."
+    gaps = listed([f"{points(p.score.value - p.other.value)} points on {_spoken(p.score.evaluator)}" for p in pairs])
+    because = f"{gaps} against {other}. {said}"
     return Answer(question=question, answer=answer, because=because, standing=standing)
 
 
@@ -134,7 +157,7 @@ def _spoken(evaluator: str) -> str:
     return evaluator if evaluator == "k-NN" else f"the {evaluator}"
 
 
-def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence[tuple[Score, Score]]) -> str:
+def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence[Pair]) -> str:
     mine = listed([f"{percent(score.value)} on {_spoken(score.evaluator)}" for score in targets])
     if not pairs:
         return f"The encoder scores {mine}; no random encoder was evaluated beside it, so this does not show learning."
@@ -145,17 +168,17 @@ def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence
         "short": "No gain from training is shown",
         "below": "Training made the features worse",
     }[_outcome(pairs)]
-    random = listed([percent(other.value) for _, other in pairs])
+    random = listed([percent(pair.other.value) for pair in pairs])
     pixels = [score for score in found if score.features == PIXELS and score.metric == "accuracy"]
     beside = f" and raw pixels {listed([percent(score.value) for score in pixels])}" if pixels else ""
     return f"{lead}: the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
 
 
-def _beside_pixels(pairs: Sequence[tuple[Score, Score]]) -> str:
+def _beside_pixels(pairs: Sequence[Pair]) -> str:
     if not pairs:
         return "Raw pixels were not evaluated, so whether an encoder is needed at all for this task is open."
     words = {"above": "ahead of them", "below": "behind them", "level": "not distinguishable from them"}
-    standings = [(compare(score, other), _spoken(score.evaluator)) for score, other in pairs]
+    standings = [(pair.relation, _spoken(pair.score.evaluator)) for pair in pairs]
     if len({word for word, _ in standings}) == 1:
         where = f"{words[standings[0][0]]} on {listed([name for _, name in standings])}"
     else:

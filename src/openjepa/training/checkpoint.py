@@ -100,7 +100,10 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
             damaged.append(str(error))
     if damaged:
         raise InputError("no whole checkpoint is left: " + "; ".join(damaged) + ". Start anew in another folder.")
-    raise InputError(f"there is no checkpoint in {folder}: the run stopped before its first one. Start it anew.")
+    raise InputError(
+        f"there is no checkpoint in {folder}: the run stopped before its first step. Give the same "
+        "`openjepa pretrain` command again; it takes the folder as it is."
+    )
 
 
 def _sha256(path: Path) -> str:

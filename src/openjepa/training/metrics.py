@@ -3,13 +3,14 @@
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class MetricsLog:
@@ -54,23 +55,33 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class _TwoLines(Progress):
+    """A progress bar with a line of numbers below it, so that eighty columns are enough for all."""
+
+    numbers = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the numbers."""
+        yield from super().get_renderables()
+        yield Text(self.numbers, no_wrap=True, overflow="ellipsis")
+
+
 class Meter:
     """A progress bar: step, ETA, loss, images/s, share of time waiting for data, the watch; silent off a terminal."""
 
     def __init__(self, steps: int, start: int, *, show: bool) -> None:
         console = Console(stderr=True)
-        self._progress = Progress(
+        self._progress = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
             console=console,
             disable=not (show and console.is_terminal),
         )
-        self._task = self._progress.add_task("step", total=steps, completed=start, numbers="")
+        self._task = self._progress.add_task("step", total=steps, completed=start)
         self._watch = ""
 
     def __enter__(self) -> "Meter":
@@ -85,8 +96,9 @@ class Meter:
     def advance(self, row: Mapping[str, float | int], *, done: int) -> None:
         """Show a row of metrics after ``done`` steps."""
         if "rankme" in row:
-            self._watch = f" RankMe {row['rankme']:.1f}"
+            self._watch = f"  RankMe {row['rankme']:.1f}"
         if "knn" in row:
-            self._watch += f" k-NN {100 * row['knn']:.1f}%"
+            self._watch += f"  k-NN {100 * row['knn']:.1f}%"
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s  waiting {100 * row['data_wait']:.0f}%"
-        self._progress.update(self._task, completed=done, numbers=numbers + self._watch)
+        self._progress.numbers = numbers + self._watch
+        self._progress.update(self._task, completed=done)

@@ -1,5 +1,6 @@
 """AdamW with weight decay on matrices only (I-JEPA, app. A.1)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +14,22 @@ class OptimizerConfig:
     """Settings of AdamW (Loshchilov and Hutter 2019).
 
     Attributes:
-        betas, eps: of Adam.
+        betas: decay of Adam's running means of the gradient and of its square.
+        eps: added to Adam's denominator.
         clip: largest total gradient norm, or None for no clipping (as published).
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"Adam's betas lie in [0, 1), got {self.betas}")
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps must be a number of 0 or more, got {self.eps}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, got {self.clip}")
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> torch.optim.AdamW:

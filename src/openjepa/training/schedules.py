@@ -13,10 +13,13 @@ class ScheduleConfig:
     """Schedules over a run.
 
     Attributes:
-        start_lr, lr, final_lr: learning rate at the start, after the warm-up and at the end of the cosine.
+        start_lr: learning rate at the start of the warm-up.
+        lr: learning rate after the warm-up, the highest.
+        final_lr: learning rate at the end of the cosine.
         warmup: share of the run (0 to 1) for the linear warm-up.
         warmup_steps: the same in steps; takes the place of ``warmup`` where given.
-        weight_decay, final_weight_decay: start and end of the cosine.
+        weight_decay: weight decay at the start of its cosine.
+        final_weight_decay: weight decay at the end of its cosine.
         stretch: the schedules are laid out for this many times the run's steps, so that the run ends before they do
             (the published ``ipe_scale``, 1.0 or 1.25 in its configurations). Below 1 the cosine turns back, as there.
     """
@@ -33,10 +36,11 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1 or (self.warmup_steps is not None and self.warmup_steps < 0):
             raise ValueError(f"warmup is a share of the run in [0, 1), got {self.warmup} ({self.warmup_steps} steps)")
-        if self.stretch <= 0:
+        if not 0 < self.stretch < math.inf:
             raise ValueError(f"stretch is a positive multiple of the run, got {self.stretch}")
-        if min(self.start_lr, self.lr, self.final_lr, self.weight_decay, self.final_weight_decay) < 0:
-            raise ValueError("learning rates and weight decays cannot be negative")
+        for name in ("start_lr", "lr", "final_lr", "weight_decay", "final_weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
 
 
 def learning_rate(config: ScheduleConfig, step: int, steps: int) -> float:

@@ -46,9 +46,11 @@ class TrainingConfig:
         recompute: recompute activations in the backward pass, to save memory.
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
-        log_every, watch_every, save_every: steps between rows of metrics, label-free and k-NN measures, checkpoints.
+        log_every: steps between rows of metrics.
+        watch_every: steps between looks at the representation (RankMe, k-NN).
+        save_every: steps between checkpoints.
         keep: checkpoints kept.
-        bad_images: share of the images that may be unreadable before the run stops.
+        bad_images: share of the images (0 to 1) that may be unreadable before the run stops.
     """
 
     steps: int = 1000
@@ -71,6 +73,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers cannot be negative, got {self.workers}")
+        if not 0 <= self.bad_images <= 1:
+            raise ValueError(f"bad_images is a share from 0 to 1, got {self.bad_images}")
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
 
@@ -259,6 +263,8 @@ class Trainer:
     def _loop(self, last: int, log: MetricsLog | None, meter: Meter, interruption: Interruption) -> str | None:
         self.objective.train()
         stream = iter(self.batches(self.done))
+        if not self.done:  # whatever happens from here on, the run can go on
+            self.save()
         saved = self.done
         window = _Window()
         while self.done < last:
@@ -284,7 +290,7 @@ class Trainer:
                 self.save()
                 saved = self.done
                 self.seconds += window.pause()
-        if saved != self.done or not checkpoints.steps(self.run / "checkpoints"):
+        if saved != self.done:
             self.save()
         return interruption.asked
 
@@ -309,7 +315,7 @@ class Trainer:
             self.save()
             example, reason = next(iter(self.bad.items()), ("another process' image", "see bad_images.jsonl"))
             raise InputError(
-                f"{len(self.bad)} of {self.images} images could not be read, more than {self.training.bad_images:.0%}: "
+                f"{len(self.bad)} of {self.images} images could not be read, more than {self.training.bad_images:.2%}: "
                 f"for example {example} ({reason}). They are listed in {self.run / 'bad_images.jsonl'}. Mend or remove "
                 f"them, or allow more with --training.bad-images; the run so far is kept (step {self.done})."
             )
