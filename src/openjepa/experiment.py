@@ -54,12 +54,6 @@ class Experiment:
                 f"mean and std need one number for each of the {self.encoder.channels} channels of the encoder, "
                 f"got {self.mean} and {self.std} (on the command line --channels sets all three)"
             )
-        if self.ijepa.variance_covariance and self.training.accumulate > 1:
-            raise ValueError(
-                f"ijepa.variance_covariance={self.ijepa.variance_covariance} needs all images of a step at once and "
-                f"cannot go with training.accumulate={self.training.accumulate}: set one to 0 or 1 "
-                f"(--ijepa.variance-covariance 0, --training.accumulate 1)"
-            )
         wrong = [depth for depth in self.ijepa.target_depths if not 0 <= depth <= self.encoder.depth]
         if wrong:
             raise ValueError(

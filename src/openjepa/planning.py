@@ -112,7 +112,8 @@ def plan(
     except ValueError as error:
         raise InputError(str(error)) from error
     _refuse(experiment, seen, len(source), processes)
-    seconds, memory = _measure(experiment, splits, processes)
+    # Where the time given decides on the steps it is worth a longer look.
+    seconds, memory = _measure(experiment, splits, processes, look=1 if wishes.minutes is None else 4)
     experiment = _settle_length(experiment, wishes, len(source), seconds)
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
 
@@ -166,7 +167,7 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
     if len(seen.bad) > training.bad_images * seen.looked_at:
         raise InputError(
             f"{len(seen.bad)} of {seen.looked_at} images looked at cannot be read, more than "
-            f"{training.bad_images:.2%}: for example {seen.bad[0]}. Mend or remove them, or allow more with "
+            f"{100 * training.bad_images:g}%: for example {seen.bad[0]}. Mend or remove them, or allow more with "
             f"--training.bad-images"
         )
     if min(seen.smallest) < min(patch):
@@ -186,8 +187,11 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
         )
 
 
-def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[float, int]:
-    """Seconds of a step and peak memory in bytes, from real steps on real batches with weights that are thrown away."""
+def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, look: float) -> tuple[float, int]:
+    """Seconds of a step and peak memory in bytes, from real steps on real batches with weights that are thrown away.
+
+    It takes ``look`` seconds or three steps, whichever is longer.
+    """
     objective = experiment.objective().to(processes.device).train()
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
@@ -220,7 +224,7 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes) -> tu
         if number + 1 == warm:
             begin = now
         count = number + 1 - warm
-        if (count >= 3 and now - begin > 4) or count >= 200:
+        if (count >= 3 and now - begin > look) or count >= 200:
             break
     seconds = (time.perf_counter() - begin) / count
     getattr(batches, "close", lambda: None)()
@@ -241,7 +245,7 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
     else:
         steps = min(max(3000, round(100 * per_epoch)), 30_000)
     steps = max(1, steps)
-    watch = training.watch_every if wishes.experiment is not None else max(50, steps // 20)
+    watch = training.watch_every if wishes.experiment is not None else max(50, steps // 12)
     watch = wishes.watch_every or watch
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+from openjepa.objectives.spread import moments, variance_covariance
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 
@@ -116,3 +117,24 @@ def test_the_terms_of_the_spread_are_their_definition(images, padded):
     alone = build()(images, masks).loss
     torch.testing.assert_close(found.metrics["prediction_loss"], alone)
     torch.testing.assert_close(found.loss, alone + 0.3 * np.float32(variance + others), rtol=1e-5, atol=1e-6)
+
+
+def test_the_slope_of_the_spread_is_that_of_its_definition_for_the_whole_and_for_parts():
+    random = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=random, dtype=torch.float64)
+    z = torch.randn(12, 6, generator=random, dtype=torch.float64) @ mixing * 0.4 + 0.3
+    z.requires_grad_(True)
+    covariance = torch.cov(z.T)
+    variance = torch.relu(1 - (covariance.diagonal() + 1e-4).sqrt()).mean()
+    others = (covariance - torch.diag(covariance.diagonal())).square().sum() / 6
+    assert 0 < variance < 1
+    (wanted,) = torch.autograd.grad(variance + 0.3 * others, z)
+    for parts in (1, 3):
+        pieces = z.detach().clone().requires_grad_(True)
+        whole = torch.stack([moments(part) for part in pieces.chunk(parts)]).sum(0)
+        for part in pieces.chunk(parts):
+            one, other = variance_covariance(part, whole)
+            assert one.item() == pytest.approx(variance.item(), rel=1e-6)
+            assert other.item() == pytest.approx(others.item(), rel=1e-6)
+            ((one + 0.3 * other) / parts).backward()
+        torch.testing.assert_close(pieces.grad, wanted, rtol=1e-5, atol=1e-8)

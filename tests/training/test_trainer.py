@@ -160,13 +160,14 @@ def test_rows_of_steps_taken_again_are_not_doubled(tmp_path):
     assert numbers(run) == kept
 
 
-def test_accumulated_gradients_equal_the_large_batch():
+@pytest.mark.parametrize("variance_covariance", [0.0, 0.5])
+def test_accumulated_gradients_equal_the_large_batch(variance_covariance):
     gradients = []
     images = source()
     masking = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(contexts=2))
     batch = next(training_batches(images, PREPROCESSING, Augmentation(), masking, batch=12, seed=0, workers=0))
     for pieces in (1, 3, 6):
-        model = objective(target_norm="position").double()
+        model = objective(target_norm="position", variance_covariance=variance_covariance).double()
         step = Step(
             model,
             schedule=ScheduleConfig(),

@@ -1,7 +1,7 @@
 """What a training loop needs to know of an objective: a loss, a representation, and what follows an optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -19,21 +19,20 @@ class Output:
     metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    return tensor
+def _alone(tensors: list[Tensor]) -> None:
+    """With one process there is nothing to add."""
 
 
 class Objective(nn.Module, ABC):
     """What is seen, what is predicted, in which space: one module that holds every weight of a run.
 
     Attributes:
-        over_processes: sums a tensor over all processes, differentiably; the trainer sets it where there are several.
-            For losses that are no mean over images.
+        add_up: adds a tensor up over all processes, in place; the trainer sets it where there are several.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.over_processes: Callable[[Tensor], Tensor] = _alone
+        self.add_up: Callable[[list[Tensor]], None] = _alone
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
@@ -43,6 +42,12 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def representation(self) -> Encoder:
         """The encoder that a user takes home."""
+
+    def survey(self, parts: Iterable[tuple[Tensor, Masks]]) -> None:
+        """Called before the forward passes of a step that is cut into micro-batches, with all of them.
+
+        For losses that are no mean over images; most need nothing.
+        """
 
     @property
     def gathered(self) -> list[Tensor]:

@@ -5,6 +5,7 @@ sec. 3 and app. A.1.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
-from openjepa.objectives.spread import variance_covariance
+from openjepa.objectives.spread import moments, variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
@@ -55,9 +56,16 @@ class IJEPAConfig:
 
 def _mean(tokens: Float[Tensor, "R K D"], valid: Bool[Tensor, "R K"] | None) -> Float[Tensor, "R D"]:
     """The mean over the tokens that are there."""
+    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     if valid is None:
-        return tokens.float().mean(1)
-    return (tokens.float() * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+        return tokens.mean(1)
+    return (tokens * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+
+
+def _each_set(x: Float[Tensor, "B C *S"], masks: Masks) -> Float[Tensor, "R C *S"]:
+    """The images, each as often as it has mask sets."""
+    sets = len(masks.context) // len(x)
+    return x.repeat_interleave(sets, 0) if sets > 1 else x
 
 
 class IJEPA(Objective):
@@ -86,6 +94,7 @@ class IJEPA(Objective):
             predictor, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator
         )
         self.target_encoder = copy.deepcopy(self.context_encoder).requires_grad_(False)
+        self._surveyed: Tensor | None = None
         self.standardise = None
         if self.config.target_norm != "layer":
             self.standardise = RunningNorm(
@@ -118,17 +127,32 @@ class IJEPA(Objective):
         target = take(self.targets(x).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1
         )
-        seen = x.repeat_interleave(sets, 0) if sets > 1 else x
-        context = self.context_encoder(seen, masks.context, masks.context_valid)
+        context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_valid)
         predicted = self.predictor(context, masks.context, masks.targets, masks.context_valid)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         metrics = {"target_std": target.flatten(0, 2).std(0).mean()}
         if self.config.variance_covariance:
             metrics["prediction_loss"] = loss
-            variance, covariance = variance_covariance(_mean(context, masks.context_valid), self.over_processes)
+            pooled, whole = _mean(context, masks.context_valid), self._surveyed
+            if whole is None:
+                whole = moments(pooled)
+                self.add_up([whole])
+            variance, covariance = variance_covariance(pooled, whole)
             metrics |= {"variance_term": variance, "covariance_term": covariance}
             loss = loss + self.config.variance_covariance * (variance + covariance)
         return Output(loss, metrics)
+
+    @torch.no_grad()
+    def survey(self, parts: Iterable[tuple[Tensor, Masks]]) -> None:
+        """The covariance of the context features is the whole step's: it is taken in a pass of its own."""
+        if not self.config.variance_covariance:
+            return
+        sums = []
+        for x, masks in parts:
+            context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_valid)
+            sums.append(moments(_mean(context, masks.context_valid)))
+        self._surveyed = torch.stack(sums).sum(0)
+        self.add_up([self._surveyed])
 
     @property
     def gathered(self) -> list[Tensor]:
@@ -149,5 +173,6 @@ class IJEPA(Objective):
         torch._foreach_mul_(targets, momentum)
         contexts: list[Tensor] = list(self.context_encoder.parameters())
         torch._foreach_add_(targets, contexts, alpha=1 - momentum)
+        self._surveyed = None
         if self.standardise is not None:
             self.standardise.update()

@@ -4,8 +4,6 @@ Source: Bardes, Ponce and LeCun 2022 (arXiv 2105.04906), sec. 4.1, eq. 1 to 4; b
 arXiv 2410.19560).
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,22 +12,42 @@ from torch import Tensor
 _EPS = 1e-4
 
 
+@torch.no_grad()
+def moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "1+D+1 D"]:
+    """What the terms need to know of all features of a step, as sums that add up over parts of it.
+
+    The sum of the products of every two features, their own sums, and (in every entry of the last row) their number.
+    """
+    z = features.double()
+    return torch.cat([z.T @ z, z.sum(0, keepdim=True), torch.full_like(z[:1], len(z))])
+
+
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def variance_covariance(
-    features: Float[Tensor, "R D"], over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    features: Float[Tensor, "R D"], whole: Float[Tensor, "1+D+1 D"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How far the standard deviations of the features fall short of 1 (mean over D), and the sum of the squared
-    covariances between different features over D.
+    covariances between different features over D, for the whole step.
 
-    ``over_processes`` sums a tensor over all processes, differentiably, so that several equal one. Both terms need the
-    whole step at once, so gradients cannot be accumulated (:class:`openjepa.experiment.Experiment` refuses it).
+    ``whole`` holds the :func:`moments` of all features of the step, ``features`` those of a part. The values are the
+    whole step's; the gradient is such that its mean over equal parts is the whole step's, whoever computed them.
     """
-    z = features.float()
-    rows, width = z.shape
-    count = over_processes(z.new_tensor(float(rows)))
-    z = z - over_processes(z.sum(0)) / count
-    covariance = over_processes(z.T @ z) / (count - 1).clamp(min=1)
+    width = features.shape[1]
+    count, total = whole[-1, 0], whole[-2]
+    mean = total / count
+    covariance = (whole[:-2] - torch.outer(total, mean)) / (count - 1).clamp(min=1)
     spread = (covariance.diagonal() + _EPS).sqrt()
     others = covariance - torch.diag(covariance.diagonal())
-    return F.relu(1 - spread).mean(), others.square().sum() / width
+    values = F.relu(1 - spread).mean(), others.square().sum() / width
+    # Both are functions of the covariance, which is a mean over images; here are their slopes along it.
+    z = features.double() - mean
+    scale = count / (count - 1).clamp(min=1)
+    slopes = (
+        -(z.square() * ((spread < 1) / (2 * spread))).sum(1).mean() * scale / width,
+        2 * ((z @ others) * z).sum(1).mean() * scale / width,
+    )
+    variance, covariance = (
+        (value + slope - slope.detach()).float() for value, slope in zip(values, slopes, strict=True)
+    )
+    return variance, covariance

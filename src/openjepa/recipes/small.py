@@ -1,6 +1,6 @@
 """Small compute: an encoder of 0.45 million parameters on about 8x8 tokens, whatever the images' size.
 
-Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, whitened targets
+Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, whitened targets, a little of C-JEPA's terms
 Command:  openjepa pretrain --out RUN --minutes 4        (the bundled sample; see LOG.md for the trials behind it)
 Hardware: two CPU cores, bfloat16
 Result:   see README.md and LOG.md, measured
@@ -11,6 +11,7 @@ from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
 from openjepa.masking import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
+from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.trainer import TrainingConfig
 
@@ -26,8 +27,11 @@ def small(
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=96, depth=4, heads=3),
         predictor=PredictorConfig(width=128, depth=1, heads=4),
         masks=MultiBlockConfig(),
-        ijepa=IJEPAConfig(momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95),
+        ijepa=IJEPAConfig(
+            momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.05
+        ),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
         schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
+        optimizer=OptimizerConfig(betas=(0.9, 0.95)),
         training=TrainingConfig(batch=32),
     )

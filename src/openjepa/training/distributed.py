@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -48,13 +47,6 @@ class Processes:
         if self.world > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
-
-    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of a tensor over the processes, differentiable.
-
-        Its gradient is summed too, which DDP's and FSDP's average over processes then makes the whole step's.
-        """
-        return all_reduce(tensor) if self.world > 1 else tensor
 
     def wait(self) -> None:
         """Wait for the others."""

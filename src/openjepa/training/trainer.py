@@ -99,6 +99,7 @@ class Step:
     ) -> None:
         self.objective, self.schedule, self.training, self.processes = objective, schedule, training, processes
         self.call = call or objective
+        objective.add_up = processes.add_up
         self.clip = optimizer.clip
         self.optimizer = build_optimizer(objective, optimizer)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -132,18 +133,25 @@ class Step:
         sets = len(masks.context) // len(x)
         bounds = [len(x) * i // pieces for i in range(pieces + 1)]
         totals: dict[str, torch.Tensor] = {}
-        for first, last in itertools.pairwise(bounds):
-            weight = (last - first) / len(x)
-            sync = last == len(x) or not hasattr(self.call, "no_sync")
+        parts = [(x[a:b], masks.rows(a * sets, b * sets)) for a, b in itertools.pairwise(bounds)]
+        if pieces > 1:
+            with self._autocast(x):
+                self.objective.survey(parts)
+        for part in parts:
+            weight, last = len(part[0]) / len(x), part is parts[-1]
+            sync = last or not hasattr(self.call, "no_sync")
             with nullcontext() if sync else self.call.no_sync():  # type: ignore[operator]
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training.precision == "bf16"):
-                    output = self.call(x[first:last], masks.rows(first * sets, last * sets))
+                with self._autocast(x):
+                    output = self.call(*part)
                 (output.loss * weight).backward()
             for name, value in {"loss": output.loss, **output.metrics}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + weight * value.detach()
         mean = torch.stack(list(totals.values())).double()
         self.processes.add_up([mean])
         return dict(zip(totals, (mean / self.processes.world).tolist(), strict=True))
+
+    def _autocast(self, x: torch.Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
 
 
 class Interruption:
@@ -205,7 +213,6 @@ class Trainer:
         saved: Callable[[dict[str, Any]], None] = lambda weights: None,
     ) -> None:
         self.objective = objective.to(processes.device)
-        self.objective.over_processes = processes.summed
         self.training, self.processes, self.run = training, processes, run
         self.batches, self.preprocessing, self.reference, self.images = batches, preprocessing, reference, images
         self.watch, self.saved = watch, saved
@@ -315,9 +322,10 @@ class Trainer:
             self.save()
             example, reason = next(iter(self.bad.items()), ("another process' image", "see bad_images.jsonl"))
             raise InputError(
-                f"{len(self.bad)} of {self.images} images could not be read, more than {self.training.bad_images:.2%}: "
-                f"for example {example} ({reason}). They are listed in {self.run / 'bad_images.jsonl'}. Mend or remove "
-                f"them, or allow more with --training.bad-images; the run so far is kept (step {self.done})."
+                f"{len(self.bad)} of {self.images} images could not be read, more than "
+                f"{100 * self.training.bad_images:g}%: for example {example} ({reason}). They are listed in "
+                f"{self.run / 'bad_images.jsonl'}. Mend or remove them, or allow more with --training.bad-images; "
+                f"the run so far is kept (step {self.done})."
             )
 
     def _refused(self, batch: Batch, error: FloatingPointError) -> TrainingStopped:
