@@ -54,6 +54,16 @@ def test_sets_are_sound(grid, shape):
         assert all(len(set(block.tolist())) == masking.target_tokens for block in blocks)
 
 
+def test_a_share_of_the_grid_bounds_the_context_and_every_position_is_still_seen():
+    masking = MultiBlockMasking(TokenGrid((7, 7)), MultiBlockConfig(context_share=0.25))
+    assert masking.context_tokens == 12
+    assert MultiBlockMasking(TokenGrid((7, 7)), MultiBlockConfig(context_share=0.9)).context_tokens == 21
+    counts = np.bincount(masking(np.arange(2000), 0).context.flatten(), minlength=49)
+    assert counts.min() > 0.2 * counts.max()
+    with pytest.raises(ValueError, match=r"context_share.*got 0\.0"):
+        MultiBlockConfig(context_share=0.0)
+
+
 def test_targets_lie_in_blocks_of_the_asked_size():
     masking = MultiBlockMasking(TokenGrid((14, 14)))
     masks = masking(np.arange(500), 0)

@@ -64,7 +64,8 @@ class MultiBlockConfig:
         context_scale: share of the grid that a context block covers before the targets are taken out.
         context_aspect: as ``target_aspect``.
         allow_overlap: whether the context keeps tokens that are targets.
-        context_tokens: K of ``fixed``; None takes what three quarters of the draws can give.
+        context_tokens: K of ``fixed``; None takes what three quarters of the draws can give, within ``context_share``.
+        context_share: K of ``fixed`` as the largest share of the grid, where ``context_tokens`` is None.
         min_keep: ``reference`` only: a block must have more tokens than this.
     """
 
@@ -77,6 +78,7 @@ class MultiBlockConfig:
     context_aspect: tuple[float, float] = (1.0, 1.0)
     allow_overlap: bool = False
     context_tokens: int | None = None
+    context_share: float = 1.0
     min_keep: int = 10
 
     def __post_init__(self) -> None:
@@ -88,6 +90,8 @@ class MultiBlockConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} needs 0 < low <= high, got {(low, high)}")
+        if not 0 < self.context_share <= 1:
+            raise ValueError(f"context_share is a share of the grid in (0, 1], got {self.context_share}")
         if self.targets < 1 or self.contexts < 1:
             raise ValueError(
                 f"at least one target and one context block are needed, got {self.targets}, {self.contexts}"
@@ -189,7 +193,8 @@ class MultiBlockMasking:
                 f"ask for fewer or smaller target blocks"
             )
         wanted = self.config.context_tokens
-        self.context_tokens = max(1, int(np.quantile(lengths, 0.25))) if wanted is None else wanted
+        share = round(self.config.context_share * self.grid.size)
+        self.context_tokens = max(1, min(share, int(np.quantile(lengths, 0.25)))) if wanted is None else wanted
         if not 1 <= self.context_tokens <= most:
             raise ValueError(
                 f"context_tokens={wanted} is not to be had on a grid of {self.grid.shape} ({self.grid.size} tokens): "

@@ -26,7 +26,7 @@ def small(
         std=std,
         encoder=EncoderConfig(signal=signal, patch=patch, channels=len(mean), width=96, depth=4, heads=3),
         predictor=PredictorConfig(width=128, depth=1, heads=4),
-        masks=MultiBlockConfig(),
+        masks=MultiBlockConfig(context_share=0.25),
         ijepa=IJEPAConfig(
             momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.05
         ),
