@@ -31,7 +31,7 @@ def small(
             momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.05
         ),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
-        schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
+        schedule=ScheduleConfig(lr=5e-4, start_lr=1e-4),
         optimizer=OptimizerConfig(betas=(0.9, 0.95)),
         training=TrainingConfig(batch=32),
     )
