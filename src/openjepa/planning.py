@@ -113,7 +113,7 @@ def plan(
         raise InputError(str(error)) from error
     _refuse(experiment, seen, len(source), processes)
     # Where the time given decides on the steps it is worth a longer look.
-    seconds, memory = _measure(experiment, splits, processes, look=1 if wishes.minutes is None else 4)
+    seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
     experiment = _settle_length(experiment, wishes, len(source), seconds)
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
 
