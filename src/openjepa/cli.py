@@ -149,7 +149,8 @@ def _pretrain(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         _parse(Pretrain, "pretrain", arguments, settled)
     # What a setting may be depends on the recipe, and the recipe on the data; so a first look checks types alone.
-    given = _parse(*_unchecked(Pretrain, settled, "pretrain", arguments))
+    bare, bare_settled = _unchecked(Pretrain, settled)
+    given = _parse(bare, "pretrain", arguments, bare_settled)
     asked = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
 
     def override(experiment: Experiment) -> Experiment:
@@ -185,8 +186,8 @@ def _pretrain(arguments: list[str]) -> int:
     return _begin(given, wishes, override, plan)
 
 
-def _unchecked(kind: Any, default: Any, *rest: Any) -> tuple[Any, ...]:
-    """The command line's dataclass and its default, with settings that have types and no checks, before ``rest``."""
+def _unchecked(kind: Any, default: Any) -> tuple[Any, Any]:
+    """The command line's dataclass and its default, with settings that have types and no checks."""
     hints = get_type_hints(kind, include_extras=True)
     values, columns = {}, []
     for one in fields(kind):
@@ -198,7 +199,7 @@ def _unchecked(kind: Any, default: Any, *rest: Any) -> tuple[Any, ...]:
         columns.append((one.name, hint))
         values[one.name] = value
     bare = make_dataclass(kind.__name__, columns)
-    return bare, *rest, bare(**values)
+    return bare, bare(**values)
 
 
 def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:

@@ -13,7 +13,7 @@ _EPS = 1e-4
 
 
 @torch.no_grad()
-def moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "1+D+1 D"]:
+def moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "D+2 D"]:
     """What the terms need to know of all features of a step, as sums that add up over parts of it.
 
     The sum of the products of every two features, their own sums, and (in every entry of the last row) their number.
@@ -25,7 +25,7 @@ def moments(features: Float[Tensor, "R D"]) -> Float[Tensor, "1+D+1 D"]:
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def variance_covariance(
-    features: Float[Tensor, "R D"], whole: Float[Tensor, "1+D+1 D"]
+    features: Float[Tensor, "R D"], whole: Float[Tensor, "D+2 D"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How far the standard deviations of the features fall short of 1 (mean over D), and the sum of the squared
     covariances between different features over D, for the whole step.

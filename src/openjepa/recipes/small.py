@@ -2,7 +2,7 @@
 
 Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, whitened targets, a little of C-JEPA's terms
 Command:  openjepa pretrain --out RUN --minutes 4        (the bundled sample; see LOG.md for the trials behind it)
-Hardware: two CPU cores, bfloat16
+Hardware: two CPU cores, bfloat16 where they have instructions for it (README.md: float32)
 Result:   see README.md and LOG.md, measured
 """
 
