@@ -77,9 +77,11 @@ def _pretrain(arguments: list[str]) -> int:
 
     from openjepa.data.augmentation import Augmentation
     from openjepa.encoder import EncoderConfig, PredictorConfig
-    from openjepa.experiment import Experiment
+    from openjepa.experiment import Experiment, Method
     from openjepa.masking import MultiBlockConfig
+    from openjepa.objectives.denoising import DenoisingConfig
     from openjepa.objectives.ijepa import IJEPAConfig
+    from openjepa.objectives.mae import MAEConfig
     from openjepa.planning import Wishes, plan
     from openjepa.recipes.small import small
     from openjepa.training.optimizer import OptimizerConfig
@@ -92,6 +94,8 @@ def _pretrain(arguments: list[str]) -> int:
         "predictor": PredictorConfig,
         "masks": MultiBlockConfig,
         "ijepa": IJEPAConfig,
+        "mae": MAEConfig,
+        "denoising": DenoisingConfig,
         "augmentation": Augmentation,
         "schedule": ScheduleConfig,
         "optimizer": OptimizerConfig,
@@ -111,6 +115,7 @@ def _pretrain(arguments: list[str]) -> int:
             out: the run's folder, which must be new.
             dry_run: print the plan and stop.
             recipe: auto, small, standard, or published-b16, -l16, -h14, -h16-448, -g16.
+            objective: ijepa, mae or denoising: what is predicted from what (ijepa, or the saved experiment's).
             experiment: a saved experiment.json to begin with instead of a recipe.
             channels: channels of the encoder (the images').
             image_size: height and width in pixels (the recipe's).
@@ -126,6 +131,7 @@ def _pretrain(arguments: list[str]) -> int:
         out: Path | None = None
         dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         recipe: str = "auto"
+        objective: Method | None = None
         experiment: Path | None = None
         channels: int | None = None
         image_size: tuple[int, int] | None = None
@@ -139,6 +145,8 @@ def _pretrain(arguments: list[str]) -> int:
         predictor: PredictorConfig = field(default_factory=PredictorConfig)
         masks: MultiBlockConfig = field(default_factory=MultiBlockConfig)
         ijepa: IJEPAConfig = field(default_factory=IJEPAConfig)
+        mae: MAEConfig = field(default_factory=MAEConfig)
+        denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
         augmentation: Augmentation = field(default_factory=Augmentation)
         schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
         optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -170,6 +178,7 @@ def _pretrain(arguments: list[str]) -> int:
             raise InputError(f"{given.experiment} cannot be read as text: {error}") from error
     wishes = Wishes(
         recipe=given.recipe,
+        objective=given.objective,
         channels=given.channels,
         image_size=given.image_size,
         minutes=given.minutes,
@@ -398,7 +407,8 @@ def _print_plan(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
-    kept = f"{masks['context_tokens']}" if masks["shape"] == "fixed" else "all visible"
+    kept = "all visible" if masks["shape"] in ("packed", "reference") else f"{masks['context_tokens']}"
+    blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
     rows = {
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
         "skipped": _skipped(data),
@@ -406,7 +416,7 @@ def _print_plan(facts: dict[str, Any]) -> None:
         "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{_times(facts['image'])} px in patches of {_times(facts['patch'])}: {_times(facts['grid'])} tokens",
-        "masks": f"{masks['shape']}: {kept} seen, {masks['target_blocks']} blocks of {masks['target_tokens']} asked",
+        "masks": f"{masks['shape']}: {kept} seen, {blocks} of {masks['target_tokens']} asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x {facts['threads']} threads",

@@ -204,3 +204,7 @@ class Predictor(nn.Module):
             valid = padded.repeat_interleave(blocks, 0)
         features = self.stack(rows, valid, last=tokens)
         return self.project(features).view(batch, blocks, tokens, -1)
+
+    def reconstruct(self, features: Float[Tensor, "B K D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K O"]:
+        """Values at the very tokens whose features are given, with no mask tokens: an autoencoder's decoder."""
+        return self.project(self.stack(self.embed(features) + self.table[at]))

@@ -13,14 +13,17 @@ import torch
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking, WholeMasking
 from openjepa.objectives.base import Objective
+from openjepa.objectives.denoising import Denoising, DenoisingConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+from openjepa.objectives.mae import MAE, MAEConfig
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.trainer import TrainingConfig
 
 T = TypeVar("T")
+Method = Literal["ijepa", "mae", "denoising"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,9 @@ class Experiment:
         recipe: name of the recipe that this began as.
         seed: of the initial weights, the order, the crops and the masks.
         mean, std: of each channel, in [0, 1] units, for normalisation.
-        encoder, predictor, masks, ijepa: the method.
+        method: what is predicted from what: ``ijepa``, ``mae`` or ``denoising``.
+        encoder, predictor: the networks; for ``mae`` and ``denoising`` the predictor is the decoder.
+        masks, ijepa, mae, denoising: settings of the methods, of which the chosen one's count.
         augmentation, schedule, optimizer, training: how it is trained.
     """
 
@@ -39,10 +44,13 @@ class Experiment:
     seed: int = 0
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    method: Method = "ijepa"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     masks: MultiBlockConfig = field(default_factory=MultiBlockConfig)
     ijepa: IJEPAConfig = field(default_factory=IJEPAConfig)
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -71,11 +79,20 @@ class Experiment:
     def objective(self) -> Objective:
         """The objective with its initial weights, a function of the seed."""
         generator = torch.Generator().manual_seed(self.seed)
+        if self.method == "mae":
+            return MAE(self.encoder, self.predictor, self.mae, generator=generator)
+        if self.method == "denoising":
+            return Denoising(self.encoder, self.predictor, self.denoising, generator=generator)
         return IJEPA(self.encoder, self.predictor, self.ijepa, generator=generator)
 
-    def masking(self) -> MultiBlockMasking:
-        """The mask sampler."""
-        return MultiBlockMasking(self.encoder.grid, self.masks, seed=self.seed)
+    def masking(self) -> MultiBlockMasking | RandomMasking | WholeMasking:
+        """The mask sampler of the method."""
+        grid = self.encoder.grid
+        if self.method == "mae":
+            return RandomMasking(grid, self.mae.visible, seed=self.seed)
+        if self.method == "denoising":
+            return WholeMasking(grid, seed=self.seed)
+        return MultiBlockMasking(grid, self.masks, seed=self.seed)
 
     def to_json(self) -> str:
         """As JSON text; :meth:`from_json` is the inverse."""

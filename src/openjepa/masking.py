@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64, Int, Int64
 from torch import Tensor
 
 from openjepa import draws
@@ -27,11 +27,13 @@ class Masks:
     """The token indices of R mask sets, image by image: with E sets per image, row r belongs to image r // E.
 
     ``context_valid`` is None when every row has K tokens; otherwise the False places of ``context`` are padding.
+    ``keys`` is a random number for each row, where an objective draws more than masks (noise).
     """
 
     context: Int[Tensor, "R K"]
     targets: Int[Tensor, "R M T"]
     context_valid: Bool[Tensor, "R K"] | None = None
+    keys: Int64[Tensor, "R"] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
         """A copy on ``device``."""
@@ -46,8 +48,8 @@ class Masks:
         return self._map(lambda tensor: tensor[start:stop])
 
     def _map(self, change) -> "Masks":
-        valid = self.context_valid
-        return Masks(change(self.context), change(self.targets), None if valid is None else change(valid))
+        valid, keys = (None if part is None else change(part) for part in (self.context_valid, self.keys))
+        return Masks(change(self.context), change(self.targets), valid, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +257,55 @@ class MultiBlockMasking:
         start = np.floor(u * (np.asarray(self.grid.shape) - extents)).astype(np.int64)
         inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
         return np.asarray(inside.all(-1))
+
+
+class RandomMasking:
+    """A random share of the tokens is seen, and all others are asked for as one block (MAE, He et al. 2022, sec. 3).
+
+    Args:
+        grid: the token grid.
+        visible: share of the tokens that is seen.
+        seed: the run's seed.
+
+    Raises:
+        ValueError: nothing would be seen, or nothing asked.
+    """
+
+    def __init__(self, grid: TokenGrid, visible: float = 0.25, *, seed: int = 0) -> None:
+        self.grid, self.seed = grid, seed
+        self.context_tokens = round(visible * grid.size)
+        self.target_tokens = grid.size - self.context_tokens
+        if not 0 < self.context_tokens < grid.size:
+            raise ValueError(
+                f"a visible share of {visible} leaves {self.context_tokens} of the {grid.size} tokens to see; ask for "
+                f"a share between {1 / grid.size:.3g} and {1 - 1 / grid.size:.3g}"
+            )
+
+    def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
+        """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
+        keys = (self.seed, step, np.asarray(samples)[:, None])
+        order = np.argsort(draws.uniform("mask random", *keys, np.arange(self.grid.size)), axis=1)
+        context, targets = (np.sort(part, 1) for part in np.split(order, [self.context_tokens], axis=1))
+        return Masks(torch.from_numpy(context), torch.from_numpy(targets[:, None]))
+
+
+class WholeMasking:
+    """Every token is seen, and every one asked for: what hides something is noise, drawn from the masks' ``keys``.
+
+    Args:
+        grid: the token grid.
+        seed: the run's seed.
+    """
+
+    def __init__(self, grid: TokenGrid, *, seed: int = 0) -> None:
+        self.grid, self.seed = grid, seed
+        self.context_tokens = self.target_tokens = grid.size
+
+    def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
+        """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
+        every = torch.arange(self.grid.size).expand(len(samples), -1)
+        keys = draws.bits("mask keys", self.seed, step, np.asarray(samples)).view(np.int64)
+        return Masks(every.clone(), every[:, None].clone(), None, torch.from_numpy(keys))
 
 
 def block_extents(

@@ -15,7 +15,7 @@ from openjepa.data.base import Splits
 from openjepa.data.loader import training_batches
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
-from openjepa.experiment import Experiment
+from openjepa.experiment import Experiment, Method
 from openjepa.objectives.base import Objective
 from openjepa.recipes.choice import choose
 from openjepa.training.distributed import Processes
@@ -33,6 +33,7 @@ class Wishes:
 
     Attributes:
         recipe: name, or ``auto``.
+        objective: ``ijepa``, ``mae`` or ``denoising``; None is the saved experiment's, or ``ijepa``.
         channels: of the encoder; None takes the images'.
         image_size: height and width in pixels; None lets the recipe choose.
         minutes, epochs, steps: the length of the run; at most one.
@@ -43,6 +44,7 @@ class Wishes:
     """
 
     recipe: str = "auto"
+    objective: Method | None = None
     channels: int | None = None
     image_size: tuple[int, int] | None = None
     minutes: float | None = None
@@ -69,7 +71,12 @@ class Wishes:
             raise InputError(f"--image-size needs a height and a width of 2 pixels or more, got {self.image_size}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers must be 0 or more, got {self.workers}")
-        others = {"--recipe": self.recipe != "auto", "--channels": self.channels, "--image-size": self.image_size}
+        others = {
+            "--recipe": self.recipe != "auto",
+            "--objective": self.objective,
+            "--channels": self.channels,
+            "--image-size": self.image_size,
+        }
         if self.experiment is not None and any(others.values()):
             raise InputError(
                 f"--experiment brings a whole recipe and cannot go with {', '.join(o for o in others if others[o])}; "
@@ -128,6 +135,7 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) 
     mean, std = statistics(splits.train, size, channels, seed=wishes.seed or 0)
     experiment, why = choose(
         wishes.recipe,
+        method=wishes.objective or "ijepa",
         size=seen.median,
         smallest=seen.smallest,
         mean=mean,
@@ -299,15 +307,15 @@ def _facts(
             "fingerprint": source.fingerprint,
         },
         "recipe": {"name": experiment.recipe, "why": why},
-        "objective": "ijepa",
+        "objective": experiment.method,
         "image": list(encoder.signal),
         "patch": list(encoder.patch),
         "grid": list(encoder.grid.shape),
         "parameters": counted | {"predictor": counted["trained"] - counted["encoder"]},
         "masks": {
-            "shape": experiment.masks.shape,
+            "shape": _shape(experiment),
             "context_tokens": masking.context_tokens,
-            "target_blocks": experiment.masks.targets,
+            "target_blocks": experiment.masks.targets if experiment.method == "ijepa" else 1,
             "target_tokens": masking.target_tokens,
         },
         "steps": training.steps,
@@ -321,6 +329,11 @@ def _facts(
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
     }
+
+
+def _shape(experiment: Experiment) -> str:
+    shapes = {"mae": "random", "denoising": "none, but noise"}
+    return shapes.get(experiment.method, experiment.masks.shape)
 
 
 def _device_name(device: torch.device) -> str:

@@ -20,13 +20,17 @@ from openjepa.evaluation.knn import leave_one_out
 from openjepa.evaluation.spectrum import rankme
 from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
-from openjepa.masking import MultiBlockMasking
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
 from openjepa.training.distributed import Processes
 from openjepa.training.trainer import Trainer
 
 PICTURES = 12
+_SUMMARIES = {
+    "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
+    "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
+    "denoising": "The encoder of a denoising autoencoder, trained without labels by taking noise out of images.",
+}
 
 
 def check_free(run: Path) -> None:
@@ -173,7 +177,7 @@ class Run:
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = {
-            "summary": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
+            "summary": _SUMMARIES[self.experiment.method],
             "trained on": f"{self.plan['data']['images']} images",
             "steps": f"{self.trainer.done} of {self.experiment.training.steps}",
             "evaluation": evaluation or [],
@@ -231,8 +235,8 @@ def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: 
     batch = next(iter(ordered_batches(source, experiment.preprocessing, chosen, batch=PICTURES, workers=0)))
     if not len(batch.samples):
         return
-    masks = MultiBlockMasking(experiment.encoder.grid, experiment.masks, seed=experiment.seed)(batch.samples, 0)
-    first = torch.arange(len(batch.samples)) * experiment.masks.contexts
+    masks = experiment.masking()(batch.samples, 0)
+    first = torch.arange(len(batch.samples)) * (len(masks.context) // len(batch.samples))
     valid = torch.ones_like(masks.context, dtype=torch.bool) if masks.context_valid is None else masks.context_valid
     normalised = experiment.preprocessing.normalise(batch.images)
     aside = path.with_name("writing-" + path.name)

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from openjepa.errors import InputError
-from openjepa.experiment import Experiment
+from openjepa.experiment import Experiment, Method
 from openjepa.recipes import published
+from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
 from openjepa.recipes.standard import standard
 
@@ -16,6 +17,7 @@ _NATIVE_BELOW = 100
 def choose(
     name: str,
     *,
+    method: Method,
     size: tuple[int, int],
     smallest: tuple[int, int],
     mean: tuple[float, ...],
@@ -27,6 +29,7 @@ def choose(
     """The recipe ``name`` (``auto`` chooses) fitted to the data, and the reason.
 
     Args:
+        method: what is predicted from what; the baselines bring their own decoder and optimiser settings.
         size: typical height and width of the images, in pixels.
         smallest: height and width of the smallest image seen.
         mean, std: of each channel, in [0, 1] units.
@@ -38,6 +41,8 @@ def choose(
         InputError: no such recipe, or images that it cannot take.
     """
     if name in published.NAMES:
+        if method != "ijepa":
+            raise InputError(f"{name} is a published I-JEPA recipe; --objective {method} goes with small or standard")
         return _published(name, wanted, mean, std), f"{name} was asked for: the published settings, flaws and all"
     if name not in NAMES:
         raise InputError(f"there is no recipe {name!r}; choose from {', '.join(NAMES)}")
@@ -53,7 +58,7 @@ def choose(
             f"{patch[0]}x{patch[1]} px: remove such images, or choose a smaller --image-size"
         )
     make = standard if name == "standard" else small
-    experiment = make(signal=signal, patch=patch, mean=mean, std=std)
+    experiment = baseline(make(signal=signal, patch=patch, mean=mean, std=std), method)
     batch = min(experiment.training.batch, max(1, images // 4))
     experiment = replace(experiment, training=replace(experiment.training, batch=batch))
     reason = "it was asked for" if asked else (

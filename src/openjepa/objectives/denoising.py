@@ -1,0 +1,109 @@
+"""The denoising autoencoder: corrupt the pixels, encode everything, reconstruct the clean pixels.
+
+Source: Vincent et al., "Stacked Denoising Autoencoders", JMLR 2010, sec. 3.3 (Gaussian and masking noise) and sec. 2.4
+(squared error); here with a transformer as encoder and decoder, trained as a whole instead of layer by layer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
+from openjepa.grid import patchify
+from openjepa.masking import Masks
+from openjepa.objectives.base import Objective, Output
+
+# SplitMix64 (see draws.py), as signed 64-bit numbers: torch has no arithmetic on unsigned ones on every device.
+_GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingConfig:
+    """Settings of the objective.
+
+    Attributes:
+        noise: standard deviation of the Gaussian noise, in standard deviations of the images (the input is normalised).
+        masked: share of the input's values that are set to 0, the mean of the images (masking noise).
+    """
+
+    noise: float = 0.5
+    masked: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf or not 0 <= self.masked < 1:
+            raise ValueError(
+                f"denoising.noise is 0 or more and denoising.masked a share in [0, 1), got {self.noise}, {self.masked}"
+            )
+        if not self.noise and not self.masked:
+            raise ValueError("denoising needs noise to take away: denoising.noise and denoising.masked are both 0")
+
+
+def uniform(keys: Int64[Tensor, "B"], stream: int, count: int) -> Float[Tensor, "B n"]:
+    """``count`` uniform numbers in (0, 1] for each key: a pure function, on the keys' device."""
+    place = torch.arange(count, device=keys.device)
+    x = _mix(_mix(keys[:, None] * _GOLDEN + stream) + place * _GOLDEN)
+    return ((x >> 40) & (2**24 - 1)).float().add_(0.5).mul_(2.0**-24)
+
+
+def _mix(x: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return x ^ ((x >> 31) & (2**33 - 1))
+
+
+class Denoising(Objective):
+    """An encoder of the whole corrupted signal, and a light decoder of its clean pixels.
+
+    Args:
+        encoder: architecture of the encoder.
+        decoder: architecture of the decoder.
+        config: see :class:`DenoisingConfig`.
+        generator: for the initial weights.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderConfig,
+        decoder: PredictorConfig,
+        config: DenoisingConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config or DenoisingConfig()
+        self.encoder = Encoder(encoder, generator=generator)
+        values = self.encoder.embed.in_features
+        self.decoder = Predictor(decoder, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator)
+        self.decoder.mask_token.requires_grad_(False)  # nothing is hidden
+
+    @property
+    def representation(self) -> Encoder:
+        """The encoder."""
+        return self.encoder
+
+    def corrupt(self, x: Float[Tensor, "B C *S"], keys: Int64[Tensor, "B"]) -> Float[Tensor, "B C *S"]:
+        """The signal with noise added, then a share of its values set to 0; a function of the keys alone."""
+        values = x.flatten(1)
+        count = values.shape[1]
+        if self.config.noise:
+            radius = (-2 * uniform(keys, 0, count).log()).sqrt()  # Box and Muller 1958
+            values = values + self.config.noise * radius * (2 * math.pi * uniform(keys, 1, count)).cos()
+        if self.config.masked:
+            values = values * (uniform(keys, 2, count) >= self.config.masked)
+        return values.view_as(x)
+
+    def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
+        """The mean squared error over all pixels of all patches.
+
+        Raises:
+            ValueError: the masks bring no keys to draw the noise from.
+        """
+        if masks.keys is None:
+            raise ValueError("the denoising autoencoder draws its noise from Masks.keys; WholeMasking brings them")
+        features = self.encoder(self.corrupt(x, masks.keys), masks.context)
+        predicted = self.decoder.reconstruct(features, masks.context)
+        return Output(F.mse_loss(predicted.float(), patchify(x, self.encoder.config.patch).float()))

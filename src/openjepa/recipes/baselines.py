@@ -1,0 +1,43 @@
+"""What predicts pixels, beside I-JEPA: the same encoder, data and augmentation, each with its paper's own optimiser.
+
+Paper:    MAE (He et al. 2022, app. A.1): AdamW, betas (0.9, 0.95), weight decay 0.05, lr 1.5e-4 per 256 images, cosine,
+          warm-up over 40 of 800 epochs. Denoising autoencoder (Vincent et al. 2010): the corruption; the optimiser is
+          MAE's, since the paper's (plain SGD, a layer at a time) is not for transformers
+Command:  openjepa pretrain IMAGES --out RUN --objective mae        (or denoising)
+Hardware: two CPU cores for ``small``; ``standard`` was not run at full length
+Result:   see LOG.md and benchmarks/
+"""
+
+from dataclasses import replace
+
+from openjepa.encoder import PredictorConfig
+from openjepa.experiment import Experiment, Method
+from openjepa.training.optimizer import OptimizerConfig
+from openjepa.training.schedules import ScheduleConfig
+
+# Decoder and highest lr. The paper's lr of 1.5e-4 per 256 images is for ViT-L and 800 epochs; a small network and a
+# short run need more (LOG.md, the baselines' learning rates).
+_SMALL = {
+    "mae": (PredictorConfig(width=96, depth=2, heads=3), 1e-3),
+    "denoising": (PredictorConfig(width=96, depth=1, heads=3), 1e-3),
+}
+_STANDARD = {
+    "mae": (PredictorConfig(width=256, depth=4, heads=8), 6e-4),
+    "denoising": (PredictorConfig(width=256, depth=2, heads=8), 6e-4),
+}
+
+
+def baseline(experiment: Experiment, method: Method) -> Experiment:
+    """The I-JEPA recipe ``experiment`` with another method in its place (for ``ijepa``: itself)."""
+    if method == "ijepa":
+        return experiment
+    decoder, lr = (_SMALL if experiment.recipe == "small" else _STANDARD)[method]
+    return replace(
+        experiment,
+        method=method,
+        predictor=decoder,
+        schedule=ScheduleConfig(
+            start_lr=0.0, lr=lr, final_lr=0.0, warmup=0.05, weight_decay=0.05, final_weight_decay=0.05
+        ),
+        optimizer=OptimizerConfig(betas=(0.9, 0.95)),
+    )
