@@ -30,6 +30,7 @@ ROOMS = [
     "recipes",
     "planning",
     "running",
+    "comparing",
     "report",
     "cli",
     "__main__",

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 # Drawn in these and then replaced by the page's CSS variables: the page decides, by light or dark.
 _COLOURS = {"#1b2431": "--ink", "#5c6879": "--muted", "#e2e6ed": "--rule", "#2462eb": "--accent", "#c9dafb": "--band"}
-_INK, _MUTED, _RULE, _ACCENT, _BAND = _COLOURS
+_INK, MUTED, RULE, _ACCENT, _BAND = _COLOURS
 MOST_POINTS = 300
 
 
@@ -63,7 +63,7 @@ def curve_svg(curve: Curve, label: str) -> str:
         _draw(figure.add_axes((0.125, 0.17, 0.835, 0.79)), curve)  # one frame for all, so that cards align
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(buffer.getvalue(), label)
+    return inline(buffer.getvalue(), label)
 
 
 def _draw(axes, curve: Curve) -> None:
@@ -76,9 +76,9 @@ def _draw(axes, curve: Curve) -> None:
     axes.plot(line.steps, line.mean, color=_ACCENT, linewidth=1.4, marker="o" if few else None, markersize=3)
     if curve.reference is not None:
         level, text = curve.reference
-        axes.axhline(level, color=_MUTED, linewidth=0.9, dashes=(3, 3))
+        axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(3, 3))
         axes.annotate(text, (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
-                      ha="right", va="bottom", color=_MUTED, fontsize=7)  # fmt: skip
+                      ha="right", va="bottom", color=MUTED, fontsize=7)  # fmt: skip
     if curve.logarithmic:
         _log_axis(axes)
     else:
@@ -94,13 +94,13 @@ def _draw(axes, curve: Curve) -> None:
         axes.set_xlim(line.steps[0] - 1, line.steps[0] + 1)
     else:
         axes.margins(x=0.01)
-    axes.set_xlabel("step", color=_MUTED, labelpad=1)
-    axes.tick_params(colors=_MUTED, length=0, which="both")
-    axes.grid(axis="y", color=_RULE, linewidth=0.8)
+    axes.set_xlabel("step", color=MUTED, labelpad=1)
+    axes.tick_params(colors=MUTED, length=0, which="both")
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(_RULE)
+        spine.set_color(RULE)
 
 
 def _log_axis(axes) -> None:
@@ -112,7 +112,7 @@ def _log_axis(axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _inline(svg: str, label: str) -> str:
+def inline(svg: str, label: str) -> str:
     """Only what an HTML page needs of matplotlib's file: no prologue, metadata, sizes, fonts or element numbers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)

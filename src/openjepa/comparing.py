@@ -1,0 +1,267 @@
+"""Objectives side by side: the same images, augmentation, encoder and compute, several seeds, one page.
+
+Every run is a folder of its own, trained and judged by the commands that a person would type, each in a process of its
+own: so its memory is its own, and an interrupted comparison goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from openjepa.data.base import Splits
+from openjepa.errors import InputError
+from openjepa.experiment import Experiment, Method
+from openjepa.planning import Plan, Wishes, plan
+from openjepa.running import make_run, read_experiment
+from openjepa.training.distributed import Processes
+from openjepa.training.metrics import read_rows
+
+FILE = "compare.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is compared.
+
+    Attributes:
+        objectives: the methods.
+        seeds: number of seeds, from 0 on.
+        minutes, flops, steps, epochs: of each run's training; exactly one. ``flops`` counts every operation of a step,
+            an I-JEPA's target encoder included.
+        evaluate: arguments of ``openjepa evaluate`` for every run (``--suite full``, ``--scenes``, ...).
+    """
+
+    objectives: tuple[Method, ...]
+    seeds: int
+    minutes: float | None = None
+    flops: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    evaluate: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("minutes", "flops", "steps", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InputError(
+                "say how much each run may spend with one of --minutes, --flops, --steps and --epochs"
+                + (f", not {' and '.join(f'--{name}' for name in given)}" if given else "")
+            )
+        if not getattr(self, given[0]) > 0:
+            raise InputError(f"--{given[0]} must be above 0, got {getattr(self, given[0])}")
+        if len(set(self.objectives)) != len(self.objectives) or not self.objectives:
+            raise InputError(f"--objectives names each objective once, got {', '.join(self.objectives) or 'none'}")
+        if self.seeds < 1:
+            raise InputError(f"--seeds must be 1 or more, got {self.seeds}")
+
+    @property
+    def runs(self) -> list[tuple[Method, int]]:
+        """Every (objective, seed), seed by seed, so that an early stop leaves a comparison."""
+        return [(objective, seed) for seed in range(self.seeds) for objective in self.objectives]
+
+
+def begin(
+    folder: Path, request: Request, wishes: Wishes, splits: Splits, opened: str | None, processes: Processes
+) -> dict[str, Any]:
+    """Plan every objective and write ``compare.json``; a folder that has one of the same request is gone on with.
+
+    Raises:
+        InputError: the folder holds something else, or another comparison.
+    """
+    asked = {"data": opened, **dataclasses.asdict(request)}
+    path = folder / FILE
+    if path.is_file():
+        found = json.loads(path.read_text())
+        before = found["request"]
+        changed = [name for name, value in json.loads(json.dumps(asked)).items() if before.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{folder} holds a comparison with other settings ({', '.join(changed)}): go on with it by the command "
+                f"that began it ({found['command']}), or choose another --out"
+            )
+        return found
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is no comparison: choose another --out")
+    plans = {}
+    for objective in request.objectives:
+        planned = plan(splits, replace(_with_length(wishes, request), objective=objective), processes, opened)
+        plans[objective] = _at_flops(planned, request.flops)
+    _check_equal(plans)
+    content = {
+        "request": asked,
+        "command": "",
+        "plans": {
+            name: {"experiment": json.loads(planned.experiment.to_json()), "facts": planned.facts}
+            for name, planned in plans.items()
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, content)
+    return content
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``compare.json``, whole or not at all."""
+    aside = folder / f".{FILE}.writing"
+    aside.write_text(json.dumps(content, indent=1) + "\n")
+    aside.replace(folder / FILE)
+
+
+def _with_length(wishes: Wishes, request: Request) -> Wishes:
+    if request.flops is not None:
+        return replace(wishes, steps=1)
+    return replace(wishes, minutes=request.minutes, steps=request.steps, epochs=request.epochs)
+
+
+def _at_flops(planned: Plan, flops: float | None) -> Plan:
+    """The plan with as many steps as the operations allow."""
+    if flops is None:
+        return planned
+    experiment, facts = planned.experiment, planned.facts
+    steps = int(flops / (facts["flops_per_image"]["step"] * experiment.training.batch))
+    if steps < 1:
+        raise InputError(
+            f"--flops {flops:g} is less than one step of {experiment.method} "
+            f"({facts['flops_per_image']['step'] * experiment.training.batch:.3g})"
+        )
+    training = replace(experiment.training, steps=steps, watch_every=max(1, steps // 12))
+    seconds = facts["estimate"]["seconds"] / facts["steps"] * steps
+    epochs = steps * training.batch / facts["data"]["images"]
+    facts = facts | {"steps": steps, "epochs": epochs, "estimate": facts["estimate"] | {"seconds": seconds}}
+    return Plan(experiment=replace(experiment, training=training), facts=facts)
+
+
+def _check_equal(plans: dict[Method, Plan]) -> None:
+    """Whatever is said to be equal is equal, or there is no comparison."""
+    first, *others = plans.values()
+    for other in others:
+        for part in ("encoder", "augmentation", "mean", "std"):
+            if getattr(first.experiment, part) != getattr(other.experiment, part):
+                raise ValueError(f"the {part} of {first.experiment.method} and {other.experiment.method} differ")
+
+
+def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callable[[str], None], device: str | None):
+    """Train and judge every run that is not there yet.
+
+    Returns:
+        The exit code of a command that failed or was interrupted, or 0.
+    """
+    for number, (objective, seed) in enumerate(request.runs, 1):
+        run = folder / f"{objective}-seed{seed}"
+        if (run / "judged.json").is_file():
+            continue
+        say(f"run {number} of {len(request.runs)}: {objective}, seed {seed}")
+        if not (run / "experiment.json").is_file():
+            planned = content["plans"][objective]
+            experiment = Experiment.from_json(json.dumps(planned["experiment"]), origin=folder / FILE)
+            make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
+        where = [] if device is None else ["--device", device]
+        if not (run / "evaluation.json").is_file():
+            code = _openjepa("resume", str(run), *where)
+            if code:
+                return code
+        # Written aside and renamed by the command itself only where it went well.
+        found = run / "judged.writing"
+        code = _openjepa("evaluate", str(run), *request.evaluate, "--json", str(found), *where)
+        if code:
+            return code
+        found.replace(run / "judged.json")
+    return 0
+
+
+def _openjepa(*arguments: str) -> int:
+    """One command in a process of its own; Ctrl-C reaches it too, and it saves before it ends."""
+    process = subprocess.Popen([sys.executable, "-m", "openjepa", *arguments], stdout=subprocess.DEVNULL)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # on a terminal it got the signal too, and takes two within half a second as one
+            process.send_signal(signal.SIGINT)
+
+
+def gather(folder: Path, content: dict[str, Any], request: Request) -> dict[str, Any]:
+    """What the finished runs found, with means and spreads over the seeds, as ``compare.json`` holds it."""
+    runs = []
+    for objective, seed in request.runs:
+        run = folder / f"{objective}-seed{seed}"
+        if (run / "judged.json").is_file():
+            runs.append(_outcome(run, objective, seed))
+    return content | {"runs": runs, "summary": summarise(runs, request.objectives)}
+
+
+def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
+    experiment, facts = read_experiment(run)
+    rows = read_rows(run / "metrics.jsonl")
+    cost = facts["flops_per_image"]["step"] * experiment.training.batch
+    curve = [
+        {name: row[name] for name in ("step", "seconds", "knn", "probe", "rankme") if name in row}
+        | {"flops": cost * (row["step"] + 1)}
+        for row in rows
+        if "rankme" in row
+    ]
+    last = rows[-1]
+    return {
+        "objective": objective,
+        "seed": seed,
+        "folder": run.name,
+        "steps": last["step"] + 1,
+        "seconds": last["seconds"],
+        "images_per_s": (last["step"] + 1) * experiment.training.batch / last["seconds"],
+        "flops": cost * (last["step"] + 1),
+        "peak_memory": last["peak_memory"],
+        "joules": last.get("joules"),
+        "curve": curve,
+        "rows": json.loads((run / "judged.json").read_text())["rows"],
+    }
+
+
+def summarise(runs: Sequence[dict[str, Any]], objectives: Sequence[Method]) -> list[dict[str, Any]]:
+    """For every measure: mean, standard deviation and number of seeds of each objective, and of the references.
+
+    Each also has the difference of every objective from the first one, with a 95% interval over seeds (Welch's t)
+    where both have two seeds or more.
+    """
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            key = (row["task"], row["evaluator"], row["metric"])
+            own = row["features"] not in ("random encoder", "raw pixels", "from scratch")
+            name = run["objective"] if own else row["features"]
+            found.setdefault(key, {}).setdefault(name, []).append(row["value"])
+    summary = []
+    for (task, evaluator, metric), values in found.items():
+        first = values.get(objectives[0])
+        differences = {
+            name: _difference(values[name], first)
+            for name in objectives[1:]
+            if first is not None and name in values
+        }  # fmt: skip
+        means = {name: _spread(each) for name, each in values.items()}
+        summary.append(
+            {"task": task, "evaluator": evaluator, "metric": metric, "values": means, "differences": differences}
+        )
+    return summary
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    mean = sum(values) / len(values)
+    squares = sum((value - mean) ** 2 for value in values)
+    return {"mean": mean, "std": (squares / (len(values) - 1)) ** 0.5 if len(values) > 1 else None, "n": len(values)}
+
+
+def _difference(values: Sequence[float], against: Sequence[float]) -> dict[str, float | None]:
+    one, other = _spread(values), _spread(against)
+    difference = one["mean"] - other["mean"]
+    if len(values) < 2 or len(against) < 2:
+        return {"value": difference, "low": None, "high": None}
+    from scipy.stats import ttest_ind
+
+    if one["std"] == other["std"] == 0:
+        return {"value": difference, "low": difference, "high": difference}
+    interval = ttest_ind(values, against, equal_var=False).confidence_interval(0.95)
+    return {"value": difference, "low": float(interval.low), "high": float(interval.high)}

@@ -1,0 +1,234 @@
+"""The page of a comparison: what each objective predicts, costs and reaches, from ``compare.json`` alone."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openjepa._version import __version__
+from openjepa.errors import InputError
+from openjepa.report.formats import (
+    Number,
+    count,
+    duration,
+    escape,
+    listed,
+    memory,
+    percent,
+    plain,
+    points,
+    scaled,
+    table,
+)
+from openjepa.report.series import COLOURS, Line, lines_svg
+
+REFERENCES = ("random encoder", "raw pixels", "from scratch")
+_CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
+_SEES = {"ijepa": "a block of tokens", "mae": "random tokens", "denoising": "all tokens, noisy"}
+_PREDICTS = {
+    "ijepa": "features of hidden blocks, from a slowly moving copy of the encoder",
+    "mae": "pixels of the hidden patches",
+    "denoising": "the clean pixels of all patches",
+}
+_MAIN = (("classes", "k-NN"), ("classes", "linear probe"))
+_TASKS = {
+    "classes": "Semantic: the classes of whole images",
+    "scenes": "Local: scenes of several objects (count, distance, place)",
+    "segmentation": "Dense: the class of every pixel",
+    "robustness": "Robustness: fitted to clean images, asked about spoilt ones",
+    "fine-tuning": "Fine-tuning: all weights trained on the labels",
+}
+
+
+def write_comparison(folder: Path) -> Path:
+    """Write ``compare.html`` beside ``compare.json`` and return its path.
+
+    Raises:
+        InputError: the folder holds no comparison, or none of its runs is finished.
+    """
+    path = Path(folder) / "compare.json"
+    try:
+        content = json.loads(path.read_text())
+        runs = content["runs"]
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(f"{path} is missing, damaged or holds no runs yet ({error})") from error
+    if not runs:
+        raise InputError(f"no run of {folder} is finished yet: go on with {content.get('command', 'openjepa compare')}")
+    target, aside = Path(folder) / "compare.html", Path(folder) / ".compare.writing"
+    aside.write_text(render(content), encoding="utf-8")
+    aside.replace(target)
+    return target
+
+
+def render(content: dict[str, Any]) -> str:
+    """The whole page as HTML."""
+    objectives = [name for name in content["request"]["objectives"] if any(_of(content, name))]
+    data = next(iter(content["plans"].values()))["facts"]["data"]
+    css = (files("openjepa.report") / "page.css").read_text(encoding="utf-8")
+    title = f"{listed([_CALLED[name] for name in objectives])} on {data['name']}"
+    left = len(content["request"]["objectives"]) * content["request"]["seeds"] - len(content["runs"])
+    note = f'<div class="notes">{left} run(s) are not finished; their numbers are missing here.</div>' if left else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}: openjepa compare</title>\n<style>\n{css}</style></head>\n<body><main>"
+        f'<p class="over"><b>openjepa compare</b> · {escape(data["name"])}</p><h1>{escape(title)}</h1>'
+        f'<p class="lede">{escape(_equal(content))}</p>{note}'
+        f"<h2>What the numbers say</h2>{_verdict(content, objectives)}"
+        f"<h2>Side by side</h2>{_properties(content, objectives)}"
+        f"<h2>Accuracy against compute</h2>{_curves(content, objectives)}"
+        f"<h2>Every measure</h2>{_measures(content, objectives)}"
+        f"<h2>The runs</h2>{_runs(content)}"
+        f"<footer>Written by openjepa {escape(__version__)} from compare.json; repeat or go on with "
+        f"<code>{escape(content['command'])}</code>.</footer></main></body></html>\n"
+    )
+
+
+def _of(content: dict[str, Any], objective: str) -> list[dict[str, Any]]:
+    return [run for run in content["runs"] if run["objective"] == objective]
+
+
+def _equal(content: dict[str, Any]) -> str:
+    request = content["request"]
+    budget = next(
+        (name, request[name]) for name in ("minutes", "flops", "steps", "epochs") if request[name] is not None
+    )
+    told = {"flops": f"{scaled(budget[1], 'FLOP')} of training", "minutes": f"{plain(budget[1])} minutes of training"}
+    each = told.get(budget[0], f"{count(budget[1])} {budget[0]}")
+    seeds = f"{request['seeds']} seeds" if request["seeds"] > 1 else "one seed"
+    return (
+        f"The same images, crops and encoder, {each} for each run, {seeds}. Each objective has the optimiser settings "
+        "of its own paper, scaled to the size."
+    )
+
+
+def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
+    """One sentence for each main evaluator: the means, and which differences are clear over the seeds."""
+    said = []
+    for task, evaluator in _MAIN:
+        row = next((r for r in content["summary"] if (r["task"], r["evaluator"]) == (task, evaluator)), None)
+        if row is None:
+            continue
+        named = [f"{_CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
+        named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
+        parts = [_told(name, objectives[0], row["differences"][name]) for name in objectives[1:]]
+        said.append(f"<p>On the <b>{escape(evaluator)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
+    return "".join(said) or "<p>Without labels no accuracy could be measured; see RankMe in each run's report.</p>"
+
+
+def _told(name: str, first: str, difference: dict[str, Any]) -> str:
+    value, low, high = difference["value"], difference["low"], difference["high"]
+    text = f"{_CALLED[name]} is {points(value)} points against {_CALLED[first]}"
+    if low is None or high is None:
+        return f"{text}; with one seed nothing can be said about how sure that is."
+    clear = "clear" if low > 0 or high < 0 else "not clear"
+    return f"{text} (95% interval over seeds {points(low)} to {points(high)}: {clear})."
+
+
+def _mean(values: Sequence[Number]) -> float:
+    return float(np.mean(values))
+
+
+def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
+    plans = {name: content["plans"][name]["facts"] for name in objectives}
+    runs = {name: _of(content, name) for name in objectives}
+
+    def measured(key: str, show) -> list[str]:
+        return [
+            show(_mean([run[key] for run in runs[name]])) if runs[name][0][key] is not None else "not available"
+            for name in objectives
+        ]
+
+    def planned(show) -> list[str]:
+        return [show(plans[name]) for name in objectives]
+
+    lines = [
+        ["Sees", *(_SEES[name] for name in objectives)],
+        ["Predicts", *(_PREDICTS[name] for name in objectives)],
+        ["Tokens seen of the grid", *planned(lambda f: f"{f['masks']['context_tokens']} of {np.prod(f['grid'])}")],
+        ["Encoder, parameters", *planned(lambda f: scaled(f["parameters"]["encoder"], "").rstrip())],
+        ["Predictor or decoder, parameters", *planned(lambda f: scaled(f["parameters"]["predictor"], "").rstrip())],
+        ["Training cost of an image", *planned(lambda f: scaled(f["flops_per_image"]["step"], "FLOP"))],
+        ["Steps", *measured("steps", count)],
+        ["Passes over the images", *planned(lambda f: plain(f["epochs"]))],
+        ["Time of training", *measured("seconds", duration)],
+        ["Images a second", *measured("images_per_s", count)],
+        ["Training cost of a run", *measured("flops", lambda value: scaled(value, "FLOP"))],
+        ["Peak memory of the process", *measured("peak_memory", memory)],
+        ["Energy of the machine", *measured("joules", lambda value: scaled(value, "J"))],
+    ]
+    return table(["", *(_CALLED[name] for name in objectives)], lines)
+
+
+def _curves(content: dict[str, Any], objectives: Sequence[str]) -> str:
+    colours = dict(zip(objectives, COLOURS, strict=False))
+    key = "".join(f'<li><i style="background:{colours[name]}"></i>{_CALLED[name]}</li>' for name in objectives)
+    cards = []
+    for measure, title in (("knn", "Online k-NN"), ("probe", "Online probe")):
+        for axis, x_name in (("seconds", "seconds of training"), ("flops", "floating-point operations of training")):
+            lines = [line for run in content["runs"] if (line := _line(run, axis, measure)) is not None]
+            if lines:
+                svg = lines_svg(lines, {}, label=f"{title} over {x_name}", x_name=x_name, colours=colours)
+                cards.append(f'<figure class="card"><header><h3>{title}</h3></header>{svg}</figure>')
+    if not cards:
+        return "<p>The images have no labels, so there is no accuracy to draw.</p>"
+    return (
+        f'<ul class="key">{key}</ul><div class="curves wide">{"".join(cards)}</div><p class="quiet">Online measures '
+        "are taken on few training images and show trends; the tables below are the results.</p>"
+    )
+
+
+def _line(run: dict[str, Any], axis: str, measure: str) -> Line | None:
+    rows = [row for row in run["curve"] if measure in row]
+    if not rows:
+        return None
+    x, y = (np.array([row[name] for row in rows], np.float64) for name in (axis, measure))
+    return Line(objective=run["objective"], x=x, y=y)
+
+
+def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in content["summary"]:
+        groups.setdefault(row["task"].split(":")[0], []).append(row)
+    parts = []
+    for task, rows in groups.items():
+        references = [name for name in REFERENCES if any(name in row["values"] for row in rows)]
+        names = [*objectives, *references]
+        cells = [[_named(row), *(_cell(row, name, objectives) for name in names)] for row in rows]
+        heads = ["", *(_CALLED[name] for name in objectives), *(escape(name) for name in references)]
+        parts.append(f"<h3>{escape(_TASKS.get(task, task))}</h3>{table(heads, cells)}")
+    return (
+        '<p class="quiet">Mean over the seeds ± their standard deviation; the best objective of a row is bold. The '
+        "interval over test images stands in each run's own report.</p>" + "".join(parts)
+    )
+
+
+def _named(row: dict[str, Any]) -> str:
+    task = row["task"].partition(": ")[2]
+    return escape(", ".join(part for part in (task, row["evaluator"], row["metric"]) if part and part != "accuracy"))
+
+
+def _cell(row: dict[str, Any], name: str, objectives: Sequence[str]) -> str:
+    if name not in row["values"]:
+        return ""
+    found = row["values"][name]
+    text = percent(found["mean"]) + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
+    best = max(row["values"][each]["mean"] for each in objectives if each in row["values"])
+    return f"<b>{text}</b>" if name in objectives and found["mean"] == best else text
+
+
+def _runs(content: dict[str, Any]) -> str:
+    rows = [
+        [
+            _CALLED[run["objective"]],
+            str(run["seed"]),
+            count(run["steps"]),
+            duration(run["seconds"]),
+            f'<a href="{escape(run["folder"])}/report.html">{escape(run["folder"])}</a>',
+        ]
+        for run in content["runs"]
+    ]
+    return table(["Objective", "Seed", "Steps", "Time of training", "Report"], rows)

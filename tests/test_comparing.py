@@ -1,0 +1,128 @@
+"""Comparisons: what is asked, planned, gone on with and summed up."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+
+from openjepa.comparing import Request, begin, gather, summarise
+from openjepa.data.sources import open_data
+from openjepa.errors import InputError
+from openjepa.planning import Wishes
+from openjepa.report.comparison import render, write_comparison
+from openjepa.training.distributed import Processes
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+REQUEST = Request(objectives=("ijepa", "mae"), seeds=2, flops=2e11)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return open_data(None)
+
+
+@pytest.fixture(scope="module")
+def begun(sample, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparisons") / "one"
+    return folder, begin(folder, REQUEST, Wishes(), sample, None, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"flops": None}, "one of --minutes"),
+        ({"minutes": 1.0}, "not --minutes and --flops"),
+        ({"flops": -1.0}, "--flops must be above 0, got -1.0"),
+        ({"seeds": 0}, "--seeds must be 1 or more, got 0"),
+        ({"objectives": ("mae", "mae")}, "each objective once, got mae, mae"),
+    ],
+)
+def test_what_makes_no_comparison_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        replace(REQUEST, **change)
+
+
+def test_equal_operations_give_the_steps(begun):
+    _, content = begun
+    for name in ("ijepa", "mae"):
+        facts, experiment = content["plans"][name]["facts"], content["plans"][name]["experiment"]
+        step = facts["flops_per_image"]["step"] * experiment["training"]["batch"]
+        assert 0 <= 2e11 - step * experiment["training"]["steps"] < step
+        assert experiment["method"] == name
+    encoders = [content["plans"][name]["experiment"]["encoder"] for name in ("ijepa", "mae")]
+    assert encoders[0] == encoders[1]
+
+
+def test_the_same_request_goes_on_and_another_is_refused(begun, sample):
+    folder, content = begun
+    assert begin(folder, REQUEST, Wishes(), sample, None, ALONE)["plans"] == content["plans"]
+    with pytest.raises(InputError, match=r"other settings \(seeds\)"):
+        begin(folder, replace(REQUEST, seeds=3), Wishes(), sample, None, ALONE)
+
+
+def test_a_folder_with_something_else_is_left_alone(sample, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no comparison"):
+        begin(tmp_path, REQUEST, Wishes(), sample, None, ALONE)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def row(features, value, evaluator="k-NN"):
+    return {
+        "task": "classes", "features": features, "evaluator": evaluator, "metric": "accuracy", "value": value,
+        "low": value - 0.01, "high": value + 0.01, "dimensions": 4, "settings": {},
+    }  # fmt: skip
+
+
+def run(objective, seed, value):
+    rows = [row("target encoder", value), row("random encoder", 0.5), row("raw pixels", 0.6)]
+    curve = [
+        {"step": 9, "seconds": 1.0, "flops": 10.0, "knn": 0.4},
+        {"step": 19, "seconds": 2.0, "flops": 20.0, "knn": value},
+    ]
+    return {
+        "objective": objective, "seed": seed, "folder": f"{objective}-seed{seed}", "steps": 20, "seconds": 2.0,
+        "images_per_s": 100.0, "flops": 20.0, "peak_memory": 2**30, "joules": None, "curve": curve, "rows": rows,
+    }  # fmt: skip
+
+
+def test_means_spreads_and_differences_over_seeds():
+    values = {"ijepa": [0.7, 0.72, 0.71], "mae": [0.74, 0.75, 0.77]}
+    runs = [run(name, seed, value) for name, each in values.items() for seed, value in enumerate(each)]
+    (found,) = summarise(runs, ("ijepa", "mae"))
+    assert found["values"]["ijepa"] == {"mean": pytest.approx(0.71), "std": pytest.approx(0.01), "n": 3}
+    assert found["values"]["raw pixels"]["mean"] == pytest.approx(0.6)
+    wanted = stats.ttest_ind(values["mae"], values["ijepa"], equal_var=False).confidence_interval(0.95)
+    difference = found["differences"]["mae"]
+    assert difference["value"] == pytest.approx(0.0433, abs=1e-4)
+    assert (difference["low"], difference["high"]) == (pytest.approx(wanted.low), pytest.approx(wanted.high))
+    (single,) = summarise(runs[:1] + runs[3:4], ("ijepa", "mae"))
+    assert single["differences"]["mae"]["low"] is None
+    assert single["values"]["mae"]["std"] is None
+
+
+def test_the_page_says_what_the_numbers_say_and_what_is_missing(begun):
+    _, content = begun
+    runs = [run("ijepa", 0, 0.7), run("ijepa", 1, 0.72), run("mae", 0, 0.75)]
+    content = content | {"command": "openjepa compare", "runs": runs, "summary": summarise(runs, ("ijepa", "mae"))}
+    page = render(content)
+    assert "I-JEPA and MAE on sample" in page
+    assert "I-JEPA 71.0%, MAE 75.0%, random encoder 50.0% and raw pixels 60.0%" in page
+    assert "MAE is +4.0 points against I-JEPA; with one seed nothing can be said" in page
+    assert "1 run(s) are not finished" in page
+    assert "not available" in page  # the energy
+    assert "71.0% ± 1.4" in page
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_nothing_finished_is_told(begun):
+    folder, content = begun
+    assert gather(folder, content, REQUEST)["runs"] == []
+    with pytest.raises(InputError, match="missing, damaged or holds no runs"):
+        write_comparison(folder)
+    (folder / "compare.json").write_text(json.dumps(gather(folder, content, REQUEST)))
+    with pytest.raises(InputError, match=r"no run of .* is finished"):
+        write_comparison(folder)
