@@ -152,7 +152,7 @@ def _pretrain(arguments: list[str]) -> int:
         optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
         training: TrainingConfig = field(default_factory=TrainingConfig)
 
-    sample = small(signal=(28, 28), patch=(4, 4), mean=(0.286,), std=(0.353,))
+    sample = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
     settled = Pretrain(**{name: getattr(sample, name) for name in parts})
     if {"-h", "--help"} & set(arguments):
         _parse(Pretrain, "pretrain", arguments, settled)

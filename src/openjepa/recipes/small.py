@@ -1,4 +1,4 @@
-"""Small compute: an encoder of 0.45 million parameters on about 8x8 tokens, whatever the images' size.
+"""Small compute: an encoder of 0.45 million parameters on 4x4 to 8x8 tokens, whatever the images' size.
 
 Paper:    I-JEPA, with what small data needs: small steps, a fast teacher, whitened targets, a little of C-JEPA's terms
 Command:  openjepa pretrain --out RUN --minutes 4        (the bundled sample; see LOG.md for the trials behind it)

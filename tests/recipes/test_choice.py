@@ -1,0 +1,59 @@
+"""The recipe for somebody's images: sizes that fit, and the same for every method."""
+
+import pytest
+
+from openjepa.errors import InputError
+from openjepa.recipes.choice import choose
+
+
+def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000, smallest=None):
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return choose(
+        name, method=method, size=size, smallest=smallest or size, mean=mean, std=std, images=images, device=device
+    )[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "signal", "patch"),
+    [
+        ((28, 28), 1, (28, 28), 7),  # 49 values a patch
+        ((32, 32), 3, (32, 32), 4),  # 48
+        ((32, 32), 1, (32, 32), 8),
+        ((28, 28), 3, (28, 28), 4),
+        ((16, 16), 1, (16, 16), 4),  # never fewer than 4 tokens on a side
+        ((64, 64), 3, (64, 64), 8),  # nor more than 8
+        ((64, 64), 1, (64, 64), 8),
+        ((480, 640), 3, (128, 128), 16),
+        ((480, 1280), 3, (128, 336), 16),
+    ],
+)
+def test_tokens_are_four_to_eight_on_the_short_side(size, channels, signal, patch):
+    made = chosen(size, channels)
+    assert made.recipe == "small"
+    assert made.encoder.signal == signal
+    assert made.encoder.patch == (patch, patch)
+    made.masking()
+
+
+def test_a_gpu_and_photos_get_the_standard_recipe():
+    made = chosen((480, 640), 3, device="cuda")
+    assert (made.recipe, made.encoder.signal, made.encoder.patch) == ("standard", (224, 224), (16, 16))
+    assert chosen((32, 32), 3, device="cuda").recipe == "small"
+
+
+@pytest.mark.parametrize("method", ["mae", "denoising"])
+def test_a_baseline_gets_the_same_encoder(method):
+    for name in ("small", "standard"):
+        ours, theirs = (chosen((224, 224), 3, name=name, method=each) for each in ("ijepa", method))
+        assert theirs.method == method
+        assert theirs.encoder == ours.encoder
+        assert theirs.schedule != ours.schedule
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(InputError, match="published-b16 is a published I-JEPA recipe; --objective mae goes with"):
+        chosen((224, 224), 3, name="published-b16", method="mae")
+    with pytest.raises(InputError, match="no recipe 'tiny'"):
+        chosen((32, 32), name="tiny")
+    with pytest.raises(InputError, match=r"5x5 px .* smaller than a patch of 7x7"):
+        chosen((28, 28), smallest=(5, 5))
