@@ -76,6 +76,7 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
     assert found["segmentation", "patch k-NN", "raw pixels"]["value"] > 0.75
     facts = json.loads(written.read_text())["tasks"]["segmentation"]
     assert (facts["train_images"], facts["test_images"]) == (24, 6)
+    assert 0.15 < facts["chance"]["segmentation"] < 0.4  # half of the pixels of one class, none of the other
     assert "30 images with a mask of 2 classes (values 0, 200); 255 is taken as not labelled" in facts["split"]
     assert {(row["against"], row["evaluator"]) for row in facts["differences"]} == {
         (name, evaluator) for name in NAMES[1:] for evaluator in segmenters

@@ -87,7 +87,7 @@ def assess_scenes(
         "rows": rows,
         "differences": differences,
         "chance": chance,
-        "summary": " ".join(said),
+        "summary": "\n".join(said),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 
 from openjepa import draws
 from openjepa.assessment.patch_features import MaskedView, patch_encoders, patches_to_learn
@@ -69,7 +70,8 @@ def assess_segmentation(
         note(segmenter.name)
         fitted |= {(segmenter.name, name): segmenter.fit(train[name]) for name in view.encoders}
     note(f"the {len(test):,} images to test on")
-    overlaps, shown = _test(view, test, fitted)
+    commonest = int(train[PIXELS].shares.sum(0).argmax())
+    overlaps, shown, constant = _test(view, test, fitted, commonest)
     if where is not None:
         _picture(shown, segmenters[-1].name).save(where)
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
@@ -80,7 +82,7 @@ def assess_segmentation(
         "test_images": len(overlaps[segmenters[0].name, TARGET].union),
         "split": f"{data.sentence} A fifth of the images was held out to test on. Masks are judged at the encoder's "
         f"input size, {_times(pretrained.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
-        **_record(overlaps, fitted, widths),
+        **_record(overlaps, fitted, widths, constant.miou()),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,
     }
@@ -97,17 +99,20 @@ class _Shown:
 
 @torch.inference_mode()
 def _test(
-    view: MaskedView, chosen: np.ndarray, fitted: Mapping[tuple[str, str], Fitted]
-) -> tuple[dict[tuple[str, str], Overlap], list[_Shown]]:
-    """The overlaps of every segmenter (first name) on every kind of features, and the first images to look at."""
+    view: MaskedView, chosen: np.ndarray, fitted: Mapping[tuple[str, str], Fitted], commonest: int
+) -> tuple[dict[tuple[str, str], Overlap], list[_Shown], Overlap]:
+    """The overlaps of every segmenter (first name) on every kind of features, the first images to look at, and the
+    overlap of naming every pixel the ``commonest`` class."""
+    classes, constant = len(view.data.values), list[Overlap]()
     overlaps: dict[tuple[str, str], list[Overlap]] = {key: [] for key in fitted}
     shown: list[_Shown] = []
     for _, images, masks in view.batches(chosen):
+        constant.append(Overlap.of(torch.full(masks.shape, commonest), masks, classes))
         features = {name: encode(images) for name, encode in view.encoders.items()}
         made = {}
         for key, segmenter in fitted.items():
             predicted = to_pixels(segmenter.score(features[key[1]]), view.grid, view.pretrained.preprocessing.size)
-            overlaps[key].append(Overlap.of(predicted, masks, len(view.data.values)))
+            overlaps[key].append(Overlap.of(predicted, masks, classes))
             made[key] = predicted.to(torch.uint8).numpy()
         pixels = view.pretrained.preprocessing.pictures(images)
         for number in range(min(len(images), _PICTURED - len(shown))):
@@ -116,11 +121,14 @@ def _test(
     joined = {key: Overlap.joined(parts) for key, parts in overlaps.items() if parts}
     if not joined or not all(overlap.union.any() for overlap in joined.values()):
         raise InputError("no image to test on can be read and has a labelled pixel; give more images with masks")
-    return joined, shown
+    return joined, shown, Overlap.joined(constant)
 
 
 def _record(
-    overlaps: Mapping[tuple[str, str], Overlap], fitted: Mapping[tuple[str, str], Fitted], widths: Mapping[str, int]
+    overlaps: Mapping[tuple[str, str], Overlap],
+    fitted: Mapping[tuple[str, str], Fitted],
+    widths: Mapping[str, int],
+    constant: float,
 ) -> dict[str, Any]:
     """Rows, differences and a sentence for each segmenter, as the classification has them."""
     rows, differences, said = [], [], []
@@ -142,10 +150,11 @@ def _record(
             interval = f"95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f}{clear}"
             parts.append(f"{100 * found.value:+.1f} points against {_CALLED[baseline]} ({interval})")
         said.append(f"On {segmenter} the {name} has an mIoU of {100 * overlap.miou():.1f}: {' and '.join(parts)}.")
-    return {"rows": rows, "differences": differences, "summary": " ".join(said)}
+    said.append(f"Naming every pixel the commonest class gives an mIoU of {100 * constant:.1f}.")
+    return {"rows": rows, "differences": differences, "chance": {TASK: constant}, "summary": "\n".join(said)}
 
 
-def _picture(shown: Sequence[_Shown], segmenter: str):
+def _picture(shown: Sequence[_Shown], segmenter: str) -> Image.Image:
     """A row for each image: itself, its mask, and the masks made from each kind of features."""
     names = (TARGET, RANDOM, PIXELS)
     rows = [

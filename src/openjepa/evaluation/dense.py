@@ -122,7 +122,7 @@ class LinearSegmentation:
     the training IMAGES (the smallest among equals); the model is then fitted to the patches of all of them.
     """
 
-    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    strengths: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     holdout: float = 0.2
     seed: int = 0
     name: str = "linear segmentation"
