@@ -329,11 +329,21 @@ def _evaluate(arguments: list[str]) -> int:
     class Evaluate:
         """Judge an encoder by k-NN and a linear probe, beside a random encoder of its shape and raw pixels.
 
+        --segmentation, --scenes and --finetune ask for other tasks in their place.
+
         Attributes:
             encoder: a run, an imported checkpoint's folder, or a Hugging Face directory.
             data: labelled images, as for pretrain; for a run, nothing means its own.
             limit: at most this many images to learn on, and a quarter of it to test on.
             json: also write the result here.
+            segmentation: judge patches by k-NN and a linear layer, as mIoU: a folder of images, and one of masks of
+                the same names (PNG with class numbers, or black and white).
+            scenes: judge by k-NN and a linear probe how many objects drawn scenes hold, how near, and where.
+            scene_count: scenes to learn on, and to test on.
+            finetune: train a copy of all weights on the labels, beside the same from random weights.
+            finetune_epochs: passes over the images to learn on.
+            finetune_images: at most this many of them.
+            pictures: a folder for pictures of --scenes and --segmentation to look at.
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
@@ -341,6 +351,13 @@ def _evaluate(arguments: list[str]) -> int:
         data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
         limit: int = 20_000
         json: Path | None = None
+        segmentation: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IMAGES MASKS")] = None
+        scenes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        scene_count: tuple[int, int] = (4000, 2000)
+        finetune: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        finetune_epochs: int = 10
+        finetune_images: int = 1000
+        pictures: Path | None = None
         device: str | None = None
 
     given = _parse(Evaluate, "evaluate", arguments)
@@ -353,12 +370,21 @@ def _evaluate(arguments: list[str]) -> int:
 
     folder = given.encoder.expanduser()
     is_run = (folder / "experiment.json").is_file()
-    if given.data is None and not is_run:
+    tasks = given.segmentation or given.scenes or given.finetune
+    if given.data is not None and tasks and not given.finetune:
+        raise InputError(f"--segmentation and --scenes bring their own images: leave {given.data!r} out")
+    if given.pictures is not None and not (given.segmentation or given.scenes):
+        raise InputError("--pictures are drawn of --scenes and of --segmentation: ask for one of them")
+    if given.data is None and not is_run and (given.finetune or not tasks):
         raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
     if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
     pretrained = load(folder).to(distributed.join(given.device).device)
+    if tasks and not given.finetune:
+        return _evaluate_tasks(given, pretrained, None, folder if is_run else None, arguments)
     splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
+    if tasks:
+        return _evaluate_tasks(given, pretrained, splits, folder if is_run else None, arguments)
     found = assess(pretrained, splits, limit=given.limit, command=" ".join(["openjepa evaluate", *arguments]))
     _print_evaluation(found)
     paths = [] if given.json is None else [given.json]
@@ -369,6 +395,35 @@ def _evaluate(arguments: list[str]) -> int:
         print(f"written: {path}")
     if given.data is None:
         print(f"written: {write_report(folder)}")
+    return 0
+
+
+def _evaluate_tasks(given: Any, pretrained: Any, splits: Any, run: Path | None, arguments: list[str]) -> int:
+    """The tasks asked for; each is written into the run, where the encoder is one, and all of them to --json."""
+    from openjepa.assessment.tables import print_tasks
+    from openjepa.assessment.tasks import assess_tasks
+
+    found = assess_tasks(
+        pretrained,
+        segmentation=given.segmentation,
+        scenes=given.scene_count if given.scenes else None,
+        labelled=splits,
+        limit=given.limit,
+        finetune_epochs=given.finetune_epochs,
+        finetune_images=given.finetune_images,
+        pictures=given.pictures and given.pictures.expanduser(),
+        note=lambda sentence: print(sentence, file=sys.stderr),
+    )
+    command = " ".join(["openjepa evaluate", *arguments])
+    print_tasks(list(found.values()))
+    written = {run / f"evaluation-{name}.json": facts for name, facts in found.items()} if run else {}
+    if given.json is not None:
+        written[given.json] = {"tasks": found, "rows": [row for facts in found.values() for row in facts["rows"]]}
+    for path, facts in written.items():
+        path.write_text(json.dumps({"command": command, **facts}, indent=1) + "\n")
+        print(f"written: {path}")
+    for path in (path for facts in found.values() for path in facts.get("pictures", [])):
+        print(f"written: {path}")
     return 0
 
 

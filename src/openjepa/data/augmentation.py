@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, Num, UInt8
 from torch import Tensor
 
 from openjepa.data.base import BadImage, Picture
-from openjepa.data.pixels import Pixels, extent_of, resize_matrix, resized, to_unit, with_channels
+from openjepa.data.pixels import Pixels, extent_of, nearest, resize_matrix, resized, to_unit, with_channels
 
 _TRIES = 10
 # Uniform numbers for one image: area and aspect of each try, the place (2), the flip.
@@ -69,6 +69,12 @@ class Preprocessing:
         image = with_channels(image, self.channels)
         box = _central_box(*extent_of(image), self.size[1] / self.size[0], (1.0, 1.0))
         return resized(image, box, self.size)
+
+    def fit_mask(self, mask: UInt8[np.ndarray, "_H _W"]) -> UInt8[np.ndarray, "_h _w"]:
+        """The same part of an image's mask of class numbers, at the same size, without new numbers between them."""
+        height, width = mask.shape
+        box = _central_box(height, width, self.size[1] / self.size[0], (1.0, 1.0))
+        return nearest(mask, box, self.size)
 
     def normalise(self, images: Num[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """Subtract the mean and divide by the standard deviation; 8-bit images are brought to 0..1 first."""

@@ -57,7 +57,7 @@ def decode(
     Raises:
         BadImage: it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
     """
-    with _opened(data, reference) as file:
+    with opened(data, reference) as file:
         head = _head(file)
         if head.startswith(_NPY):
             return as_picture(read_npy(file, reference), reference)
@@ -78,7 +78,7 @@ def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: st
     Raises:
         BadImage: as in :func:`decode`, as far as the header shows.
     """
-    with _opened(data, reference) as file:
+    with opened(data, reference) as file:
         head = _head(file)
         if not head.startswith(_NPY):
             with _pillow(file, head) as image:
@@ -109,7 +109,7 @@ def _kind(image: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[File]:
+def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[File]:
     """The open file; Pillow's warnings stay inside and its decoders' errors become a BadImage."""
     try:
         with warnings.catch_warnings():

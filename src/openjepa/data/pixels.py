@@ -60,6 +60,16 @@ def resized(image: Picture, box: tuple[int, int, int, int], size: tuple[int, int
     return (pixels[0] * 255).round().to(torch.uint8) if eight_bits else pixels[0].contiguous()
 
 
+def nearest(
+    mask: UInt8[np.ndarray, "_H _W"], box: tuple[int, int, int, int], size: tuple[int, int]
+) -> UInt8[np.ndarray, "_h _w"]:
+    """The part of a mask in ``box`` (top, left, height, width) at ``size``, each pixel the nearest one's class."""
+    top, left, height, width = box
+    rows = top + ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)
+    columns = left + ((np.arange(size[1]) + 0.5) * width / size[1]).astype(np.int64)
+    return mask[rows[:, None], columns]
+
+
 def to_unit(images: Num[Tensor, "*B C H W"]) -> Float32[Tensor, "*B C H W"]:
     """8-bit pixels in 0..1 as float32; floats are taken to be there already."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)

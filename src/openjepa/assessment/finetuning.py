@@ -1,0 +1,145 @@
+"""Fine-tune a copy of an encoder on somebody's labelled images, beside the same training from random weights."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from openjepa import draws
+from openjepa.assessment.progress import progress
+from openjepa.assessment.twin import random_twin
+from openjepa.data.base import Source, Splits
+from openjepa.data.loader import ordered_batches
+from openjepa.errors import InputError
+from openjepa.evaluation.features import Features
+from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
+from openjepa.evaluation.intervals import paired_difference
+from openjepa.evaluation.split import check_parts, split
+from openjepa.evaluation.suite import TARGET
+from openjepa.pretrained import Pretrained
+
+TASK, SCRATCH = "fine-tuning", "from scratch"
+
+
+def assess_finetuning(
+    pretrained: Pretrained,
+    splits: Splits,
+    *,
+    settings: FineTuning | None = None,
+    limit: int = 1000,
+    test_limit: int = 5000,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """Accuracies after fine-tuning, as entries of ``evaluation.json`` with task "fine-tuning".
+
+    Args:
+        splits: labelled images; the test part is the data's own, or a fifth of each class.
+        settings: of the training (None: the defaults, with mirror images for colour photos).
+        limit: at most so many images to learn on, chosen by a fixed seed.
+        test_limit: at most so many images to test on.
+        note: told what is being done, and before the training how long it will take.
+
+    Raises:
+        InputError: the images have no labels, or too few.
+    """
+    begin = time.perf_counter()
+    config = pretrained.encoder.config
+    settings = settings or FineTuning()
+    settings = replace(settings, flip=settings.flip or config.channels == 3)
+    train, test, sentence = _parts(pretrained, splits, limit, test_limit)
+    weights = {TARGET: pretrained, SCRATCH: random_twin(pretrained)}
+    backbones = {
+        name: Backbone(
+            encoder=one.encoder, width=config.width, depth=config.depth, normalise=one.preprocessing.normalise
+        )
+        for name, one in weights.items()
+    }
+    steps = settings.steps(train.labels)
+    total, each = steps * len(backbones), settings.seconds_a_step(backbones[TARGET], train)
+    note(
+        f"fine-tuning on {len(train.labels):,} images, {len(backbones)} x {steps:,} steps at {1000 * each:.0f} ms: "
+        f"about {_duration(total * each)} ({len(settings.rates)} learning rates are tried first)"
+    )
+    outcomes, done = {}, 0
+    with progress("fine-tuning") as advance:
+
+        def stepped() -> None:
+            nonlocal done
+            done += 1
+            advance(done, total)
+
+        for name, backbone in backbones.items():
+            outcomes[name] = settings.classify(backbone, train, test, stepped)
+    rows = []
+    for name, outcome in outcomes.items():
+        scores = outcome.scores()
+        about = {"task": TASK, "features": name, "evaluator": settings.name, "metric": "accuracy"}
+        measured = {"value": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"]}
+        rows.append(about | measured | {"dimensions": config.width, "settings": outcome.settings})
+    found = paired_difference(outcomes[TARGET].correct, outcomes[SCRATCH].correct)
+    row = {"task": TASK, "features": TARGET, "against": SCRATCH, "evaluator": settings.name} | asdict(found)
+    clear = "" if found.verdict != "unclear" else ", not clear"
+    return {
+        "data": splits.train.name,
+        "classes": len(splits.train.classes),
+        "train_images": len(train.labels),
+        "test_images": len(test.labels),
+        "split": sentence,
+        "rows": rows,
+        "differences": [row],
+        "summary": f"Fine-tuned, the {TARGET} is right for {100 * rows[0]['value']:.1f}% of the test images: "
+        f"{100 * found.value:+.1f} points against the same training {SCRATCH} (95% interval {100 * found.low:+.1f} to "
+        f"{100 * found.high:+.1f}{clear}).",
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) -> tuple[Labelled, Labelled, str]:
+    """The images to learn on and to test on, prepared, and how they were told apart."""
+    train, test = splits.train, splits.test
+    if train.labels is None or len(train.classes) < 2:
+        raise InputError(
+            f"{train.name} has no labels (no class folders, no label column), and fine-tuning learns labels; "
+            "put the images of each class in a folder of its own"
+        )
+    if min(limit, test_limit) < 8:
+        raise InputError(f"fine-tuning needs 8 images or more to learn on and to test on, got {limit} and {test_limit}")
+    if test is not None and test.labels is not None:
+        learn, held, sentence = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0), splits.sentence
+    else:
+        test = train
+        learn, held = split(train.labels)
+        sentence = "A fifth of each class was held out to test on."
+    parts = _read(pretrained, train, learn, limit), _read(pretrained, test, held, test_limit)
+    # The checks are those of the probes; the images' mean colour stands in for features.
+    check_parts(*(Features(part.images.float().mean((2, 3)).numpy(), part.labels, "images") for part in parts))
+    return *parts, sentence
+
+
+def _read(pretrained: Pretrained, source: Source, indices: np.ndarray, limit: int) -> Labelled:
+    chosen = np.sort(indices[draws.permutation(len(indices), "limit")[:limit]])
+    images, labels = [], []
+    workers = 0 if len(chosen) < 1000 else 1
+    with progress("images") as advance:
+        for batch in ordered_batches(source, pretrained.preprocessing, chosen, batch=128, workers=workers):
+            if len(batch.samples):
+                images.append(batch.images)
+                labels.append(batch.labels.numpy())
+            advance(min(len(chosen), 128 * len(images)), len(chosen))
+    if not images:
+        raise InputError(f"{source.name} holds no image with a label that can be read")
+    return Labelled(images=_joined(images), labels=np.concatenate(labels))
+
+
+def _joined(images: list[torch.Tensor]) -> torch.Tensor:
+    """One tensor; where a batch has more than 8 bits, all become floats."""
+    if any(part.dtype != torch.uint8 for part in images):
+        images = [part.float() / 255 if part.dtype == torch.uint8 else part for part in images]
+    return torch.cat(images)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,88 @@
+"""Mean intersection over union of segmentations, with a 95% interval over the test images.
+
+Intersections and unions are summed over the images before they are divided (Everingham et al. 2015, sec. 4.3.3), so a
+class that is rare in one image does not weigh as much as where it is common. Intervals are percentiles of the bootstrap
+over images (Efron 1979): pixels of one image are no independent observations. K classes, n images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int, Int64, UInt8
+from torch import Tensor
+
+from openjepa import draws
+from openjepa.evaluation.intervals import Difference
+
+IGNORE = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Pixels of each class, image by image: named so and right (intersection), named so or labelled so (union)."""
+
+    intersection: Int64[np.ndarray, "n K"]
+    union: Int64[np.ndarray, "n K"]
+
+    @classmethod
+    def of(cls, predicted: Int[Tensor, "n H W"], masks: UInt8[Tensor, "n H W"], classes: int) -> "Overlap":
+        """Count the pixels of images; those labelled IGNORE are left out."""
+        known = masks != IGNORE
+        cell = masks.long() * classes + predicted
+        image = torch.arange(len(masks), device=masks.device)[:, None, None] * classes**2
+        counts = torch.bincount((image + cell)[known], minlength=len(masks) * classes**2)
+        confusion = counts.view(len(masks), classes, classes).cpu().numpy()
+        right = np.diagonal(confusion, axis1=1, axis2=2).copy()
+        return cls(intersection=right, union=confusion.sum(1) + confusion.sum(2) - right)
+
+    @classmethod
+    def joined(cls, parts: "list[Overlap]") -> "Overlap":
+        """The images of all parts, in their order."""
+        return cls(
+            intersection=np.concatenate([part.intersection for part in parts]),
+            union=np.concatenate([part.union for part in parts]),
+        )
+
+    def iou(self) -> Float64[np.ndarray, "K"]:
+        """Of each class, both summed over the images; NaN for a class that is nowhere."""
+        union = self.union.sum(0)
+        return np.where(union > 0, self.intersection.sum(0) / np.maximum(union, 1), np.nan)
+
+    def miou(self) -> float:
+        """The mean over the classes that are somewhere (ValueError if none is)."""
+        iou = self.iou()
+        if np.isnan(iou).all():
+            raise ValueError("mIoU needs at least one labelled pixel")
+        return float(np.nanmean(iou))
+
+    def resampled(self, count: int = 2000, seed: int = 0) -> Float64[np.ndarray, "count"]:
+        """mIoU of ``count`` draws of as many images, with replacement; the same images for the same seed."""
+        images = len(self.union)
+        drawn = (draws.uniform("dense bootstrap", seed, np.arange(count)[:, None], np.arange(images)) * images).astype(
+            int
+        )
+        times = np.stack([np.bincount(row, minlength=images) for row in drawn]).astype(np.float64)
+        intersection, union = times @ self.intersection, times @ self.union
+        seen = union > 0
+        iou = np.where(seen, intersection / np.maximum(union, 1), 0)
+        return iou.sum(1) / np.maximum(seen.sum(1), 1)
+
+    def interval(self) -> tuple[float, float]:
+        """95% of :meth:`resampled`: how far mIoU would move with another draw of test images."""
+        return _middle(self.resampled(), self.miou())
+
+    def difference(self, against: "Overlap") -> Difference:
+        """How much larger mIoU is than another's on the same images, with the interval of the paired bootstrap."""
+        if self.union.shape != against.union.shape:
+            raise ValueError(
+                f"mIoU of {self.union.shape} and of {against.union.shape} images and classes can't be paired"
+            )
+        value = self.miou() - against.miou()
+        low, high = _middle(self.resampled() - against.resampled(), value)
+        return Difference(value=value, low=low, high=high)
+
+
+def _middle(values: Float64[np.ndarray, "count"], value: float) -> tuple[float, float]:
+    low, high = (float(end) for end in np.quantile(values, (0.025, 0.975)))
+    return min(low, value), max(high, value)

@@ -1,0 +1,163 @@
+"""Segmentation, scenes and fine-tuning as a person meets them: files in, a table, JSON and pictures out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openjepa.cli import main
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.interop import huggingface
+
+NAMES = ["target encoder", "random encoder", "raw pixels"]
+
+
+def call(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", *(str(argument) for argument in arguments)])
+    return left.value.code or 0
+
+
+def export(folder: Path, channels: int, size: int = 16) -> Path:
+    config = EncoderConfig(signal=(size, size), patch=(4, 4), channels=channels, width=24, depth=1, heads=2)
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    facts = {"size": (size, size), "channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels}
+    huggingface.export(encoder, folder, preprocessing=facts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    return export(tmp_path_factory.mktemp("encoder") / "colour", 3)
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory) -> tuple[Path, Path]:
+    """Photos whose bright half is the class 200, with a strip that is not labelled."""
+    folder, random = tmp_path_factory.mktemp("masked"), np.random.default_rng(0)
+    images, masks = folder / "images", folder / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for number in range(30):
+        cut, flip = random.integers(8, 24), random.random() < 0.5
+        truth = np.zeros((32, 32), np.uint8)
+        truth[:, cut:] = 200
+        truth = truth[:, ::-1] if flip else truth
+        photo = np.where(truth[..., None] > 0, 190, 60) + random.normal(0, 8, (32, 32, 3))
+        Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(images / f"{number}.jpg")
+        written = truth.copy()
+        written[:2] = 255
+        Image.fromarray(written).save(masks / f"{number}.png")
+    return images, masks
+
+
+def rows_of(path: Path) -> dict[tuple[str, str, str], dict]:
+    rows = json.loads(path.read_text())["rows"]
+    return {(row["task"], row["evaluator"], row["features"]): row for row in rows}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, tmp_path, capsys):
+    export(tmp_path / "encoder", channels)
+    written, pictures = tmp_path / "found.json", tmp_path / "pictures"
+    asked = (tmp_path / "encoder", "--segmentation", *masked, "--json", written, "--pictures", pictures)
+    assert call(*asked) == 0
+    found = rows_of(written)
+    segmenters = ("patch k-NN", "linear segmentation")
+    assert list(found) == [("segmentation", e, name) for e in segmenters for name in NAMES]
+    for row in found.values():
+        assert row["metric"] == "mIoU"
+        assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    # Brightness is all there is to know, and pixels know it but for the patches that a border cuts.
+    assert found["segmentation", "linear segmentation", "raw pixels"]["value"] > 0.75
+    assert found["segmentation", "patch k-NN", "raw pixels"]["value"] > 0.75
+    facts = json.loads(written.read_text())["tasks"]["segmentation"]
+    assert (facts["train_images"], facts["test_images"]) == (24, 6)
+    assert 0.15 < facts["chance"]["segmentation"] < 0.4  # half of the pixels of one class, none of the other
+    assert "30 images with a mask of 2 classes (values 0, 200); 255 is taken as not labelled" in facts["split"]
+    assert {(row["against"], row["evaluator"]) for row in facts["differences"]} == {
+        (name, evaluator) for name in NAMES[1:] for evaluator in segmenters
+    }
+    said = capsys.readouterr()
+    assert "mIoU" in said.out
+    assert "Traceback" not in said.err
+    assert np.asarray(Image.open(pictures / "segmentation.png")).std() > 20
+    assert call(*asked) == 2  # the picture is there already
+    assert "segmentation.png exists already" in capsys.readouterr().err
+
+
+def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
+    written, pictures = tmp_path / "found.json", tmp_path / "pictures"
+    count = ("--scene-count", "600", "300")
+    assert call(encoder, "--scenes", *count, "--json", written, "--pictures", pictures) == 0
+    found = rows_of(written)
+    tasks = [f"scenes: {task}" for task in ("count", "nearest distance", "position")]
+    assert list(found) == [(task, e, name) for task in tasks for e in ("k-NN", "linear probe") for name in NAMES]
+    facts = json.loads(written.read_text())["tasks"]["scenes"]
+    # Where the dark thing is can be read from the pixels; chance is a ninth, and the signal is there.
+    assert found["scenes: position", "linear probe", "raw pixels"]["low"] > 0.5
+    assert 0.05 < facts["chance"]["scenes: position"] < 0.2
+    best = max(found["scenes: count", "linear probe", name]["value"] for name in NAMES)
+    assert best > facts["chance"]["scenes: count"] + 0.05
+    assert (pictures / "scenes.png").is_file()
+    assert "nearest" in capsys.readouterr().out
+
+
+def test_fine_tuning_stands_beside_the_same_from_scratch(encoder, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for kind, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for number in range(40):
+            photo = np.array(colour) + random.normal(0, 30, (16, 16, 3))
+            Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / kind / f"{number}.png")
+    written = tmp_path / "found.json"
+    asked = ("--finetune", "--finetune-epochs", "5", "--json", written)
+    assert call(encoder, tmp_path / "data", *asked) == 0
+    found = rows_of(written)
+    assert list(found) == [("fine-tuning", "fine-tuning", name) for name in ("target encoder", "from scratch")]
+    row = found["fine-tuning", "fine-tuning", "target encoder"]
+    assert row["value"] > 0.8
+    assert row["settings"]["epochs"] == 5
+    facts = json.loads(written.read_text())["tasks"]["finetuning"]
+    assert (facts["train_images"], facts["test_images"]) == (64, 16)
+    said = capsys.readouterr()
+    assert "from scratch" in said.out
+    assert "steps at" in said.err  # the time it will take, beforehand
+
+
+def test_a_run_keeps_what_was_found(encoder, tmp_path):
+    run = tmp_path / "run"
+    (run / "encoder").parent.mkdir()
+    export(run / "encoder", 1)
+    (run / "experiment.json").write_text("{}")
+    assert call(run, "--scenes", "--scene-count", "200", "200") == 0
+    assert len(rows_of(run / "evaluation-scenes.json")) == 18
+    assert json.loads((run / "evaluation-scenes.json").read_text())["command"].startswith("openjepa evaluate")
+
+
+def test_mistakes_are_told_in_a_sentence(encoder, masked, tmp_path, capsys):
+    images, masks = masked
+
+    def refused(*arguments: str | Path) -> str:
+        assert call(encoder, *arguments) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    (tmp_path / "few").mkdir()
+    for number in range(3):
+        Image.open(masks / f"{number}.png").save(tmp_path / "few" / f"{number}.png")
+    (tmp_path / "empty").mkdir()
+    assert "there is no folder" in refused("--segmentation", images, tmp_path / "nowhere")
+    assert "holds no images" in refused("--segmentation", tmp_path / "empty", masks)
+    assert "does not hold masks" in refused("--segmentation", images, images)
+    assert "3 images with masks are too few" in refused("--segmentation", images, tmp_path / "few")
+    assert "at least 200" in refused("--scenes", "--scene-count", "10", "10")
+    assert "leave" in refused(images, "--scenes")
+    assert "ask for one of them" in refused(images, "--pictures", tmp_path / "p")
+    assert "which labelled images" in refused("--finetune")
+    assert "has no labels" in refused(images, "--finetune")
+    assert "at least 1" in refused(images, "--finetune", "--finetune-epochs", "0")

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.evaluation.finetune import Backbone, Classifier, FineTuning, Labelled, cropped
+from openjepa.evaluation.layer_decay import layer_of, parameter_groups, share_of_rate
+
+CONFIG = EncoderConfig(signal=(8, 8), patch=(4, 4), channels=1, width=16, depth=2, heads=2)
+
+
+def backbone() -> Backbone:
+    encoder = Encoder(CONFIG, generator=torch.Generator().manual_seed(0))
+    return Backbone(encoder=encoder, width=16, depth=2, normalise=lambda x: x.float() / 127.5 - 1)
+
+
+def stripes(count: int, seed: int) -> Labelled:
+    """Lines across, down, or none, in noise."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(3, size=count)
+    wave = 70.0 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
+    kinds = np.stack([np.broadcast_to(wave[:, None], (8, 8)), np.broadcast_to(wave, (8, 8)), np.zeros((8, 8))])
+    pixels = 128 + kinds[labels] * generator.choice([-1, 1], (count, 1, 1)) + generator.normal(0, 40, (count, 8, 8))
+    return Labelled(images=torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))[:, None], labels=labels + 5)
+
+
+def test_every_parameter_has_its_layers_rate():
+    model = Classifier(backbone(), 3, generator=torch.Generator())
+    groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(rate) == len(list(model.parameters())) == sum(len(group["params"]) for group in groups)
+    expected = {
+        "encoder.embed.": 0.5**3,
+        "encoder.stack.blocks.0.": 0.5**2,
+        "encoder.stack.blocks.1.": 0.5,
+        "encoder.stack.norm.": 1.0,
+        "head.": 1.0,
+    }
+    for name, parameter in model.named_parameters():
+        lr = next(value for start, value in expected.items() if name.startswith(start))
+        assert rate[id(parameter)] == (lr, 0.1 if parameter.ndim > 1 else 0.0), name
+    with pytest.raises(ValueError, match="no layer"):
+        layer_of("encoder.unheard.of", 2)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    shares = [share_of_rate(step, 100, 0.1) for step in range(100)]
+    assert shares[:10] == pytest.approx(np.arange(1, 11) / 10)
+    assert shares[10] == 1
+    assert (np.diff(shares[10:]) < 0).all()
+    assert shares[-1] < 0.001
+    assert share_of_rate(0, 1, 0.1) == 1
+
+
+def test_a_crop_shows_a_part_and_a_mirror_image_its_other_side():
+    ramp = torch.linspace(0, 1, 32).expand(1, 1, 32, 32)
+    whole = cropped(ramp, np.array([[1.0, 0.5, 0.5, 0.5, 0.9]]), (1.0, 1.0), flip=True)
+    assert whole.sub(ramp).abs().max() < 1e-4
+    mirrored = cropped(ramp, np.array([[1.0, 0.5, 0.5, 0.5, 0.1]]), (1.0, 1.0), flip=True)
+    assert mirrored.sub(ramp.flip(-1)).abs().max() < 1e-4
+    left = cropped(ramp, np.array([[0.0, 0.5, 0.5, 0.0, 0.1]]), (0.25, 1.0), flip=False)
+    assert left.max() < 0.52
+    assert left.min() < 0.02
+
+
+def test_fine_tuning_learns_and_leaves_the_encoder_as_it_was():
+    own, train, test = backbone(), stripes(120, 0), stripes(150, 1)
+    before = {name: value.clone() for name, value in own.encoder.state_dict().items()}
+    tuning = FineTuning(epochs=16, batch=32, rates=(1e-6, 1e-2), crop_scale=(0.8, 1.0))
+    steps = []
+    outcome = tuning.classify(own, train, test, lambda: steps.append(1))
+    assert outcome.correct.mean() > 0.7  # three classes
+    assert set(outcome.predicted) <= {5, 6, 7}
+    assert outcome.settings["lr"] == 1e-2
+    assert len(steps) == tuning.steps(train.labels) == 2 * 16 * 3 + 16 * 4
+    assert all(torch.equal(before[name], value) for name, value in own.encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in own.encoder.parameters())
+    assert outcome.scores()["accuracy_low"] < outcome.correct.mean() < outcome.scores()["accuracy_high"]
+
+
+def test_the_same_seed_gives_the_same_answers():
+    train, test = stripes(60, 0), stripes(60, 1)
+    tuned = [FineTuning(epochs=4, rates=(3e-3,), seed=seed).classify(backbone(), train, test) for seed in (0, 0, 1)]
+    assert np.array_equal(tuned[0].predicted, tuned[1].predicted)
+    assert not np.array_equal(tuned[0].predicted, tuned[2].predicted)
+
+
+def test_every_layer_is_trained():
+    model = FineTuning(epochs=2, rates=(1e-2,))._trained(backbone(), stripes(40, 0), 1e-2, lambda: None)
+    before = dict(backbone().encoder.named_parameters())
+    for name, parameter in model.encoder.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+def test_the_time_of_a_step_is_measured():
+    assert 0 < FineTuning().seconds_a_step(backbone(), stripes(40, 0)) < 5
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"rates": ()}, {"rates": (0.0,)}, {"layer_decay": 0.0}, {"warmup": 1.0}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="fine-tuning needs"):
+        FineTuning(**wrong)
