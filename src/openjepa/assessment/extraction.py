@@ -98,7 +98,7 @@ def _compute(
                 values[kind].append(given[kind].cpu().numpy()[inside[kind]])
                 samples[kind].append(numbers[inside[kind]])
         if count is not None:
-            count(f"features of the {part.name} images", done, len(every))
+            count(f"features of the {part.name} images", float(done), float(len(every)))
     if not all(samples.values()):
         raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used")
     return {kind: Entry(values=np.concatenate(values[kind]), samples=np.concatenate(samples[kind])) for kind in missing}

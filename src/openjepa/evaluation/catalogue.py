@@ -19,8 +19,8 @@ SUITES: tuple[Suite, ...] = ("quick", "full")
 def quick(device: str = "cpu") -> tuple[Entry, ...]:
     """k-NN and logistic regression with the settings that every run is judged by."""
     return (
-        Entry(key="knn", evaluator=KNN(device=device), cost=3),
-        Entry(key="logistic", evaluator=LinearProbe(device=device), cost=8),
+        Entry(key="knn", evaluator=KNN(device=device), cost=4.0),
+        Entry(key="logistic", evaluator=LinearProbe(device=device), cost=4.0),
     )
 
 
@@ -31,8 +31,8 @@ def full(device: str = "cpu") -> tuple[Entry, ...]:
     )
     return (
         *quick(device),
-        Entry(key="knn", evaluator=KNNGrid(device=device), cost=4),
-        Entry(key="logistic", evaluator=freer, cost=25),
+        Entry(key="knn", evaluator=KNNGrid(device=device), cost=4.0),
+        Entry(key="logistic", evaluator=freer, cost=4.0),
         *(
             Entry(
                 key="sgd",
@@ -40,12 +40,12 @@ def full(device: str = "cpu") -> tuple[Entry, ...]:
                 view=view,
                 cost=cost,
             )
-            for view, source, cost in ((LAST, "", 15), (LAST_FOUR, ", last four blocks", 35))
+            for view, source, cost in ((LAST, "", 6.0), (LAST_FOUR, ", last four blocks", 12.0))
             for normed, norm in ((False, ""), (True, " with BatchNorm"))
         ),
-        Entry(key="attentive", evaluator=AttentiveProbe(device=device), view=TOKENS, cost=60),
-        Entry(key="lowshot", evaluator=LowShot(device=device), cost=15),
-        Entry(key="retrieval", evaluator=Retrieval(device=device), cost=10),
+        Entry(key="attentive", evaluator=AttentiveProbe(device=device), view=TOKENS, cost=30.0),
+        Entry(key="lowshot", evaluator=LowShot(device=device), cost=4.0),
+        Entry(key="retrieval", evaluator=Retrieval(device=device), cost=12.0),
     )
 
 
