@@ -18,8 +18,10 @@ SIMILARITIES_AT_ONCE = 2**24
 
 def _most_similar(similarity: Float32[Tensor, "B n"], k: int) -> tuple[Float32[Tensor, "B k"], Int64[Tensor, "B k"]]:
     """The k largest of each row; where equals compete for the last place the lower index wins (``topk`` picks any)."""
-    values, index = similarity.topk(k)
-    crowded = (similarity >= values[:, -1:]).sum(1) > k
+    # One more than asked for shows a tie at the last place, without another look at all the similarities.
+    values, index = similarity.topk(min(k + 1, similarity.shape[1]))
+    crowded = (values[:, k:] == values[:, k - 1 : k]).any(1)
+    values, index = values[:, :k], index[:, :k]
     if crowded.any():
         ordered, order = similarity[crowded].sort(dim=1, descending=True, stable=True)
         values[crowded], index[crowded] = ordered[:, :k], order[:, :k]
