@@ -5,7 +5,7 @@ from typing import Any
 
 from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import RANDOM, TARGET, Score, leading, relate, scores
+from openjepa.report.verdict import PIXELS, RANDOM, TARGET, Score, leading, relate, scores
 
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
@@ -69,7 +69,8 @@ def _cell(run: RunFolder, score: Score | None, random: Score | None) -> str:
         return ""
     shares = score.low is not None and score.high is not None and 0 <= score.low <= score.high <= 1
     number = percent(score.value) if shares else plain(score.value)
-    apart = "level" if random is None or score is random else relate(run, score, random)
+    # Raw pixels are a baseline too, for which no difference is recorded.
+    apart = "level" if random is None or score.features in (RANDOM, PIXELS) else relate(run, score, random)
     mark = {"above": " ↑", "below": " ↓", "level": ""}[apart]
     if score.low is None or score.high is None:
         return f"{number}{mark}"
