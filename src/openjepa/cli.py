@@ -511,8 +511,10 @@ def _print_evaluation(found: dict[str, Any]) -> None:
     table = Table(
         title=f"{found['data']}: {found['train_images']:,} images to learn on, {found['test_images']:,} to test"
     )
-    for heading in ("evaluator", "features", "measure", "value", "95% interval", "dimensions"):
-        table.add_column(heading, justify="left" if heading in ("evaluator", "features", "measure") else "right")
+    for heading in ("evaluator", "features", "measure", "value", "95% interval", "width"):
+        left = heading in ("evaluator", "features", "measure")
+        # On a narrow terminal long names of evaluators break, and the numbers stay in one piece.
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading not in ("evaluator", "measure"))
     measures = dict.fromkeys((row["evaluator"], row["metric"]) for row in found["rows"])
     before = None
     for evaluator, metric in sorted(
