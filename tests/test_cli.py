@@ -389,3 +389,75 @@ def test_help_is_there_for_every_verb(capsys):
     for verb in ("pretrain", "resume", "report", "evaluate", "import"):
         assert call(verb, "--help") == 0
         assert verb in capsys.readouterr().out
+
+
+def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
+    before = json.loads((run / "evaluation.json").read_text())
+    copy = shutil.copytree(run, tmp_path / "run")
+    arguments = ["evaluate", copy, "--suite", "full", "--cache", tmp_path / "cache", "--json", tmp_path / "found.json"]
+    assert call(*arguments) == 0
+    said = capsys.readouterr()
+    found = json.loads((copy / "evaluation.json").read_text())
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    rows = found["rows"]
+    assert rows[: len(before["rows"])] == before["rows"]  # the quick pair is the same, and comes first
+    assert {row["task"] for row in rows} == {"classes"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    evaluators = {row["evaluator"] for row in rows}
+    assert evaluators >= {
+        "k-NN, k chosen",
+        "logistic regression, C up to 1000",
+        "attentive probe",
+        "low-shot",
+        "retrieval",
+    }
+    assert {name for name in evaluators if name.startswith("SGD")} == {
+        f"SGD probe{norm}{part}" for norm in ("", " with BatchNorm") for part in ("", ", last four blocks")
+    }
+    for evaluator in evaluators - {"attentive probe"}:
+        assert {row["features"] for row in rows if row["evaluator"] == evaluator} == {
+            *("target encoder", "random encoder", "raw pixels")
+        }, evaluator
+    compared = {(row["evaluator"], row["metric"], row["against"]) for row in found["differences"]}
+    assert {("retrieval", "mAP", "raw pixels"), ("attentive probe", "accuracy", "random encoder")} <= compared
+    for name in evaluators:
+        assert name.split(",")[0].split()[0] in said.out
+    assert said.err == ""  # no bar where there is no terminal
+    card = (copy / "encoder" / "README.md").read_text()
+    assert "| target encoder | retrieval | mAP |" in card
+    assert "12 of 12" in card
+    page = (copy / "report.html").read_text()
+    assert "classes: all other measures" in page
+    assert "C up to 1000" in page
+    headline = page.split("<h1>")[1].split("</h1>")[0]
+    assert headline.count("%") == 6  # the pair's numbers of three kinds of features, not those of the whole suite
+
+    # Again: features come from the cache, so an encoder that is never called gives the same rows.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openjepa.encoder.Encoder.forward", lambda *_: 1 / 0)
+        patch.setattr("openjepa.encoder.Encoder.tokens", lambda *_: 1 / 0)
+        assert call("evaluate", copy, "--only", "retrieval", "knn", "--cache", tmp_path / "cache") == 0
+        with pytest.raises(ZeroDivisionError):
+            main(["evaluate", str(copy), "--only", "retrieval", "--no-cache"])
+    again = json.loads((copy / "evaluation.json").read_text())["rows"]
+    assert again == [row for row in rows if row["evaluator"] in ("k-NN", "k-NN, k chosen", "retrieval")]
+
+
+def test_features_of_somebody_else_are_judged(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 30)):
+        labels = np.arange(count) % 3
+        np.save(tmp_path / f"{part}.npy", np.eye(3)[labels] + 0.1 * generator.normal(size=(count, 3)))
+        np.save(tmp_path / f"{part}_labels.npy", labels)
+    assert call("evaluate", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "given features" in said
+    assert "random encoder is not available" in " ".join(said.split())
+
+
+def test_mistakes_in_an_evaluation_are_told_in_a_sentence(run, images, tmp_path, capsys):
+    assert "choose from quick, full" in refused(capsys, "evaluate", run, "--suite", "best")
+    assert "no evaluator 'svm'; choose from knn" in refused(capsys, "evaluate", run, "--only", "svm")
+    assert "one of --cache and --no-cache" in refused(capsys, "evaluate", run, "--cache", tmp_path, "--no-cache")
+    assert "is a file" in refused(capsys, "evaluate", run, "--cache", images / "kind0" / "0.png")
+    assert "labels.npy" in refused(capsys, "evaluate", tmp_path / "mine.npy")

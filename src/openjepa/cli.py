@@ -3,9 +3,11 @@
 import inspect
 import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -19,7 +21,8 @@ _HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelle
                                             or nothing for the bundled sample
   openjepa resume RUN                       go on with a run
   openjepa report RUN                       write RUN/report.html
-  openjepa evaluate RUN|ENCODER [DATA]      k-NN and linear probe, beside a random encoder and raw pixels
+  openjepa evaluate RUN|ENCODER [DATA]      k-NN and linear probe, beside a random encoder and raw pixels;
+                                            --suite full for all the probes; ENCODER may be another library's
   openjepa import CHECKPOINT --out DIR      turn a published .pth.tar into files that other tools load
 
 Every verb explains itself with --help.
@@ -327,14 +330,27 @@ def _evaluate(arguments: list[str]) -> int:
 
     @dataclass(frozen=True, kw_only=True)
     class Evaluate:
-        """Judge an encoder by k-NN and a linear probe, beside a random encoder of its shape and raw pixels.
+        """Judge features by their use for classes, beside a random encoder of the same shape and raw pixels.
+
+        The quick suite is k-NN and a linear probe. The full one adds k-NN with k chosen, logistic regression with less
+        regularisation, SGD probes (with and without BatchNorm; last layer and last four blocks), an attentive probe,
+        low-shot probes and retrieval. All choices are made on a part held out of the training images.
 
         --segmentation, --scenes and --finetune ask for other tasks in their place.
 
         Attributes:
-            encoder: a run, an imported checkpoint's folder, or a Hugging Face directory.
-            data: labelled images, as for pretrain; for a run, nothing means its own.
-            limit: at most this many images to learn on, and a quarter of it to test on.
+            encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
+                need the extra export), a timm model directory (extra parity), or features that are computed already:
+                a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
+                number an image), or one .npy file with labels.npy beside it, of which a fifth is held out to test on.
+            data: labelled images, as for pretrain; for a run, nothing means its own. For .npy features it may be left
+                out, or be the images that they are of, in their order, for raw pixels to stand beside them.
+            suite: quick or full.
+            only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval.
+            limit: at most this many images to learn on, and a quarter of it to test on (.npy features: all are used).
+            cache: where features are kept for the next time, at most 4 GiB, the longest unused removed (by default
+                openjepa/features in the user's cache folder).
+            no_cache: compute features anew, and keep none.
             json: also write the result here.
             segmentation: judge patches by k-NN and a linear layer, as mIoU: a folder of images, and one of masks of
                 the same names (PNG with class numbers, or black and white).
@@ -347,9 +363,13 @@ def _evaluate(arguments: list[str]) -> int:
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
-        encoder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER")]
+        encoder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER|FEATURES")]
         data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+        suite: str = "quick"
+        only: tuple[str, ...] = ()
         limit: int = 20_000
+        cache: Path | None = None
+        no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         json: Path | None = None
         segmentation: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IMAGES MASKS")] = None
         scenes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -361,70 +381,84 @@ def _evaluate(arguments: list[str]) -> int:
         device: str | None = None
 
     given = _parse(Evaluate, "evaluate", arguments)
-    from openjepa.assessment import assess
-    from openjepa.data.sources import open_data
-    from openjepa.pretrained import load
-    from openjepa.report import write_report
-    from openjepa.running import own_data, read_experiment
-    from openjepa.training import distributed
-
-    folder = given.encoder.expanduser()
-    is_run = (folder / "experiment.json").is_file()
-    tasks = given.segmentation or given.scenes or given.finetune
-    if given.data is not None and tasks and not given.finetune:
-        raise InputError(f"--segmentation and --scenes bring their own images: leave {given.data!r} out")
-    if given.pictures is not None and not (given.segmentation or given.scenes):
-        raise InputError("--pictures are drawn of --scenes and of --segmentation: ask for one of them")
-    if given.data is None and not is_run and (given.finetune or not tasks):
-        raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
     if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
-    pretrained = load(folder).to(distributed.join(given.device).device)
-    if tasks and not given.finetune:
-        return _evaluate_tasks(given, pretrained, None, folder if is_run else None, arguments)
-    splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
-    if tasks:
-        return _evaluate_tasks(given, pretrained, splits, folder if is_run else None, arguments)
-    found = assess(pretrained, splits, limit=given.limit, command=" ".join(["openjepa evaluate", *arguments]))
+    found = _judged(given, shlex.join(["openjepa", "evaluate", *arguments]))
     _print_evaluation(found)
     paths = [] if given.json is None else [given.json]
-    if given.data is None:
+    folder = given.encoder.expanduser()
+    own = given.data is None and (folder / "experiment.json").is_file()
+    if own:
         paths.append(folder / "evaluation.json")
     for path in paths:
         path.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written: {path}")
-    if given.data is None:
+    if own:
+        from openjepa.report import write_report
+        from openjepa.running import renew_card
+
+        print(f"written: {renew_card(folder, found['rows'])}")
         print(f"written: {write_report(folder)}")
     return 0
 
 
-def _evaluate_tasks(given: Any, pretrained: Any, splits: Any, run: Path | None, arguments: list[str]) -> int:
-    """The tasks asked for; each is written into the run, where the encoder is one, and all of them to --json."""
-    from openjepa.assessment.tables import print_tasks
-    from openjepa.assessment.tasks import assess_tasks
+def _judged(given: Any, command: str) -> dict[str, Any]:
+    """What the evaluators say of the encoder, or of the features, that the command line names."""
+    from openjepa.assessment import assess, assess_given, open_panel
+    from openjepa.assessment.cache import cache_at
+    from openjepa.assessment.precomputed import is_precomputed, read_given
+    from openjepa.data.idx import cache_folder
+    from openjepa.data.sources import open_data
+    from openjepa.evaluation.catalogue import choose
+    from openjepa.running import own_data, read_experiment
+    from openjepa.training import distributed
 
-    found = assess_tasks(
-        pretrained,
-        segmentation=given.segmentation,
-        scenes=given.scene_count if given.scenes else None,
-        labelled=splits,
-        limit=given.limit,
-        finetune_epochs=given.finetune_epochs,
-        finetune_images=given.finetune_images,
-        pictures=given.pictures and given.pictures.expanduser(),
-        note=lambda sentence: print(sentence, file=sys.stderr),
-    )
-    command = " ".join(["openjepa evaluate", *arguments])
-    print_tasks(list(found.values()))
-    written = {run / f"evaluation-{name}.json": facts for name, facts in found.items()} if run else {}
-    if given.json is not None:
-        written[given.json] = {"tasks": found, "rows": [row for facts in found.values() for row in facts["rows"]]}
-    for path, facts in written.items():
-        path.write_text(json.dumps({"command": command, **facts}, indent=1) + "\n")
-        print(f"written: {path}")
-    for path in (path for facts in found.values() for path in facts.get("pictures", [])):
-        print(f"written: {path}")
-    return 0
+    folder = given.encoder.expanduser()
+    choose(given.suite, given.only)  # a wrong name is told before anything is read
+    if given.cache is not None and given.no_cache:
+        raise InputError("give one of --cache and --no-cache")
+    if is_precomputed(folder):
+        features = read_given(folder)
+        splits = None if given.data is None else open_data(given.data)
+        device = str(distributed.join(given.device).device)
+        with _progress() as progress:
+            entries = choose(given.suite, given.only, device)
+            return assess_given(features, splits, entries=entries, command=command, progress=progress)
+    if given.data is None and not (folder / "experiment.json").is_file():
+        raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
+    device = distributed.join(given.device).device
+    panel = open_panel(folder, device)
+    splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
+    cache = None
+    if not given.no_cache:
+        place = given.cache or cache_folder() / "features"
+        cache = cache_at(place, lambda sentence: print(f"openjepa evaluate: {sentence}", file=sys.stderr))
+    entries = choose(given.suite, given.only, str(device))
+    with _progress() as progress:
+        return assess(
+            panel, splits, entries=entries, limit=given.limit, command=command, cache=cache, progress=progress
+        )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float, float], None]]:
+    """A bar on a terminal for whoever waits, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, end = bar.add_task("", total=None), None
+
+        def show(doing: str, done: float, total: float) -> None:
+            nonlocal task, end
+            if total != end:  # another stage, whose speed says nothing of the last one's
+                bar.remove_task(task)
+                task, end = bar.add_task(doing, total=total), total
+            bar.update(task, description=doing, completed=done)
+
+        yield show
 
 
 def _import(arguments: list[str]) -> int:
@@ -504,13 +538,28 @@ def _print_evaluation(found: dict[str, Any]) -> None:
     table = Table(
         title=f"{found['data']}: {found['train_images']:,} images to learn on, {found['test_images']:,} to test"
     )
-    for heading in ("features", "evaluator", "accuracy", "95% interval", "dimensions"):
-        table.add_column(heading, justify="left" if heading in ("features", "evaluator") else "right")
-    for row in found["rows"]:
-        interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        table.add_row(row["features"], row["evaluator"], f"{100 * row['value']:.1f}%", interval, str(row["dimensions"]))
+    for heading in ("evaluator", "features", "measure", "value", "95% interval", "width"):
+        left = heading in ("evaluator", "features", "measure")
+        # On a narrow terminal long names of evaluators break, and the numbers stay in one piece.
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading not in ("evaluator", "measure"))
+    measures = dict.fromkeys((row["evaluator"], row["metric"]) for row in found["rows"])
+    before = None
+    for evaluator, metric in sorted(
+        measures, key=lambda one: list(dict.fromkeys(e for e, _ in measures)).index(one[0])
+    ):
+        rows = [row for row in found["rows"] if (row["evaluator"], row["metric"]) == (evaluator, metric)]
+        if before not in (None, evaluator):
+            table.add_section()
+        for number, row in enumerate(rows):
+            name = evaluator if before != evaluator and number == 0 else ""
+            interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+            shown = metric if number == 0 else ""
+            table.add_row(name, row["features"], shown, f"{100 * row['value']:.1f}%", interval, str(row["dimensions"]))
+        before = evaluator
     console.print(table)
-    console.print(found["summary"])
+    for sentence in (found["summary"], *found.get("notes", ())):
+        if sentence:
+            console.print(sentence)
 
 
 def _times(extents: list[int]) -> str:

@@ -22,6 +22,7 @@ from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
+from openjepa.training import checkpoint
 from openjepa.training.distributed import Processes
 from openjepa.training.trainer import Trainer
 
@@ -176,14 +177,29 @@ class Run:
 
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
-        card = {
-            "summary": _SUMMARIES[self.experiment.method],
-            "trained on": f"{self.plan['data']['images']} images",
-            "steps": f"{self.trainer.done} of {self.experiment.training.steps}",
-            "evaluation": evaluation or [],
-        }
+        card = _card(self.plan, self.trainer.done, self.experiment, evaluation or [])
         preprocessing = self.experiment.preprocessing
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
+
+
+def _card(plan: dict[str, Any], done: int, experiment: Experiment, evaluation: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "summary": _SUMMARIES[experiment.method],
+        "trained on": f"{plan['data']['images']} images",
+        "steps": f"{done} of {experiment.training.steps}",
+        "evaluation": evaluation,
+    }
+
+
+def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
+    """Write the card of a run's encoder again, with the ``evaluation`` rows in its table; returns its path.
+
+    Raises:
+        InputError: it is not a run, or holds no encoder.
+    """
+    experiment, plan = read_experiment(run)
+    done = max(checkpoint.steps(run / "checkpoints"), default=0)
+    return huggingface.renew_card(run / "encoder", _card(plan, done, experiment, evaluation))
 
 
 def whole_representation(objective: Objective) -> dict[str, Any]:

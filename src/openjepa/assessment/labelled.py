@@ -1,44 +1,51 @@
 """Judge an encoder on somebody's labelled images, always beside a random encoder of its shape and raw pixels."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from openjepa import draws
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import Kind, Panel, panel_of
+from openjepa.assessment.extraction import Chosen, extract_kinds
+from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
-from openjepa.data.loader import ordered_batches
-from openjepa.encoder import Encoder
 from openjepa.errors import InputError
-from openjepa.evaluation.features import extract, raw_pixels
+from openjepa.evaluation.catalogue import quick
+from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import split
-from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET, evaluate
+from openjepa.evaluation.split import check_parts, split
+from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, TOKENS, Entry, Progress, run_suite
 from openjepa.pretrained import Pretrained
 
-# Of the random encoder's weights; any number but a usual run's seed.
-_RANDOM_SEED = 20_231_108
+
+def silent(doing: str, done: float, total: float) -> None:
+    """Nobody waits."""
 
 
 def assess(
-    pretrained: Pretrained,
+    judged: Pretrained | Panel,
     splits: Splits,
     *,
+    entries: Sequence[Entry] | None = None,
     limit: int = 20_000,
     command: str = "",
-    note: Callable[[str], None] = lambda sentence: None,
+    cache: FeatureCache | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """The content of ``evaluation.json``: accuracies with their intervals, RankMe, and a sentence that sums up.
+    """The content of ``evaluation.json``: every measure with its interval, RankMe, and a sentence that sums up.
 
     Args:
+        judged: an encoder of ours, or any encoder with its baselines (:func:`openjepa.assessment.encoders.open_panel`).
         splits: the test part is the data's own, or a fifth of each class held out of the train part.
+        entries: the evaluators (the quick pair).
         limit: at most so many images to learn on, and a quarter of it to test on; chosen by a fixed seed.
         command: what a person types to get the same again, for the record.
-        note: told what is being done, for whoever waits.
+        cache: where features are looked for and kept; none are without it.
+        progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
         InputError: too few images or classes.
@@ -46,13 +53,75 @@ def assess(
     if limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {limit}")
     begin = time.perf_counter()
-    train, test = splits.train, splits.test
+    panel = panel_of(judged) if isinstance(judged, Pretrained) else judged
+    entries = quick() if entries is None else entries
+    train = splits.train
     facts: dict[str, Any] = {"data": train.name, "classes": len(train.classes), "command": command}
     if train.labels is None or len(train.classes) < 2:
-        return facts | _unlabelled(pretrained, train, limit, note) | {"seconds": time.perf_counter() - begin}
-    labelled = np.flatnonzero(train.labels >= 0)
+        found = _unlabelled(panel, train, limit, cache, progress)
+        return facts | found | {"seconds": time.perf_counter() - begin}
+    (learn, held), sentence = _parts(splits, limit)
+    kinds = _kinds(panel, entries)
+    trained = extract_kinds(panel, learn, kinds, cache, progress)
+    tested = extract_kinds(panel, held, kinds, cache, progress)
+    subjects, notes = _subjects(trained, tested)
+    main = Kind(panel.subjects[0], LAST)
+    found = run_suite(subjects, [entry for entry in entries if _readable(entry, subjects)], progress)
+    return facts | {
+        "train_images": len(trained[main]),
+        "test_images": len(tested[main]),
+        "split": sentence,
+        "pixels": list(panel.pixels),
+        **found.record(),
+        "notes": [*panel.notes, *notes],
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def assess_given(
+    given: Given, splits: Splits | None, *, entries: Sequence[Entry], command: str = "", progress: Progress = silent
+) -> dict[str, Any]:
+    """As :func:`assess`, of precomputed features; raw pixels stand beside them where ``splits`` has their images.
+
+    Raises:
+        InputError: too few images or classes, or ``splits`` has other images.
+    """
+    begin = time.perf_counter()
+    check_parts(given.train, given.test)
+    subjects: dict[str, dict[str, tuple[Part, Part]]] = {GIVEN: {LAST: (given.train, given.test)}}
+    notes = ["A random encoder is not available: nobody knows what network these features came from."]
+    size: tuple[int, int] | None = None
+    if splits is None:
+        notes.append("Raw pixels are not available: name the images as DATA to have them beside the features.")
+    else:
+        subjects[PIXELS] = {}
+        subjects[PIXELS][LAST], size = pixels_of(given, splits)
+    able = [entry for entry in entries if entry.view == LAST]
+    if left := [entry.evaluator.name for entry in entries if entry.view != LAST]:
+        notes.append(f"Not available for one vector an image: {', '.join(left)}.")
+    if not able:
+        raise InputError("none of the evaluators asked for can be run on precomputed features: they need the network")
+    found = run_suite(subjects, able, progress)
+    return {
+        "data": GIVEN if splits is None else splits.train.name,
+        "classes": len(np.unique(given.train.labels)),
+        "command": command,
+        "train_images": len(given.train),
+        "test_images": len(given.test),
+        "split": given.sentence,
+        "pixels": None if size is None else list(size),
+        **found.record(),
+        "notes": notes,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _parts(splits: Splits, limit: int) -> tuple[tuple[Chosen, Chosen], str]:
+    """The images to learn on and to test on, and how they were told apart."""
+    train, test = splits.train, splits.test
+    assert train.labels is not None
     if test is not None and test.labels is not None:
-        parts = (train, labelled), (test, np.flatnonzero(test.labels >= 0))
+        parts = (train, np.flatnonzero(train.labels >= 0)), (test, np.flatnonzero(test.labels >= 0))
         sentence = splits.sentence
     else:
         learn, held = split(train.labels)
@@ -61,62 +130,63 @@ def assess(
             "A fifth of each class was held out to test on; the encoder saw these images in training, without labels."
         )
     (learn_source, learn), (test_source, held) = parts
-    learn, held = _at_most(learn, limit), _at_most(held, max(2, limit // 4))
-    encoders, pixels = _encoders(pretrained)
-    note("features of the images to learn on")
-    trained = extract(encoders, _batches(pretrained, learn_source, learn))
-    note("features of the images to test on")
-    tested = extract(encoders, _batches(pretrained, test_source, held))
-    note("k-NN and linear probe")
-    found = evaluate({name: (trained[name], tested[name]) for name in encoders})
-    return facts | {
-        "train_images": len(trained[TARGET]),
-        "test_images": len(tested[TARGET]),
-        "split": sentence,
-        "pixels": list(pixels),
-        **found.record(),
-        "seconds": time.perf_counter() - begin,
-    }
+    return (
+        Chosen(source=learn_source, indices=_at_most(learn, limit), name="train"),
+        Chosen(source=test_source, indices=_at_most(held, max(2, limit // 4)), name="test"),
+    ), sentence
 
 
-def _unlabelled(pretrained: Pretrained, source: Source, limit: int, note: Callable[[str], None]) -> dict[str, Any]:
+def _kinds(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:
+    """What the entries read, and always the last layer, which RankMe is of."""
+    views = {LAST, *(entry.view for entry in entries)}
+    return [kind for kind in panel.kinds if kind.view in views]
+
+
+def _subjects(
+    trained: dict[Kind, Part], tested: dict[Kind, Part]
+) -> tuple[dict[str, dict[str, tuple[Part, Part]]], list[str]]:
+    """The parts by subject and view; tokens of too few images to be judged are left out, which is said."""
+    subjects: dict[str, dict[str, tuple[Part, Part]]] = {}
+    notes = []
+    for kind, train in trained.items():
+        test = tested[kind]
+        if kind.view == TOKENS and len(train) < len(trained[Kind(kind.subject, LAST)]):
+            notes.append(f"Tokens of {kind.subject} are of {len(train):,} train images, to bound the memory.")
+            try:
+                check_parts(train, test)
+            except InputError as error:
+                notes.append(f"They are not judged: {error}.")
+                continue
+        subjects.setdefault(kind.subject, {})[kind.view] = train, test
+    return subjects, notes
+
+
+def _readable(entry: Entry, subjects: dict[str, dict[str, tuple[Part, Part]]]) -> bool:
+    """Whether anything but raw pixels has what the entry reads: alone, the pixels would be beside nothing."""
+    views = {view for name, own in subjects.items() if name != PIXELS for view in own}
+    return entry.view in views or entry.view not in (LAST_FOUR, TOKENS)
+
+
+def _unlabelled(
+    panel: Panel, source: Source, limit: int, cache: FeatureCache | None, progress: Progress
+) -> dict[str, Any]:
     """Without labels: RankMe, which says how many directions the features use, not what they are good for."""
-    encoders, pixels = _encoders(pretrained)
-    chosen = _at_most(np.arange(len(source)), limit)
-    note("features")
-    found = extract(encoders, _batches(pretrained, source, chosen))
-    measures = {name: {"rankme": rankme(torch.from_numpy(features.values))} for name, features in found.items()}
+    part = Chosen(source=source, indices=_at_most(np.arange(len(source)), limit), name="train")
+    found = extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view == LAST], cache, progress)
+    measures = {
+        kind.subject: {"rankme": rankme(torch.from_numpy(features.values))}
+        for kind, features in found.items()
+        if isinstance(features, Features)
+    }
     return {
-        "train_images": len(chosen),
+        "train_images": len(part.indices),
         "test_images": 0,
         "split": f"{source.name} has no labels (no class folders, no label column), so nothing can be classified.",
-        "pixels": list(pixels),
+        "pixels": list(panel.pixels),
         "rows": [],
         "spectrum": measures,
         "summary": "Without labels only the spread of the features can be measured; see RankMe.",
     }
-
-
-def _encoders(pretrained: Pretrained) -> tuple[dict[str, Callable[[Tensor], Tensor]], tuple[int, int]]:
-    """The three kinds of features as functions of a batch of prepared images, and the size of the raw pixels."""
-    config = replace(pretrained.encoder.config, positions="sincos")
-    random = Encoder(config, generator=torch.Generator().manual_seed(_RANDOM_SEED))
-    other = Pretrained(random, pretrained.preprocessing).to(pretrained.device)
-    rows, columns = pretrained.preprocessing.size
-    used = raw_pixels(torch.zeros(1, config.channels, rows, columns))[1]
-    encoders: dict[str, Callable[[Tensor], Tensor]] = {
-        TARGET: lambda images: pretrained.features(images).mean(1),
-        RANDOM: lambda images: other.features(images).mean(1),
-        PIXELS: lambda images: raw_pixels(images)[0],
-    }
-    return encoders, used
-
-
-def _batches(pretrained: Pretrained, source: Source, chosen: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-    workers = 0 if len(chosen) < 1000 else 1
-    for batch in ordered_batches(source, pretrained.preprocessing, chosen, batch=128, workers=workers):
-        if len(batch.samples):
-            yield batch.images, batch.labels
 
 
 def _at_most(indices: np.ndarray, count: int) -> np.ndarray:

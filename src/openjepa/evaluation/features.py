@@ -1,17 +1,17 @@
-"""Frozen features of a set of images, and the contract that every evaluator of them keeps."""
+"""Frozen features of a set of images, and the contracts that evaluators of them keep."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float16, Float32, Int, Int64, Shaped
 from torch import Tensor
 
 from openjepa.errors import InputError
-from openjepa.evaluation.intervals import wilson
+from openjepa.evaluation.intervals import crossed_mean, wilson
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,41 @@ class Features:
         return Features(self.values[index], self.labels[index], self.name)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Every token's features of n images, in half precision to save memory, with their classes.
+
+    Raises InputError for values that are not finite (also those beyond half precision's 65,504).
+    """
+
+    values: Float16[np.ndarray, "n N D"]
+    labels: Int64[np.ndarray, "n"]
+    name: str
+
+    def __post_init__(self) -> None:
+        rows = int((~np.isfinite(self.values)).any(axis=(1, 2)).sum())
+        if rows or not self.values.size:
+            raise InputError(
+                f"token features of {self.name!r} hold NaN, infinity or values beyond 65,504 in {rows} of "
+                f"{len(self.values)} images; the encoder or its weights are broken"
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of one token's vector, D."""
+        return self.values.shape[2]
+
+    def take(self, index: Int[np.ndarray, "m"]) -> "Tokens":
+        """The tokens of some of the images, in that order."""
+        return Tokens(self.values[index], self.labels[index], self.name)
+
+
+Part = Features | Tokens
+
+
 @runtime_checkable
 class Evaluator(Protocol):
     """Judges features: learns on ``train``, measures on ``test``, and chooses nothing by looking at ``test``."""
@@ -64,31 +99,66 @@ class Evaluator(Protocol):
         """As it stands in a table."""
         ...
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        """Every measure M with its 95% interval as M, M_low and M_high (shares in [0, 1]); other keys are settings."""
+    def __call__(self, train: Any, test: Any) -> dict[str, float]:
+        """Of two :class:`Features`, or two :class:`Tokens` where it reads those.
+
+        Every measure M with its 95% interval as M, M_low and M_high (shares in [0, 1]); other keys are settings."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a classifier said of each test image, so that two can be compared image by image."""
+    """What a classifier said of each test image, so that two can be compared image by image.
+
+    ``also`` holds which answers were right under other settings, by the name of the measure.
+    """
 
     predicted: Int64[np.ndarray, "n"]
     correct: Bool[np.ndarray, "n"]
     settings: dict[str, float] = field(default_factory=dict)
+    also: dict[str, Bool[np.ndarray, "n"]] = field(default_factory=dict)
 
     def scores(self) -> dict[str, float]:
-        """``accuracy`` with its 95% Wilson interval and the settings used, as :class:`Evaluator` returns them."""
-        low, high = wilson(int(self.correct.sum()), len(self.correct))
-        return {"accuracy": float(self.correct.mean()), "accuracy_low": low, "accuracy_high": high, **self.settings}
+        """``accuracy`` (and ``also``) with 95% Wilson intervals, and settings, as :class:`Evaluator` returns them."""
+        found: dict[str, float] = {}
+        for name, right in {"accuracy": self.correct, **self.also}.items():
+            low, high = wilson(int(right.sum()), len(right))
+            found |= {name: float(right.mean()), f"{name}_low": low, f"{name}_high": high}
+        return found | self.settings
 
 
 @runtime_checkable
 class Classifier(Evaluator, Protocol):
     """An evaluator that names a class for every test image."""
 
-    def classify(self, train: Features, test: Features) -> Outcome:
+    def classify(self, train: Any, test: Any) -> Outcome:
         """The prediction for each test image; calling the evaluator returns ``classify(...).scores()``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grades:
+    """A number for each test image under each of R draws of the training images, for every measure (R is often 1)."""
+
+    measures: dict[str, Float[np.ndarray, "_R n"]]
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def scores(self) -> dict[str, float]:
+        """Each measure's mean with a 95% interval over draws and test images, and the settings used."""
+        found: dict[str, float] = {}
+        for name, grades in self.measures.items():
+            value, low, high = crossed_mean(grades)
+            # Grades are shares: an interval of a mean near an end must not leave [0, 1].
+            found |= {name: value, f"{name}_low": max(0.0, low), f"{name}_high": min(1.0, high)}
+        return found | self.settings
+
+
+@runtime_checkable
+class Grader(Evaluator, Protocol):
+    """An evaluator that gives every test image a number in [0, 1] other than right or wrong."""
+
+    def grade(self, train: Any, test: Any) -> Grades:
+        """The grade of each test image; calling the evaluator returns ``grade(...).scores()``."""
         ...
 
 

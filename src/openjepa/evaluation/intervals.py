@@ -1,4 +1,4 @@
-"""95% intervals of an accuracy and of the difference of two accuracies on the same test images.
+"""95% intervals of accuracies and other means, and of the difference of two on the same test images.
 
 They cover the choice of test images, not of the training seed: another training run can differ by more.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -58,3 +58,37 @@ def paired_difference(correct: Bool[np.ndarray, "n"], against: Bool[np.ndarray, 
     half = Z95 * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))
     centre = more - fewer
     return Difference(value=value, low=min(value, max(-1.0, centre - half)), high=max(value, min(1.0, centre + half)))
+
+
+def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]:
+    """The mean of a number measured on n test images under each of R draws, with its 95% interval.
+
+    Both the draws and the images are samples, crossed with each other: the variance of the mean is that of the draws'
+    means over R, plus that of the images' means over n, less what both count (Cornfield and Tukey 1956), and t has the
+    degrees of freedom of Satterthwaite (1946). With one draw only the images vary. Raises ValueError for fewer than two
+    images.
+    """
+    draws, images = grades.shape
+    if images < 2 or draws < 1:
+        raise ValueError(f"an interval of a mean needs at least 2 images and 1 draw, got {images} and {draws}")
+    from scipy.stats import t
+
+    value = float(grades.mean())
+    by_image = float(grades.mean(0).var(ddof=1)) / images
+    if draws == 1:
+        half = float(t.ppf(0.975, images - 1)) * math.sqrt(by_image)
+        return value, value - half, value + half
+    by_draw = float(grades.mean(1).var(ddof=1)) / draws
+    rest = grades - grades.mean(0) - grades.mean(1, keepdims=True) + value
+    both = float((rest**2).sum()) / ((draws - 1) * (images - 1)) / (draws * images)
+    variance = max(by_draw + by_image - both, by_draw, by_image)
+    weight = by_draw**2 / (draws - 1) + by_image**2 / (images - 1)
+    freedom = variance**2 / weight if weight else draws - 1
+    half = float(t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance)
+    return value, value - half, value + half
+
+
+def graded_difference(grades: Float[np.ndarray, "R n"], against: Float[np.ndarray, "R n"]) -> Difference:
+    """The difference of two means on the same images and draws, with its 95% interval (:func:`crossed_mean`)."""
+    value, low, high = crossed_mean(grades - against)
+    return Difference(value=value, low=low, high=high)

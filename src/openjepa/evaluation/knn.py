@@ -1,13 +1,16 @@
 """k nearest neighbours on frozen features: no training, so it measures the features and nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from openjepa.evaluation.features import Features, Outcome
+from openjepa.evaluation.split import split
 
 # Similarities held at one time: 64 MiB in float32, whatever the number of images.
 SIMILARITIES_AT_ONCE = 2**24
@@ -15,8 +18,10 @@ SIMILARITIES_AT_ONCE = 2**24
 
 def _most_similar(similarity: Float32[Tensor, "B n"], k: int) -> tuple[Float32[Tensor, "B k"], Int64[Tensor, "B k"]]:
     """The k largest of each row; where equals compete for the last place the lower index wins (``topk`` picks any)."""
-    values, index = similarity.topk(k)
-    crowded = (similarity >= values[:, -1:]).sum(1) > k
+    # One more than asked for shows a tie at the last place, without another look at all the similarities.
+    values, index = similarity.topk(min(k + 1, similarity.shape[1]))
+    crowded = (values[:, k:] == values[:, k - 1 : k]).any(1)
+    values, index = values[:, :k], index[:, :k]
     if crowded.any():
         ordered, order = similarity[crowded].sort(dim=1, descending=True, stable=True)
         values[crowded], index[crowded] = ordered[:, :k], order[:, :k]
@@ -24,14 +29,22 @@ def _most_similar(similarity: Float32[Tensor, "B n"], k: int) -> tuple[Float32[T
 
 
 def _vote(
-    similarity: Float32[Tensor, "B k"], votes_for: Int64[Tensor, "B k"], classes: int, temperature: float
-) -> Int64[Tensor, "B"]:
+    similarity: Float32[Tensor, "B k"],
+    votes_for: Int64[Tensor, "B k"],
+    classes: int,
+    temperature: float,
+    ks: Sequence[int],
+) -> Int64[Tensor, "G B"]:
+    """The class voted for by the first so many neighbours, for each of the rising ``ks``."""
     # One rank at a time: no two additions meet in one cell, so the sum has one order on every device.
     weight = (similarity.double() / temperature).exp()
     tally = weight.new_zeros(len(weight), classes)
+    winners = []
     for rank in range(weight.shape[1]):
         tally.scatter_add_(1, votes_for[:, rank : rank + 1], weight[:, rank : rank + 1])
-    return tally.argmax(1)
+        if rank + 1 in ks:
+            winners.append(tally.argmax(1))
+    return torch.stack(winners)
 
 
 def _classify(
@@ -39,15 +52,19 @@ def _classify(
     labels: Int64[Tensor, "n"],
     queries: Float32[Tensor, "m D"] | None,
     *,
-    k: int,
+    ks: Sequence[int],
     temperature: float,
     at_once: int,
-) -> Int64[Tensor, "m"]:
-    """The class of each query; with no queries, of each image of the bank by all the others."""
+) -> Int64[Tensor, "G m"]:
+    """The class of each query for each k of the rising ``ks``; with no queries, of each image by the others.
+
+    A k beyond the images there are is as good as all of them.
+    """
     leave_one_out = queries is None
     bank = F.normalize(bank, dim=1)
     asked = bank if queries is None else F.normalize(queries, dim=1)
-    k, classes = min(k, len(bank) - leave_one_out), int(labels.max()) + 1
+    capped = [min(k, len(bank) - leave_one_out) for k in ks]
+    classes = int(labels.max()) + 1
     rows = max(1, at_once // len(bank))
     predicted = []
     for start in range(0, len(asked), rows):
@@ -55,9 +72,10 @@ def _classify(
         if leave_one_out:
             own = torch.arange(len(similarity), device=bank.device)
             similarity[own, own + start] = -torch.inf
-        nearest, index = _most_similar(similarity, k)
-        predicted.append(_vote(nearest, labels[index], classes, temperature))
-    return torch.cat(predicted)
+        nearest, index = _most_similar(similarity, capped[-1])
+        predicted.append(_vote(nearest, labels[index], classes, temperature, sorted(set(capped))))
+    each = torch.cat(predicted, 1)
+    return each[[sorted(set(capped)).index(k) for k in capped]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +102,67 @@ class KNN:
             torch.from_numpy(train.values).to(self.device),
             torch.from_numpy(train.labels).to(self.device),
             torch.from_numpy(test.values).to(self.device),
-            k=self.k,
+            ks=[self.k],
             temperature=self.temperature,
             at_once=self.at_once,
         )
-        predicted = predicted.cpu().numpy()
+        predicted = predicted[0].cpu().numpy()
         settings = {"k": float(min(self.k, len(train)))}
         return Outcome(predicted=predicted, correct=predicted == test.labels, settings=settings)
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         """``accuracy`` with its interval, and ``k``."""
         return self.classify(train, test).scores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNNGrid:
+    """Weighted k-NN as :class:`KNN` with several k (DINO reports 10, 20, 100 and 200), all from one sorting.
+
+    The k of ``accuracy`` is the best on ``holdout`` of each class of the TRAIN part (the smallest among equals); the
+    accuracy with every k stands beside it.
+    """
+
+    ks: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    holdout: float = 0.2
+    seed: int = 0
+    device: str = "cpu"
+    name: str = "k-NN, k chosen"
+    at_once: int = SIMILARITIES_AT_ONCE
+
+    def __post_init__(self) -> None:
+        if not self.ks or min(self.ks) < 1 or list(self.ks) != sorted(set(self.ks)) or not self.temperature > 0:
+            raise ValueError(f"k-NN needs rising k >= 1 and temperature > 0, got {self.ks} and {self.temperature}")
+
+    def classify(self, train: Features, test: Features) -> Outcome:
+        """The prediction for each test image with the k chosen, and which are right with every k."""
+        kept, held = split(train.labels, self.holdout, self.seed)
+        trial = self._predict(train.take(kept), train.take(held)) == train.labels[held]
+        best = int(trial.sum(1).argmax())
+        predicted = self._predict(train, test)
+        right = predicted == test.labels
+        return Outcome(
+            predicted=predicted[best],
+            correct=right[best],
+            settings={"k": float(min(self.ks[best], len(train)))},
+            also={f"accuracy, k={k}": row for k, row in zip(self.ks, right, strict=True)},
+        )
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        """``accuracy`` with its interval, ``k``, and the accuracy with every k."""
+        return self.classify(train, test).scores()
+
+    def _predict(self, train: Features, test: Features) -> Int64[np.ndarray, "G m"]:
+        predicted = _classify(
+            torch.from_numpy(train.values).to(self.device),
+            torch.from_numpy(train.labels).to(self.device),
+            torch.from_numpy(test.values).to(self.device),
+            ks=self.ks,
+            temperature=self.temperature,
+            at_once=self.at_once,
+        )
+        return predicted.cpu().numpy()
 
 
 def leave_one_out(
@@ -108,5 +176,5 @@ def leave_one_out(
     if int(known.sum()) < 2:
         raise ValueError(f"leave-one-out k-NN needs at least 2 labelled images, got {int(known.sum())}")
     bank, classes = values[known].detach().float(), labels[known].long()
-    predicted = _classify(bank, classes, None, k=k, temperature=temperature, at_once=SIMILARITIES_AT_ONCE)
-    return float((predicted == classes).double().mean())
+    predicted = _classify(bank, classes, None, ks=[k], temperature=temperature, at_once=SIMILARITIES_AT_ONCE)
+    return float((predicted[0] == classes).double().mean())

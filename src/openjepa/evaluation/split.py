@@ -5,7 +5,7 @@ from jaxtyping import Int, Int64
 
 from openjepa import draws
 from openjepa.errors import InputError
-from openjepa.evaluation.features import Features
+from openjepa.evaluation.features import Part
 
 TRAIN_IMAGES_PER_CLASS = 2
 
@@ -31,7 +31,7 @@ def split(
     return np.sort(np.concatenate([none, *train])), np.sort(np.concatenate([none, *test]))
 
 
-def check_parts(train: Features, test: Features) -> None:
+def check_parts(train: Part, test: Part) -> None:
     """Refuse, with the numbers, parts on which an accuracy means nothing (InputError)."""
     if train.dimensions != test.dimensions:
         raise InputError(

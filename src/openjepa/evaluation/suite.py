@@ -1,16 +1,16 @@
 """The comparison: every evaluator on the encoder, on a random one of its shape and on raw pixels, and what it says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from openjepa import draws
-from openjepa.evaluation.features import Classifier, Evaluator, Features
-from openjepa.evaluation.intervals import Difference, paired_difference
+from openjepa.evaluation.features import Classifier, Evaluator, Features, Grader, Part
+from openjepa.evaluation.intervals import Difference, graded_difference, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.evaluation.spectrum import RANKME_IMAGES, rankme
@@ -18,7 +18,27 @@ from openjepa.evaluation.split import check_parts
 
 TARGET, RANDOM, PIXELS = "target encoder", "random encoder", "raw pixels"
 BASELINES = (RANDOM, PIXELS)
+# What an evaluator can read of an image: the average over tokens of the last layer; of the last four blocks, each
+# through the final norm, concatenated; every token of the last layer.
+LAST, LAST_FOUR, TOKENS = "last layer", "last four blocks", "tokens"
+# The task of every row that comes from here: the classes of whole images.
+TASK = "classes"
+# The two whose sentences stand for all where many were run.
+HEADLINE = ("k-NN", "linear probe")
 _CALLED = {RANDOM: "a random encoder", PIXELS: "raw pixels"}
+
+Views = Mapping[str, tuple[Part, Part]]
+Progress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An evaluator of the suite, what it reads, the short name that chooses it, and its usual share of the time."""
+
+    key: str
+    evaluator: Evaluator
+    view: str = LAST
+    cost: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +49,7 @@ class Comparison:
     against: str
     evaluator: str
     difference: Difference
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +61,46 @@ class Evaluation:
     spectrum: dict[str, dict[str, float]]
 
     def sentence(self, evaluator: str, features: str = TARGET) -> str:
-        """What one evaluator says of ``features`` beside the baselines (KeyError if it did not run)."""
-        scores = {row["features"]: row["value"] for row in self.rows if row["evaluator"] == evaluator}
+        """What one evaluator's accuracy says of ``features`` beside the baselines (KeyError if it did not run)."""
+        scores = {
+            row["features"]: row["value"]
+            for row in self.rows
+            if row["evaluator"] == evaluator and row.get("metric", "accuracy") == "accuracy"
+        }
         own = scores[features]
-        parts = [
-            _phrase(_CALLED[c.against], c.difference)
-            for c in self.comparisons
-            if c.features == features and c.evaluator == evaluator
-        ]
-        said = " and ".join(parts)
-        return f"On the {evaluator} the {features} is right for {100 * own:.1f}% of the test images: {said}."
+        said = " and ".join(_phrase(_CALLED[c.against], c.difference) for c in self._of(features, evaluator))
+        beside = f": {said}" if said else ", and no baseline stands beside it"
+        return f"On the {evaluator} the {features} is right for {100 * own:.1f}% of the test images{beside}."
 
     def summary(self, features: str = TARGET) -> str:
-        """The sentences of all evaluators that compare image by image, one after the other."""
-        names = dict.fromkeys(c.evaluator for c in self.comparisons if c.features == features)
+        """The sentences of the evaluators that compare accuracies, or of the first two of many."""
+        names = list(dict.fromkeys(c.evaluator for c in self._of(features)))
+        if len(names) > 3:
+            names = [name for name in names if name in HEADLINE] or names[:2]
         return " ".join(self.sentence(name, features) for name in names)
+
+    def _of(self, features: str, evaluator: str | None = None) -> list[Comparison]:
+        return [
+            c
+            for c in self.comparisons
+            if c.features == features and c.metric == "accuracy" and evaluator in (None, c.evaluator)
+        ]
 
     def record(self) -> dict[str, Any]:
         """The entries of ``evaluation.json`` that come from here: rows, differences, spectrum and summary."""
         differences = [
-            {"features": c.features, "against": c.against, "evaluator": c.evaluator, **asdict(c.difference)}
+            {
+                "task": TASK,
+                "features": c.features,
+                "against": c.against,
+                "evaluator": c.evaluator,
+                "metric": c.metric,
+                **asdict(c.difference),
+            }
             for c in self.comparisons
         ]
         subjects = dict.fromkeys(c.features for c in self.comparisons)
-        summary = " ".join(self.summary(name) for name in subjects)
+        summary = " ".join(filter(None, (self.summary(name) for name in subjects)))
         return {"rows": self.rows, "differences": differences, "spectrum": self.spectrum, "summary": summary}
 
 
@@ -81,29 +118,54 @@ def _measures(scores: Mapping[str, float]) -> list[str]:
     return [name for name in scores if f"{name}_low" in scores and f"{name}_high" in scores]
 
 
-def _rows(features: Features, evaluator: str, scores: Mapping[str, float]) -> list[dict[str, Any]]:
-    measures = _measures(scores)
-    bounds = {f"{name}_{side}" for name in measures for side in ("low", "high")}
-    settings = {key: value for key, value in scores.items() if key not in measures and key not in bounds}
-    return [
-        {
-            "features": features.name,
-            "evaluator": evaluator,
-            "metric": name,
-            "value": scores[name],
-            "low": scores[f"{name}_low"],
-            "high": scores[f"{name}_high"],
-            "dimensions": features.dimensions,
-            "settings": settings,
-        }
-        for name in measures
-    ]
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """One evaluator's result on one kind of features, with its grades image by image where it has them."""
+
+    scores: dict[str, float]
+    correct: dict[str, Bool[np.ndarray, "n"]]
+    grades: dict[str, Float[np.ndarray, "_R n"]]
+    dimensions: int
+
+    def rows(self, features: str, evaluator: str) -> list[dict[str, Any]]:
+        measures = _measures(self.scores)
+        bounds = {f"{name}_{side}" for name in measures for side in ("low", "high")}
+        settings = {key: value for key, value in self.scores.items() if key not in measures and key not in bounds}
+        return [
+            {
+                "task": TASK,
+                "features": features,
+                "evaluator": evaluator,
+                "metric": name,
+                "value": self.scores[name],
+                "low": self.scores[f"{name}_low"],
+                "high": self.scores[f"{name}_high"],
+                "dimensions": self.dimensions,
+                "settings": settings,
+            }
+            for name in measures
+        ]
+
+    def differences(self, other: "_Found") -> dict[str, Difference]:
+        found = {name: paired_difference(right, other.correct[name]) for name, right in self.correct.items()}
+        return found | {name: graded_difference(own, other.grades[name]) for name, own in self.grades.items()}
 
 
-def _check(features: Mapping[str, tuple[Features, Features]]) -> None:
-    missing = [name for name in BASELINES if name not in features]
-    if missing or len(features) == len(BASELINES):
-        raise ValueError(f"an evaluation needs an encoder and both of {BASELINES}, got {tuple(features)}")
+def _judge(evaluator: Evaluator, train: Part, test: Part) -> _Found:
+    correct, grades = {}, {}
+    if isinstance(evaluator, Classifier):
+        outcome = evaluator.classify(train, test)
+        scores, correct = outcome.scores(), {"accuracy": outcome.correct, **outcome.also}
+    elif isinstance(evaluator, Grader):
+        graded = evaluator.grade(train, test)
+        scores, grades = graded.scores(), graded.measures
+    else:
+        scores = evaluator(train, test)
+    return _Found(scores=scores, correct=correct, grades=grades, dimensions=train.dimensions)
+
+
+def check_same_images(features: Mapping[str, tuple[Part, Part]]) -> None:
+    """Refuse parts that cannot be judged (InputError), or that are of different images (ValueError)."""
     train, test = next(iter(features.values()))
     for name, (own_train, own_test) in features.items():
         check_parts(own_train, own_test)
@@ -120,37 +182,67 @@ def evaluate(
     The keys hold "random encoder", "raw pixels" and the encoder judged ("target encoder"), all of the same images in
     the same order. Raises InputError for parts that cannot be judged (see :func:`check_parts`).
     """
-    _check(features)
+    missing = [name for name in BASELINES if name not in features]
+    if missing or len(features) == len(BASELINES):
+        raise ValueError(f"an evaluation needs an encoder and both of {BASELINES}, got {tuple(features)}")
+    entries = [Entry(key=evaluator.name, evaluator=evaluator) for evaluator in evaluators]
+    return run_suite({name: {LAST: parts} for name, parts in features.items()}, entries)
+
+
+def run_suite(
+    subjects: Mapping[str, Views], entries: Sequence[Entry], progress: Progress = lambda doing, done, total: None
+) -> Evaluation:
+    """Run every entry on every subject that has what it reads; a subject without it is left out of those rows.
+
+    Raw pixels have no blocks: where an entry reads the last four, the same evaluator on the pixels themselves stands
+    beside it. ``subjects`` gives for each name, baselines included, a (train, test) pair for every view; all views of
+    one kind are of the same images. ``progress`` is told what begins, the cost done and the cost of all. Raises
+    InputError for parts that cannot be judged.
+    """
+    for view in (LAST, LAST_FOUR, TOKENS):
+        if same := {name: views[view] for name, views in subjects.items() if view in views}:
+            check_same_images(same)
     rows: list[dict[str, Any]] = []
-    correct: dict[tuple[str, str], Bool[np.ndarray, "n"]] = {}
-    for evaluator in evaluators:
-        for name, (train, test) in features.items():
-            train, test = _named(train, name), _named(test, name)
-            if isinstance(evaluator, Classifier):
-                outcome = evaluator.classify(train, test)
-                correct[name, evaluator.name] = outcome.correct
-                rows += _rows(train, evaluator.name, outcome.scores())
-            else:
-                rows += _rows(train, evaluator.name, evaluator(train, test))
-    comparisons = tuple(
-        Comparison(
-            features=name,
-            against=baseline,
-            evaluator=evaluator,
-            difference=paired_difference(right, correct[baseline, evaluator]),
-        )
-        for (name, evaluator), right in correct.items()
+    found: dict[tuple[str, str], _Found] = {}
+    work = [(entry, name) for entry in entries for name in subjects if _view(entry, name, subjects[name])]
+    total, done = sum(entry.cost for entry, _ in work), 0.0
+    for entry, name in work:
+        evaluator = entry.evaluator
+        progress(f"{evaluator.name}: {name}", done, total)
+        train, test = (_named(part, name) for part in subjects[name][_view(entry, name, subjects[name])])
+        found[evaluator.name, name] = _judge(evaluator, train, test)
+        rows += found[evaluator.name, name].rows(name, evaluator.name)
+        done += entry.cost
+    progress("done", total, total)
+    return Evaluation(rows=rows, comparisons=_compare(found), spectrum=_spectrum(subjects))
+
+
+def _view(entry: Entry, name: str, views: Views) -> str:
+    """What the entry reads of this subject; "" for nothing."""
+    wanted = LAST if name == PIXELS and entry.view == LAST_FOUR else entry.view
+    return wanted if wanted in views else ""
+
+
+def _compare(found: Mapping[tuple[str, str], _Found]) -> tuple[Comparison, ...]:
+    return tuple(
+        Comparison(features=name, against=baseline, evaluator=evaluator, difference=difference, metric=metric)
+        for (evaluator, name), own in found.items()
         if name not in BASELINES
         for baseline in BASELINES
+        if (evaluator, baseline) in found
+        for metric, difference in own.differences(found[evaluator, baseline]).items()
     )
-    spectrum = {name: {"rankme": _rankme(train)} for name, (train, _) in features.items() if name != PIXELS}
-    return Evaluation(rows=rows, comparisons=comparisons, spectrum=spectrum)
 
 
-def _named(features: Features, name: str) -> Features:
-    return features if features.name == name else Features(features.values, features.labels, name)
+def _named(part: Part, name: str) -> Part:
+    return part if part.name == name else type(part)(part.values, part.labels, name)
 
 
-def _rankme(train: Features) -> float:
-    chosen = np.sort(draws.permutation(len(train), "rankme images")[:RANKME_IMAGES])
-    return rankme(torch.from_numpy(train.values[chosen]))
+def _spectrum(subjects: Mapping[str, Views]) -> dict[str, dict[str, float]]:
+    spectrum = {}
+    for name, views in subjects.items():
+        if name != PIXELS and LAST in views:
+            train = views[LAST][0]
+            chosen = np.sort(draws.permutation(len(train), "rankme images")[:RANKME_IMAGES])
+            spectrum[name] = {"rankme": rankme(torch.from_numpy(train.values[chosen]))}
+    return spectrum

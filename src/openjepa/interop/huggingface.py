@@ -86,6 +86,27 @@ def write_encoder(
     (folder / "README.md").write_text(model_card(config, facts, card or {}, obstacle), encoding="utf-8")
 
 
+def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
+    """Write the README.md of an encoder's directory again, in one piece; returns its path.
+
+    Raises:
+        InputError: it is no encoder that openjepa has written, or cannot be written.
+    """
+    if (reason := _not_an_export(directory)) is not None:
+        raise InputError(f"will not write {directory / 'README.md'}: {reason}")
+    loaded = load(directory)
+    config, facts = loaded.encoder.config, loaded.preprocessing
+    path, draft = directory / "README.md", directory.parent / f".{directory.name}-card.part"
+    try:
+        draft.write_text(model_card(config, facts, card, obstacle_to_transformers(config)), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
 def load(directory: str | Path) -> LoadedEncoder:
     """Read a Hugging Face directory of an I-JEPA encoder: ours, or one that transformers has saved.
 

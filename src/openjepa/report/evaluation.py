@@ -1,8 +1,11 @@
-"""The evaluation as dots on their 95% intervals, one card for each evaluator, numbers beside the dots."""
+"""The evaluation: dots on their 95% intervals for the pair that every run is judged by, and a table of all the rest."""
 
-from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points
+from collections.abc import Callable
+from typing import Any
+
+from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import RANDOM, TARGET, Score, relate, scores
+from openjepa.report.verdict import PIXELS, RANDOM, TARGET, Score, leading, relate, scores
 
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
@@ -13,22 +16,68 @@ def evaluation_section(run: RunFolder) -> str:
     if not found:
         return f'<h2 id="evaluation">How good are the features?</h2><p>{_absent(run)}</p>'
     groups: dict[tuple[str, str], list[Score]] = {}
-    for score in found:
+    shown = leading(found) or found
+    for score in shown:
         groups.setdefault((score.evaluator, score.metric), []).append(score)
     # One axis for all evaluators of a metric: their cards can be compared by eye.
-    axes = {metric: _axis([score for score in found if score.metric == metric], metric) for _, metric in groups}
+    axes = {metric: _axis([score for score in shown if score.metric == metric], metric) for _, metric in groups}
     cards = "".join(_card(name, metric, rows, run, axes[metric]) for (name, metric), rows in groups.items())
     return (
         '<h2 id="evaluation">How good are the features?</h2>'
         "<p>The encoder is frozen; only a reading of its average-pooled features is fitted. A <b>random encoder</b> "
         "has the same shape and never trained: what it reaches is owed to the architecture. "
         "<b>Raw pixels</b> need no encoder.</p>"
-        f'<div class="stack">{cards}</div>'
+        f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
         "images. The words at the top go by the interval of the difference on the same images, which is narrower. "
         "They do not cover another training run with another seed."
         f"{_setting(run)}</p>"
     )
+
+
+def _others(rest: list[Score], run: RunFolder) -> str:
+    """All other measures, a table for each task: a row for each measure, a column for each kind of features."""
+    tables = []
+    for task in dict.fromkeys(score.task for score in rest):
+        own = [score for score in rest if score.task == task]
+        columns = list(dict.fromkeys(score.features for score in own))
+        cells = {(score.evaluator, score.metric, score.features): score for score in own}
+        rows, before = [], None
+        for evaluator, metric in sorted({key[:2]: None for key in cells}, key=_order(own)):
+            line = (cells.get((evaluator, metric, name)) for name in columns)
+            random = cells.get((evaluator, metric, RANDOM))
+            name = f"<b>{escape(evaluator)}</b>" if evaluator != before else ""
+            rows.append([name, escape(metric), *(_cell(run, score, random) for score in line)])
+            before = evaluator
+        tables.append(f"<h3>{escape(task)}: all other measures</h3>")
+        tables.append(table(["evaluator", "measure", *map(escape, columns)], rows, kind="suite"))
+    notes: Any = (run.evaluation or {}).get("notes")
+    said = " ".join(escape(note) for note in notes if isinstance(note, str)) if isinstance(notes, list) else ""
+    marks = '<p class="quiet">An arrow says that the 95% interval of the difference from a random encoder leaves out 0.'
+    return "".join(tables) + (f"{marks} {said}</p>" if tables else f'<p class="quiet">{said}</p>' if said else "")
+
+
+def _order(own: list[Score]) -> Callable[[tuple[str, str]], tuple[int, int]]:
+    """In the order of the record, but all measures of an evaluator together."""
+    evaluators = list(dict.fromkeys(score.evaluator for score in own))
+    metrics = list(dict.fromkeys(score.metric for score in own))
+    return lambda key: (evaluators.index(key[0]), metrics.index(key[1]))
+
+
+def _cell(run: RunFolder, score: Score | None, random: Score | None) -> str:
+    if score is None:
+        return ""
+    shares = score.low is not None and score.high is not None and 0 <= score.low <= score.high <= 1
+    number = percent(score.value) if shares else plain(score.value)
+    # Raw pixels are a baseline too, for which no difference is recorded.
+    apart = "level" if random is None or score.features in (RANDOM, PIXELS) else relate(run, score, random)
+    mark = {"above": " ↑", "below": " ↓", "level": ""}[apart]
+    if score.low is None or score.high is None:
+        return f"{number}{mark}"
+    interval = (
+        f"{100 * score.low:.1f} to {100 * score.high:.1f}" if shares else f"{plain(score.low)} to {plain(score.high)}"
+    )
+    return f"{number}{mark}<small>{interval}</small>"
 
 
 def _absent(run: RunFolder) -> str:

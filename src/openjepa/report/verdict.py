@@ -11,6 +11,7 @@ Relation = Literal["above", "below", "level"]
 Standing = Literal["good", "mixed", "bad", "unknown"]
 # Over all evaluators: above on each, above on some, apart on none, below on some and above on none, below on each.
 Outcome = Literal["above", "part", "level", "short", "below"]
+PAIR = ("k-NN", "linear probe")
 TARGET, RANDOM, PIXELS = "target encoder", "random encoder", "raw pixels"
 # Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
 _COLLAPSED_RANK = 2.0
@@ -29,6 +30,7 @@ class Score:
     low: float | None
     high: float | None
     dimensions: int | None
+    task: str = "classes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +74,24 @@ def scores(run: RunFolder) -> tuple[Score, ...]:
             low=float(row["low"]) if is_number(row.get("low")) else None,
             high=float(row["high"]) if is_number(row.get("high")) else None,
             dimensions=int(row["dimensions"]) if is_number(row.get("dimensions")) else None,
+            task=str(row.get("task", "classes")),
         )
         for row in rows
         if is_number(row.get("value"))
     )
 
 
+def leading(found: Sequence[Score]) -> tuple[Score, ...]:
+    """The accuracies that the verdict goes by: of the pair that every run is judged by, else of the first two."""
+    found = [score for score in found if score.metric == "accuracy" and score.task == "classes"]
+    names = list(dict.fromkeys(score.evaluator for score in found))
+    wanted = [name for name in names if name in PAIR] or names[:2]
+    return tuple(score for score in found if score.evaluator in wanted)
+
+
 def judge(run: RunFolder) -> Verdict:
     """The verdict on a run; :func:`relate` says when an accuracy counts as above another."""
-    found = scores(run)
+    found = leading(scores(run))
     pairs = {other: _pairs(run, found, other) for other in (RANDOM, PIXELS)}
     answers = (
         _answer("Did it learn?", pairs[RANDOM], "a random encoder"),
@@ -102,8 +113,10 @@ def relate(run: RunFolder, score: Score, other: Score) -> Relation:
     evaluation.json holds it, else by their own intervals."""
     found: Any = nested(run.evaluation, "differences")
     for row in found if isinstance(found, list) else []:
-        named = isinstance(row, dict) and (row.get("features"), row.get("against"), row.get("evaluator"))
-        bounds = is_number(row.get("low")) and is_number(row.get("high")) if named else False
+        if not isinstance(row, dict) or row.get("metric", "accuracy") != score.metric:
+            continue
+        named = row.get("features"), row.get("against"), row.get("evaluator")
+        bounds = is_number(row.get("low")) and is_number(row.get("high"))
         if named == (score.features, other.features, score.evaluator) and bounds:
             return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "level"
     return compare(score, other)

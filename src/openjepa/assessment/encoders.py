@@ -1,0 +1,205 @@
+"""Whose features are judged: an encoder of any kind, a random one of its shape, and raw pixels."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from openjepa.data.augmentation import Preprocessing
+from openjepa.encoder import Encoder
+from openjepa.errors import InputError
+from openjepa.evaluation.features import raw_pixels
+from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
+from openjepa.pretrained import Pretrained, load
+
+# Of the random encoder's weights; any number but a usual run's seed.
+RANDOM_SEED = 20_231_108
+BLOCKS = 4
+
+
+class Kind(NamedTuple):
+    """One kind of features: the row of the table that they are judged in, and what of the network they are."""
+
+    subject: str
+    view: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Something that turns a batch of prepared images (not normalised) into one or more kinds of features.
+
+    Attributes:
+        identity: what the features depend on besides the images, as JSON values; for the cache.
+        kinds: what it can give.
+        encode: images and the kinds wanted; gives each of them, "B D", or "B N D" for tokens.
+    """
+
+    identity: Any
+    kinds: tuple[Kind, ...]
+    encode: Callable[[Shaped[Tensor, "B C H W"], Collection[Kind]], dict[Kind, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """All that is judged on the same images, and how an image is prepared for it.
+
+    Attributes:
+        subjects: the rows that are judged, without the baselines; the first is the main one.
+        pixels: height and width of the raw pixels.
+        tokens: N and D of the tokens that the judged encoder gives.
+        notes: what a reader of the numbers should know, as that a view is of fewer blocks.
+    """
+
+    subjects: tuple[str, ...]
+    networks: tuple[Network, ...]
+    preprocessing: Preprocessing
+    pixels: tuple[int, int]
+    tokens: tuple[int, int]
+    device: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """All kinds of features, the judged encoder's first."""
+        return tuple(kind for network in self.networks for kind in network.kinds)
+
+
+class Reading(NamedTuple):
+    """Patch tokens "B N D" after each of the last blocks, through the final norm, and the class token "B D" if any."""
+
+    blocks: list[Tensor]
+    class_token: Tensor | None
+
+
+# (normalised images, how many of the last blocks) -> what they hold
+Read = Callable[[Float[Tensor, "B C H W"], int], Reading]
+
+
+def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
+    """The encoder in ``path`` with its baselines: a run, an imported checkpoint, or a Hugging Face or timm directory.
+
+    Raises:
+        InputError: there is no encoder, or the library that it needs is not installed.
+    """
+    folder = Path(path).expanduser()
+    config = folder / "config.json"
+    if config.is_file() and not (folder / "encoder").is_dir() and not (folder / "experiment.json").is_file():
+        try:
+            content = json.loads(config.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(f"{config} cannot be read as JSON ({error}): copy or download it again") from error
+        if isinstance(content, dict) and "openjepa" not in content and content.get("model_type") != "ijepa":
+            from openjepa.assessment import foreign
+
+            if "model_type" in content:
+                return foreign.open_transformers(folder, device)
+            if "architecture" in content:
+                return foreign.open_timm(folder, device)
+    return panel_of(load(folder).to(device))
+
+
+def panel_of(pretrained: Pretrained) -> Panel:
+    """An encoder of ours, a random one of its shape, and raw pixels."""
+    encoder = pretrained.encoder
+    config = replace(encoder.config, positions="sincos")
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    random = Encoder(config, generator=generator).to(pretrained.device).eval()
+    preprocessing, depth = pretrained.preprocessing, encoder.config.depth
+    networks = tuple(
+        network(_read(one), preprocessing, pretrained.device, name, [asdict(one.config), weights_hash(one)], depth)
+        for name, one in ((TARGET, encoder), (RANDOM, random))
+    )
+    tokens = 1
+    for extent, patch in zip(preprocessing.size, config.patch, strict=True):
+        tokens *= extent // patch
+    return panel((TARGET,), networks, preprocessing, (tokens, config.width), pretrained.device, depth)
+
+
+def panel(
+    subjects: tuple[str, ...],
+    networks: Sequence[Network],
+    preprocessing: Preprocessing,
+    tokens: tuple[int, int],
+    device: torch.device | str,
+    depth: int | None,
+    notes: Sequence[str] = (),
+) -> Panel:
+    """Networks and raw pixels; ``depth`` is the number of blocks of the encoder, None where it has none to speak of."""
+    rows, columns = preprocessing.size
+    pixels = raw_pixels(torch.zeros(1, preprocessing.channels, rows, columns))[1]
+    kind = Kind(PIXELS, LAST)
+    baseline = Network(
+        identity=[PIXELS, list(pixels)], kinds=(kind,), encode=lambda images, wanted: {kind: raw_pixels(images)[0]}
+    )
+    if depth is not None and depth < BLOCKS:
+        notes = (*notes, f"The encoder has {depth} blocks: where the last four are named, it is all of them.")
+    return Panel(
+        subjects=subjects,
+        networks=(*networks, baseline),
+        preprocessing=preprocessing,
+        pixels=pixels,
+        tokens=tokens,
+        device=str(device),
+        notes=tuple(notes),
+    )
+
+
+def network(
+    read: Read,
+    preprocessing: Preprocessing,
+    device: torch.device | str,
+    subject: str,
+    identity: Any,
+    depth: int | None,
+    class_subject: str | None = None,
+) -> Network:
+    """Pooled and token features of a transformer; the class token's stand under ``class_subject``.
+
+    ``depth`` None means that there are no blocks whose outputs could be read one by one.
+    """
+    last, four, tokens = (Kind(subject, view) for view in (LAST, LAST_FOUR, TOKENS))
+    classes = () if class_subject is None else (Kind(class_subject, LAST),)
+    kinds = (last, *(() if not depth else (four,)), tokens, *classes)
+
+    @torch.inference_mode()
+    def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
+        blocks = min(BLOCKS, depth or 1) if four in wanted else 1
+        found = read(preprocessing.normalise(images.to(device)), blocks)
+        given: dict[Kind, Tensor] = {}
+        if last in wanted:
+            given[last] = found.blocks[-1].float().mean(1)
+        if four in wanted:
+            given[four] = torch.cat([block.float().mean(1) for block in found.blocks[-blocks:]], 1)
+        if tokens in wanted:
+            given[tokens] = found.blocks[-1].half()
+        for kind in classes:
+            if kind in wanted and found.class_token is not None:
+                given[kind] = found.class_token.float()
+        return given
+
+    return Network(identity=identity, kinds=kinds, encode=encode)
+
+
+def _read(encoder: Encoder) -> Read:
+    def read(x: Float[Tensor, "B C H W"], blocks: int) -> Reading:
+        if blocks == 1:
+            return Reading([encoder(x)], None)
+        stack = encoder.stack
+        return Reading([stack.norm(stream) for stream in stack.depths(encoder.tokens(x))[1:][-blocks:]], None)
+
+    return read
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of every named weight and buffer that is saved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

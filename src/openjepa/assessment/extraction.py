@@ -1,0 +1,111 @@
+"""Every kind of features of chosen images in one pass, except those that the cache holds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from openjepa import draws
+from openjepa.assessment.cache import Entry, FeatureCache, key_of
+from openjepa.assessment.encoders import Kind, Network, Panel
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Source
+from openjepa.data.loader import ordered_batches
+from openjepa.errors import InputError
+from openjepa.evaluation.features import Features, Part, Tokens
+from openjepa.evaluation.suite import TOKENS
+
+# Tokens of one part and one encoder in half precision: what is kept in memory, and so how many images they are of.
+TOKEN_BYTES = 2**29
+_BATCH = 128
+_IN_PARALLEL = 1000  # fewer images are read in this process
+
+Count = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The images of one part: where they come from, which, what they are called, and which of them give tokens."""
+
+    source: Source
+    indices: Int64[np.ndarray, "n"]
+    name: str
+
+    def of(self, kind: Kind, tokens: tuple[int, int]) -> Int64[np.ndarray, "m"]:
+        """The images that ``kind`` is taken of: all, or as many as the bound on tokens ("N", "D") allows."""
+        most = max(1, TOKEN_BYTES // (2 * tokens[0] * tokens[1]))
+        if kind.view != TOKENS or most >= len(self.indices):
+            return self.indices
+        return np.sort(self.indices[draws.permutation(len(self.indices), "tokens")[:most]])
+
+
+def extract_kinds(
+    panel: Panel, part: Chosen, kinds: Sequence[Kind], cache: FeatureCache | None = None, count: Count | None = None
+) -> dict[Kind, Part]:
+    """The features of each of ``kinds``: from the cache, else from one pass over the images; new ones are cached.
+
+    Args:
+        count: told the part, the images done and their number.
+
+    Raises:
+        InputError: none of the images can be read, or an encoder gives values that are not finite.
+    """
+    wanted = {kind: network for network in panel.networks for kind in network.kinds if kind in kinds}
+    asked = {kind: part.of(kind, panel.tokens) for kind in wanted}
+    made = preparation(panel.preprocessing), part.source.fingerprint
+    keys = {kind: key_of(one.identity, *kind, *made, asked[kind].tolist()) for kind, one in wanted.items()}
+    found = {}
+    if cache is not None:
+        entries = {kind: cache.read(keys[kind], asked[kind]) for kind in wanted}
+        found = {kind: entry for kind, entry in entries.items() if entry is not None}
+    missing = {kind: asked[kind] for kind in wanted if kind not in found}
+    fresh = _compute(panel, part, missing, count) if missing else {}
+    if cache is not None:
+        for kind, entry in fresh.items():
+            facts = {"data": part.source.name, "part": part.name, "features": kind.subject, "view": kind.view}
+            cache.write(keys[kind], entry, asked[kind], facts)
+    return {kind: _part(kind, (found | fresh)[kind], part.source) for kind in wanted}
+
+
+def preparation(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What is done to an image, as JSON values; another library's own way is its description (``text``)."""
+    values = {name: getattr(preprocessing, name) for name in ("size", "channels", "mean", "std")}
+    return values | {"text": getattr(preprocessing, "text", "")}
+
+
+def _compute(
+    panel: Panel, part: Chosen, missing: dict[Kind, Int64[np.ndarray, "m"]], count: Count | None
+) -> dict[Kind, Entry]:
+    """One pass; a kind that is of fewer images than another is computed for whole batches and then cut to its own."""
+    every = np.unique(np.concatenate(list(missing.values())))
+    networks: list[tuple[Network, list[Kind]]] = []
+    for network in panel.networks:
+        if own := [kind for kind in network.kinds if kind in missing]:
+            networks.append((network, own))
+    values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
+    samples: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
+    workers, done = 0 if len(every) < _IN_PARALLEL else 1, 0
+    for batch in ordered_batches(part.source, panel.preprocessing, every, batch=_BATCH, workers=workers):
+        done += len(batch.samples) + len(batch.bad)
+        numbers = batch.samples.numpy()
+        inside = {kind: np.isin(numbers, indices) for kind, indices in missing.items()}
+        for network, kinds in networks:
+            kinds = [kind for kind in kinds if inside[kind].any()]
+            given = network.encode(batch.images, kinds) if kinds else {}
+            for kind in kinds:
+                values[kind].append(given[kind].cpu().numpy()[inside[kind]])
+                samples[kind].append(numbers[inside[kind]])
+        if count is not None:
+            count(f"features of the {part.name} images", float(done), float(len(every)))
+    if not all(samples.values()):
+        raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used")
+    return {kind: Entry(values=np.concatenate(values[kind]), samples=np.concatenate(samples[kind])) for kind in missing}
+
+
+def _part(kind: Kind, entry: Entry, source: Source) -> Part:
+    labels = source.labels
+    numbers = np.full(len(entry.samples), -1, np.int64) if labels is None else labels[entry.samples]
+    made = Tokens if kind.view == TOKENS else Features
+    return made(entry.values, numbers, kind.subject)

@@ -1,0 +1,128 @@
+"""Features that somebody has computed already, as .npy files with their labels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Source, Splits
+from openjepa.data.loader import ordered_batches
+from openjepa.data.survey import survey
+from openjepa.errors import InputError
+from openjepa.evaluation.features import Features, pixel_size, raw_pixels
+from openjepa.evaluation.split import split
+from openjepa.evaluation.suite import PIXELS
+
+GIVEN = "given features"
+_WANTED = "a folder with train.npy, test.npy, train_labels.npy and test_labels.npy, or one .npy with its labels.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Two parts of features, how they were told apart, and the rows of the one file that they are, if it was one."""
+
+    train: Features
+    test: Features
+    sentence: str
+    rows: tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]] | None
+
+
+def is_precomputed(path: Path) -> bool:
+    """Whether ``path`` names features in .npy files and not an encoder."""
+    return path.suffix == ".npy" or (path / "train.npy").is_file()
+
+
+def read_given(path: Path) -> Given:
+    """The features in a folder with a train and a test part, or in one file, of which a fifth is held out to test on.
+
+    Raises:
+        InputError: a file is missing, is no array of the right shape, or labels and features do not match.
+    """
+    if path.suffix == ".npy":
+        whole = Features(*_pair(path, path.with_name("labels.npy")), GIVEN)
+        labelled = np.flatnonzero(whole.labels >= 0)
+        train, test = (labelled[part] for part in split(whole.labels[labelled]))
+        sentence = "A fifth of each class was held out to test on."
+        return Given(train=whole.take(train), test=whole.take(test), sentence=sentence, rows=(train, test))
+    parts = [Features(*_pair(path / f"{part}.npy", path / f"{part}_labels.npy"), GIVEN) for part in ("train", "test")]
+    return Given(train=parts[0], test=parts[1], sentence="Train and test are the files' own.", rows=None)
+
+
+def pixels_of(given: Given, splits: Splits) -> tuple[tuple[Features, Features], tuple[int, int]]:
+    """Raw pixels of the images that the features are of, in their order, and the (height, width) used.
+
+    Raises:
+        InputError: there are another number of images, one cannot be read, or their labels contradict the features'.
+    """
+    train, test = splits.train, splits.test
+    if given.rows is not None:
+        sources, rows = (train, train), given.rows
+        counts, have = (len(given.train) + len(given.test),), (len(train),)
+    elif test is not None:
+        sources, rows = (train, test), (np.arange(len(train)), np.arange(len(test)))
+        counts, have = (len(given.train), len(given.test)), (len(train), len(test))
+    else:
+        raise InputError(f"{train.name} has no test part; the features have one. Leave DATA out, or give both parts")
+    if counts != have:
+        raise InputError(
+            f"{train.name} has {_told(have)} images, and the features are of {_told(counts)}: "
+            "give the images that the features are of, or leave DATA out"
+        )
+    look = survey(train)
+    size = pixel_size(look.channels, *look.median)
+    preprocessing = Preprocessing(
+        size=size, channels=look.channels, mean=(0.0,) * look.channels, std=(1.0,) * look.channels
+    )
+    found = [
+        _pixels(source, preprocessing, chosen, part.labels)
+        for source, chosen, part in zip(sources, rows, (given.train, given.test), strict=True)
+    ]
+    return (found[0], found[1]), size
+
+
+def _pixels(
+    source: Source, preprocessing: Preprocessing, chosen: Int64[np.ndarray, "n"], labels: Int64[np.ndarray, "n"]
+) -> Features:
+    parts = []
+    for batch in ordered_batches(source, preprocessing, chosen, batch=128, workers=0):
+        if batch.bad:
+            raise InputError(f"{batch.bad[0].reference}: {batch.bad[0].reason}; leave DATA out to judge without pixels")
+        parts.append(raw_pixels(batch.images)[0].numpy())
+    if source.labels is not None and not _same_partition(source.labels[chosen], labels):
+        raise InputError(f"the classes of the images of {source.name} are not the features': is the order another?")
+    return Features(np.concatenate(parts), labels, PIXELS)
+
+
+def _same_partition(one: Int64[np.ndarray, "n"], other: Int64[np.ndarray, "n"]) -> bool:
+    """Whether two labellings group the images alike, whatever numbers the groups have."""
+    pairs = len(np.unique(np.stack([one, other]), axis=1).T)
+    return pairs == len(np.unique(one)) == len(np.unique(other))
+
+
+def _told(counts: tuple[int, ...]) -> str:
+    return " and ".join(f"{count:,}" for count in counts)
+
+
+def _pair(values: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    features, classes = _array(values), _array(labels)
+    if features.ndim != 2 or features.dtype.kind != "f" or not features.size:
+        raise InputError(
+            f"{values} should hold floats of shape (images, dimensions), got {features.dtype} of shape {features.shape}"
+        )
+    if classes.shape != features.shape[:1] or classes.dtype.kind not in "iu":
+        raise InputError(
+            f"{labels} should hold one whole number for each of the {len(features)} images in {values.name}, got "
+            f"{classes.dtype} of shape {classes.shape}"
+        )
+    return features, classes.astype(np.int64)
+
+
+def _array(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise InputError(f"there is no {path}; precomputed features are {_WANTED}")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no plain .npy array ({error}): save it again with numpy.save") from error

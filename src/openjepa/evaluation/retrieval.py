@@ -1,0 +1,58 @@
+"""Image retrieval: does an image's nearest neighbour list begin with images of its class?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from openjepa.evaluation.features import Features, Grades
+
+# Similarities held at one time: 16 MiB in float32, and as much again for their order.
+SIMILARITIES_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Mean average precision: every test image ranks all train images by cosine similarity (Radenovic et al. 2018).
+
+    Relevant are the train images of its class; average precision is the mean precision at their ranks. Of equals the
+    earlier image comes first. ``precision at 10`` is the share of relevant ones among the first ten.
+    Nothing is trained or chosen.
+    """
+
+    device: str = "cpu"
+    name: str = "retrieval"
+    at_once: int = SIMILARITIES_AT_ONCE
+
+    def grade(self, train: Features, test: Features) -> Grades:
+        """Average precision and precision at 10 of each test image."""
+        bank = F.normalize(torch.from_numpy(train.values).to(self.device), dim=1)
+        labels = torch.from_numpy(train.labels).to(self.device)
+        asked = F.normalize(torch.from_numpy(test.values).to(self.device), dim=1)
+        wanted = torch.from_numpy(test.labels).to(self.device)
+        first = min(10, len(bank))
+        average, early = [], []
+        for rows in torch.arange(len(asked), device=self.device).split(max(1, self.at_once // len(bank))):
+            order = (asked[rows] @ bank.T).argsort(dim=1, descending=True, stable=True)
+            relevant = labels[order] == wanted[rows, None]
+            average.append(average_precision(relevant))
+            early.append(relevant[:, :first].double().mean(1))
+        measures = {"mAP": torch.cat(average), f"precision at {first}": torch.cat(early)}
+        return Grades(
+            measures={name: grades[None].cpu().numpy().astype(np.float64) for name, grades in measures.items()},
+            settings={"gallery": float(len(train))},
+        )
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        """``mAP`` and ``precision at 10`` with their intervals over test images."""
+        return self.grade(train, test).scores()
+
+
+def average_precision(relevant: Bool[Tensor, "B n"]) -> Float64[Tensor, "B"]:
+    """Average precision of ranked lists: the mean precision at the ranks of what is relevant; 0 for none."""
+    hits = relevant.cumsum(1, dtype=torch.int32)
+    precision = hits / torch.arange(1, relevant.shape[1] + 1, device=relevant.device)
+    return (precision * relevant).sum(1, dtype=torch.float64) / relevant.sum(1).clamp(min=1)

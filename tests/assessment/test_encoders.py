@@ -1,0 +1,243 @@
+"""Any encoder can be judged: ours, those of transformers and timm, and features that were computed elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openjepa.assessment import assess, assess_given, open_panel
+from openjepa.assessment.encoders import Kind, panel_of
+from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Splits
+from openjepa.data.idx import ArraySource
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.errors import InputError
+from openjepa.evaluation.catalogue import choose, quick
+from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
+from openjepa.pretrained import Pretrained
+
+PATCHES, CLASS = "encoder (mean of patch tokens)", "encoder (class token)"
+PREPROCESSING = Preprocessing(size=(16, 16), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def source(count: int, seed: int, name: str = "waves") -> ArraySource:
+    """Grey images of three classes: stripes of three directions."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    rows, columns = np.mgrid[:16, :16]
+    angle = labels[:, None, None]
+    phase, pace = generator.uniform(0, 6, (count, 1, 1)), generator.uniform(0.5, 0.9, (count, 1, 1))
+    waves = 127 + 100 * np.sin((rows * np.cos(angle) + columns * np.sin(angle)) * pace + phase)
+    return ArraySource(name, waves[..., None].astype(np.uint8), labels, ("a", "b", "c"))
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return Splits(train=source(90, 0), test=source(45, 1), sentence="Two parts.")
+
+
+def ours(depth: int = 5) -> Pretrained:
+    config = EncoderConfig(signal=(16, 16), patch=(4, 4), width=24, depth=depth, heads=3)
+    return Pretrained(Encoder(config, generator=torch.Generator().manual_seed(3)), PREPROCESSING)
+
+
+def hugging_face(folder: Path, kind: str) -> torch.nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 5, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    with torch.random.fork_rng():
+        torch.random.manual_seed(1)
+        model = getattr(transformers, f"{kind}Model")(config).eval()
+    model.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    transformers.ViTImageProcessor(size=size, do_convert_rgb=True).save_pretrained(folder)
+    return model
+
+
+def timm_directory(folder: Path, name: str = "vit_tiny_patch16_224", **arguments) -> torch.nn.Module:
+    timm = pytest.importorskip("timm")
+    from timm.models import save_for_hf
+
+    with torch.random.fork_rng():
+        torch.random.manual_seed(1)
+        model = timm.create_model(name, num_classes=0, **arguments).eval()
+    save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
+    return model
+
+
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+
+
+def features(panel, image: Image.Image) -> dict[Kind, torch.Tensor]:
+    batch = panel.preprocessing.fit(image)[None]
+    return {kind: value for one in panel.networks for kind, value in one.encode(batch, one.kinds).items()}
+
+
+def test_the_views_of_our_encoder_are_what_they_say():
+    pretrained = ours()
+    found = features(panel_of(pretrained), picture())
+    encoder, x = pretrained.encoder, PREPROCESSING.normalise(PREPROCESSING.fit(picture())[None])
+    with torch.inference_mode():
+        stream = encoder.stack.depths(encoder.tokens(x))
+        blocks = [encoder.stack.norm(one) for one in stream[-4:]]
+    torch.testing.assert_close(found[Kind(TARGET, LAST)], encoder(x).mean(1))
+    torch.testing.assert_close(found[Kind(TARGET, LAST_FOUR)], torch.cat([block.mean(1) for block in blocks], 1))
+    torch.testing.assert_close(found[Kind(TARGET, TOKENS)], blocks[-1].half())
+    assert found[Kind(PIXELS, LAST)].shape == (1, 3 * 16 * 16)
+    assert not torch.equal(found[Kind(RANDOM, LAST)], found[Kind(TARGET, LAST)])
+
+
+def test_fewer_than_four_blocks_are_all_of_them_and_it_is_said(splits):
+    panel = panel_of(ours(depth=2))
+    assert features(panel, picture())[Kind(TARGET, LAST_FOUR)].shape == (1, 48)
+    assert "has 2 blocks" in assess(panel, splits)["notes"][0]
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
+def test_a_transformers_model(kind, tmp_path, splits):
+    model = hugging_face(tmp_path / "model", kind)
+    panel = open_panel(tmp_path / "model")
+    from transformers import ViTImageProcessor
+
+    processor = ViTImageProcessor.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        output = model(**processor(picture(), return_tensors="pt"), output_hidden_states=True)
+    tokens, found = output.last_hidden_state, features(panel, picture())
+    torch.testing.assert_close(found[Kind(PATCHES, LAST)], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[Kind(CLASS, LAST)], tokens[:, 0], rtol=1e-4, atol=1e-4)
+    four = torch.cat([model.layernorm(state)[:, 1:].mean(1) for state in output.hidden_states[-4:]], 1)
+    torch.testing.assert_close(found[Kind(PATCHES, LAST_FOUR)], four, rtol=1e-4, atol=1e-4)
+    rows = assess(panel, splits, entries=choose("full", ("sgd",)))["rows"]
+    assert {row["features"] for row in rows} == {PATCHES, CLASS, RANDOM, "random encoder (class token)", PIXELS}
+    # The twin is of the same shape, is the same each time, and disturbs nobody's random numbers.
+    state = torch.random.get_rng_state()
+    again = features(open_panel(tmp_path / "model"), picture())
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(again[Kind(RANDOM, LAST)], found[Kind(RANDOM, LAST)])
+
+
+def test_a_transformers_model_with_missing_weights_is_refused(tmp_path):
+    hugging_face(tmp_path, "ViT")
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "layernorm_before" in name)
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match=r"lacks 1 weights .*layernorm_before"):
+        open_panel(tmp_path)
+
+
+def test_a_timm_model(tmp_path, splits):
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3}
+    model = timm_directory(tmp_path / "model", **size)
+    panel = open_panel(tmp_path / "model")
+    from timm.data import create_transform, resolve_model_data_config
+
+    data = resolve_model_data_config(model) | {"input_size": (3, 32, 32)}
+    x = create_transform(**data, is_training=False)(picture())[None]
+    with torch.no_grad():
+        tokens, found = model.forward_features(x), features(panel, picture())
+        states = model.forward_intermediates(x, indices=4, norm=True, output_fmt="NLC")[1]
+    torch.testing.assert_close(found[Kind(PATCHES, LAST)], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[Kind(CLASS, LAST)], tokens[:, 0], rtol=1e-4, atol=1e-4)
+    four = torch.cat([state.mean(1) for state in states], 1)
+    torch.testing.assert_close(found[Kind(PATCHES, LAST_FOUR)], four, rtol=1e-4, atol=1e-4)
+    assert len(assess(panel, splits)["rows"]) == 2 * 5
+
+
+def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, splits):
+    timm_directory(tmp_path / "model", "resnet10t")
+    panel = open_panel(tmp_path / "model")
+    assert panel.subjects == (PATCHES,)
+    found = assess(panel, splits, entries=choose("full", ("sgd",)), limit=18)
+    assert {row["evaluator"] for row in found["rows"]} == {"SGD probe", "SGD probe with BatchNorm"}
+    assert any("nothing is said of the last four" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(("library", "extra"), [("transformers", "export"), ("timm", "parity")])
+def test_a_missing_library_is_named_with_what_to_install(library, extra, tmp_path, monkeypatch):
+    content = {"model_type": "vit"} if library == "transformers" else {"architecture": "vit_tiny_patch16_224"}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(InputError, match=rf"pip install 'openjepa\[{extra}\]'"):
+        open_panel(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"model_type": "no such model"}', '{"architecture": "no_such_model"}', "{}"])
+def test_what_is_no_encoder_is_told_in_a_sentence(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"cannot read|cannot be read|only 'ijepa'"):
+        open_panel(tmp_path)
+
+
+def saved(folder: Path, splits: Splits) -> Path:
+    """Features of both parts: their pixels, made small."""
+    for part, images in (("train", splits.train), ("test", splits.test)):
+        values = images.images.reshape(len(images), 4, 4, 4, 4).mean((2, 4)).reshape(len(images), 16) / 255
+        np.save(folder / f"{part}.npy", values.astype(np.float32))
+        np.save(folder / f"{part}_labels.npy", images.labels.astype(np.int32) + 5)
+    return folder
+
+
+def test_features_that_were_computed_elsewhere(tmp_path, splits):
+    folder = saved(tmp_path, splits)
+    assert is_precomputed(folder)
+    found = assess_given(read_given(folder), None, entries=choose("full", ("knn", "logistic", "attentive")))
+    assert {row["features"] for row in found["rows"]} == {GIVEN}
+    assert found["rows"][0]["value"] > 0.8
+    notes = " ".join(found["notes"])
+    for said in ("random encoder is not available", "Raw pixels are not available", "attentive probe"):
+        assert said in notes
+    beside = assess_given(read_given(folder), splits, entries=quick())
+    assert {row["features"] for row in beside["rows"]} == {GIVEN, PIXELS}
+    assert {row["against"] for row in beside["differences"]} == {PIXELS}
+    few = Splits(train=source(30, 0), test=splits.test, sentence="")
+    with pytest.raises(InputError, match=r"30 and 45 images, and the features are of 90 and 45"):
+        assess_given(read_given(folder), few, entries=quick())
+    turned = ArraySource("turned", splits.train.images, np.roll(splits.train.labels, 1) * [1], ("a", "b", "c"))
+    turned.labels = np.random.default_rng(0).permutation(turned.labels)
+    with pytest.raises(InputError, match="is the order another"):
+        assess_given(read_given(folder), Splits(train=turned, test=splits.test, sentence=""), entries=quick())
+
+
+def test_one_file_of_features_is_split(tmp_path, splits):
+    saved(tmp_path, splits)
+    (tmp_path / "one").mkdir()
+    values, labels = np.load(tmp_path / "train.npy"), np.load(tmp_path / "train_labels.npy")
+    np.save(tmp_path / "one" / "mine.npy", values)
+    np.save(tmp_path / "one" / "labels.npy", labels)
+    given = read_given(tmp_path / "one" / "mine.npy")
+    assert (len(given.train), len(given.test)) == (72, 18)
+    alone = Splits(train=splits.train, test=None, sentence="")
+    found = assess_given(given, alone, entries=quick())
+    assert {row["features"] for row in found["rows"]} == {GIVEN, PIXELS}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("train.npy", np.zeros((90, 4, 4), np.float32), r"got float32 of shape \(90, 4, 4\)"),
+        ("train.npy", np.zeros((90, 4), np.int64), "got int64"),
+        ("train.npy", np.full((90, 16), np.nan, np.float32), "NaN or infinity in 90 of 90"),
+        ("train_labels.npy", np.zeros(7, np.int64), r"each of the 90 images .* got int64 of shape \(7,\)"),
+        ("test_labels.npy", np.zeros(45, np.float32), "one whole number"),
+        ("test.npy", np.zeros((45, 3), np.float32), "16 dimensions in the train part and 3"),
+        ("test_labels.npy", np.array(["a"] * 45, object), "is no plain .npy array"),
+        ("test_labels.npy", None, "there is no .*test_labels.npy"),
+    ],
+)
+def test_features_of_the_wrong_shape_are_told_in_a_sentence(name, content, said, tmp_path, splits):
+    path = saved(tmp_path, splits) / name
+    path.unlink()
+    if content is not None:
+        np.save(path, content)
+    with pytest.raises(InputError, match=said):
+        assess_given(read_given(tmp_path), None, entries=quick())
