@@ -29,6 +29,7 @@ ROOMS = [
     "experiment",
     "recipes",
     "planning",
+    "watching",
     "running",
     "report",
     "cli",

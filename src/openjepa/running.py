@@ -16,8 +16,6 @@ from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
-from openjepa.evaluation.knn import leave_one_out
-from openjepa.evaluation.spectrum import rankme
 from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
 from openjepa.masking import MultiBlockMasking
@@ -25,6 +23,7 @@ from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
 from openjepa.training.distributed import Processes
 from openjepa.training.trainer import Trainer
+from openjepa.watching import Watch
 
 PICTURES = 12
 
@@ -187,41 +186,6 @@ def whole_representation(objective: Objective) -> dict[str, Any]:
     return get_model_state_dict(
         objective.representation, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-
-
-class Watch:
-    """Looks at the representation during training: RankMe, and k-NN where folder names give labels.
-
-    The labels never reach the loss. Up to ``images`` training images, chosen by the seed, are kept prepared in memory.
-    """
-
-    def __init__(
-        self, source: Source, experiment: Experiment, objective: Objective, processes: Processes, *, images: int = 1000
-    ) -> None:
-        chosen = np.sort(draws.permutation(len(source), "watch", experiment.seed)[:images])
-        batches = ordered_batches(source, experiment.preprocessing, chosen, batch=100, workers=0)
-        read = [(batch.images, batch.labels) for batch in batches if len(batch.samples)]
-        if not read:
-            raise InputError(f"none of {len(chosen)} images of {source.name} that were tried can be used")
-        self.images = [images for images, _ in read]
-        self.labels = torch.cat([labels for _, labels in read])
-        self.objective, self.preprocessing, self.device = objective, experiment.preprocessing, processes.device
-        self.precision = experiment.training.precision
-
-    @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """``rankme`` and, with labels, ``knn`` (leave-one-out accuracy in [0, 1])."""
-        encoder = self.objective.representation.eval()
-        pooled = []
-        for images in self.images:
-            x = self.preprocessing.normalise(images.to(self.device))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                pooled.append(encoder(x).float().mean(1).cpu())
-        features = torch.cat(pooled)
-        found = {"rankme": rankme(features)}
-        if (self.labels >= 0).sum() >= 100 and len(self.labels[self.labels >= 0].unique()) > 1:
-            found["knn"] = leave_one_out(features, self.labels)
-        return found
 
 
 @torch.no_grad()
