@@ -1,6 +1,7 @@
 """A run from its folder: begin it, go on with it, and write what it leaves behind."""
 
 import copy
+import dataclasses
 import json
 import tempfile
 from dataclasses import replace
@@ -15,13 +16,16 @@ from openjepa import draws
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
+from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
 from openjepa.masking import MultiBlockMasking
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
+from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
+from openjepa.training.metrics import read_rows
 from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
@@ -106,6 +110,9 @@ class Run:
     Args:
         run: the folder, which holds ``experiment.json`` and ``plan.json``.
         workers: another number of loader processes than the experiment's; it does not change the run.
+
+    Attributes:
+        choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
     """
 
     def __init__(self, run: Path, processes: Processes, *, workers: int | None = None) -> None:
@@ -148,16 +155,24 @@ class Run:
             images=len(source),
             watch=self.watch,
             saved=self._saved,
+            experiment=dataclasses.asdict(experiment),
         )
+        self.exported, self.choice = 0, ""
 
     def _saved(self, weights: dict[str, Any]) -> None:
         """After a checkpoint: the encoder in it, so that a run that is killed leaves one too."""
+        if self.trainer.best in (None, self.trainer.done):  # else the best so far stands in encoder/ already
+            self._take(weights)
+            self.export()
+
+    def _take(self, weights: dict[str, Any]) -> None:
+        """The representation among an objective's weights."""
         (prefix,) = (
             f"{name}." for name, part in self.objective.named_modules() if part is self.objective.representation
         )
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         self.encoder.load_state_dict(own)
-        self.export()
+        self.exported = self.trainer.done
 
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
         """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""
@@ -165,18 +180,39 @@ class Run:
         state = whole_representation(self.objective)
         if self.processes.first:
             self.encoder.load_state_dict(state)
+            self.exported = self.trainer.done
+            if self.trainer.best is not None:
+                self._take_best(self.trainer.best)
             self.export()
             write_pictures(self.folder / "pictures.npz", self.splits.train, self.experiment, self.encoder)
         return stopped
+
+    def _take_best(self, step: int) -> None:
+        """The encoder of the checkpoint that the score without labels likes best; where it is damaged, the last one."""
+        try:
+            weights = checkpoints.load(self.folder / "checkpoints" / f"step-{step}").state["objective"]
+        except checkpoints.DamagedCheckpoint as error:
+            self.choice = f"The last encoder is exported, for the best one is lost ({error})."
+            return
+        self._take(weights)
+        self.exported = step
+        found = choose(read_rows(self.folder / "metrics.jsonl"))
+        said = "" if found is None or found.step != step else f" ({found.score:+.2f}; 0 is the untrained encoder)"
+        self.choice = (
+            f"The encoder of step {step:,} of {self.trainer.done:,} is exported: of all looks, the score without "
+            f"labels is highest there{said}."
+        )
 
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = {
             "summary": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
             "trained on": f"{self.plan['data']['images']} images",
-            "steps": f"{self.trainer.done} of {self.experiment.training.steps}",
+            "steps": f"{self.exported} of {self.experiment.training.steps}",
             "evaluation": evaluation or [],
         }
+        if self.choice:
+            card["checkpoint"] = self.choice
         preprocessing = self.experiment.preprocessing
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
 
