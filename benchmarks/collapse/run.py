@@ -43,8 +43,8 @@ from openjepa.watching import Watch
 LOOKS = 10
 # What is drawn: every run takes one value of each, independently of the others.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "momentum": (0.9, 0.95, 0.98, 0.99, 0.996),
-    "lr": (2e-4, 5e-4, 1e-3, 3e-3, 1e-2),
+    "momentum": (0.0, 0.5, 0.9, 0.98, 0.996),
+    "lr": (5e-4, 1e-3, 3e-3, 1e-2, 2e-2),
     "target_scale": ((0.05, 0.1), (0.15, 0.2), (0.3, 0.4)),
     "context_share": (0.1, 0.25, 0.5, 1.0),
     "target_norm": ("layer", "layer", "feature", "position", "whiten"),
@@ -194,7 +194,7 @@ def study(out: Path, runs: int, steps: int) -> None:
             continue
         experiment = tiny(number, steps)
         try:
-            found = run(experiment, splits, learn=1500, test=1000)
+            found = run(experiment, splits, learn=1200, test=1000)
         except Exception as error:  # noqa: BLE001  a run that breaks down is a result of its settings too
             found = {"failed": f"{type(error).__name__}: {error}"}
         line = {"run": number, "settings": settings(number), "steps": steps, **found}
@@ -223,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=72)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200])
     given = parser.parse_args()
