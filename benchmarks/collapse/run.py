@@ -180,7 +180,8 @@ def run(experiment: Experiment, splits: Splits, *, learn: int, test: int) -> dic
             images=len(splits.train),
             watch=look,
         )
-        trainer.train(show=False)
+        if (stopped := trainer.train(show=False)) is not None:  # half a run is no result
+            raise KeyboardInterrupt(stopped)
         rows = read_rows(Path(folder) / "metrics.jsonl")
     return {"rows": rows, "looks": looks, "seconds": time.perf_counter() - begin, **spent}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 UNTRAINED = "untrained_"
+_NO_SPECTRUM = 10.0
 Row = Mapping[str, Any]
 # What a finding asks of one look, given the untrained encoder's: how far from trouble (below 0) it is, or None.
 _Margin = Callable[[Row, Row], float | None]
@@ -65,9 +66,14 @@ def looks(rows: Iterable[Row]) -> list[Row]:
 def score(look: Row, before: Row) -> float | None:
     """How good the representation is against the untrained one, without labels: above 0 is better, or None.
 
-    log(LiDAR / untrained LiDAR), chosen in benchmarks/collapse.
+    How much less steeply its spectrum decays: the untrained encoder's alpha-ReQ less its own, chosen in
+    benchmarks/collapse. There LiDAR, which ranks trained encoders, does not tell one from the untrained: in runs that
+    ended far below it LiDAR had risen. Features without a spectrum (all alike) count as 10.
     """
-    return _log_ratio(look, before, "lidar")
+    now, then = _number(look, "alpha_req"), _number(before, "alpha_req")
+    if then is None or _number(look, "rankme") is None:
+        return None
+    return then - (_NO_SPECTRUM if now is None else now)
 
 
 def choose(rows: Sequence[Row]) -> Choice | None:
@@ -151,13 +157,15 @@ def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[
 
 def _change(case: _Case, experiment: Mapping[str, Any], last: Row) -> str:
     """The advice of a case that is not followed already."""
-    ijepa, training, schedule = (experiment.get(name) or {} for name in ("ijepa", "training", "schedule"))
-    lr, steps = schedule.get("lr"), training.get("steps")
+    ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
+    lr, steps = _number(schedule, "lr"), training.get("steps")
+    momentum = ijepa.get("momentum")
+    slow = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > 0.99
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
         "spread": None if ijepa.get("variance_covariance") else "--ijepa.variance-covariance 0.05",
-        "momentum": None if (ijepa.get("momentum") or [0])[0] > 0.99 else "--ijepa.momentum 0.996 1.0",
-        "lr": f"--schedule.lr {lr / 2:g}" if isinstance(lr, int | float) and lr > 0 else "a lower --schedule.lr",
+        "momentum": None if slow else "--ijepa.momentum 0.996 1.0",
+        "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
     }
     if "ijepa" in experiment and "momentum" not in last:  # another objective, without a teacher
@@ -169,6 +177,11 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row) -> str:
     return f"In a new run try {listed}."
 
 
+def _part(experiment: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = experiment.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | None:
     """A loss that rises while the representation gets better: its targets get richer, and so harder to predict."""
     losses = _between_looks(rows, seen)
@@ -178,12 +191,12 @@ def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | 
     then, now = score(seen[least], before), score(seen[-1], before)
     if then is None or now is None or losses[-1] < 1.15 * losses[least] or now <= max(then, 0):
         return None
-    lidar = [_number(look, "lidar") or 0.0 for look in (seen[least], seen[-1])]
+    alpha = [_number(look, "alpha_req") or _NO_SPECTRUM for look in (seen[least], seen[-1])]
     since = _done(seen[least])
     told = (
         f"The loss has risen from {losses[least]:.3g} to {losses[-1]:.3g} since step {since:,} while the "
-        f"representation got better (LiDAR from {lidar[0]:.1f} to {lidar[1]:.1f}): its targets come from the encoder "
-        f"itself, so richer features are harder to predict. This is no trouble."
+        f"representation got better (alpha-ReQ from {alpha[0]:.2f} to {alpha[1]:.2f}, lower is better): its targets "
+        f"come from the encoder itself, so richer features are harder to predict. This is no trouble."
     )
     return Finding(kind="rising", severity="explained", since=since, seen=told, change="")
 
@@ -220,15 +233,15 @@ def _positions_seen(look: Row, before: Row) -> str:
 
 
 def _rank_margin(look: Row, before: Row) -> float | None:
-    """RankMe alone misleads, so LiDAR must have fallen too, where it is known."""
-    rank, beside = _log_ratio(look, before, "rankme"), _log_ratio(look, before, "lidar")
+    """RankMe alone misleads (it falls in good runs too), so the spectrum must decay faster than it did."""
+    rank, beside = _log_ratio(look, before, "rankme"), _below_margin(look, before)
     return None if rank is None else max(rank - math.log(0.6), -math.inf if beside is None else beside)
 
 
 def _rank_seen(look: Row, before: Row) -> str:
     told = f"The features use far fewer directions than before training: RankMe {look['rankme']:.1f} after "
     told += f"{before['rankme']:.1f}"
-    return told + (f", LiDAR {look['lidar']:.1f} after {before['lidar']:.1f}" if _number(look, "lidar") else "")
+    return told + (f", alpha-ReQ {_alpha(look)} after {_alpha(before)}" if score(look, before) is not None else "")
 
 
 def _vanished_margin(look: Row, before: Row) -> float | None:
@@ -250,14 +263,14 @@ def _below_margin(look: Row, before: Row) -> float | None:
 
 def _below_seen(look: Row, before: Row) -> str:
     return (
-        f"The representation is below the untrained encoder's by measures without labels: LiDAR {look['lidar']:.1f} "
-        f"after {before['lidar']:.1f}"
+        f"The features' spectrum decays faster than before training (alpha-ReQ {_alpha(look)} after {_alpha(before)}), "
+        "which is what encoders worse than the untrained one show"
     )
 
 
 def _knn_margin(look: Row, before: Row) -> float | None:
     now, then = _number(look, "knn"), _number(before, "knn")
-    return None if now is None or then is None else now - then + 0.03
+    return None if now is None or then is None else now - then + 0.05
 
 
 def _knn_seen(look: Row, before: Row) -> str:
@@ -267,18 +280,23 @@ def _knn_seen(look: Row, before: Row) -> str:
     )
 
 
+def _alpha(look: Row) -> str:
+    value = _number(look, "alpha_req")
+    return "without end" if value is None else f"{value:.2f}"
+
+
 def _percent(share: float | None) -> str:
     return "an unknown share" if share is None else f"{100 * share:.1f}%"
 
 
 # Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
 _LOOKS = 2
-_BELOW = 0.0
+_BELOW = -0.4
 _CASES = (
     _Case(kind="vanished", margin=_vanished_margin, seen=_vanished_seen, advice=("whiten", "spread", "steps")),
     _Case(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),
-    _Case(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "whiten", "lr")),
-    _Case(kind="below", margin=_below_margin, seen=_below_seen, advice=("whiten", "spread", "lr", "steps")),
+    _Case(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),
+    _Case(kind="below", margin=_below_margin, seen=_below_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "lr", "momentum", "steps")),
 )
 
