@@ -25,6 +25,7 @@ from openjepa.diagnosis import UNTRAINED, diagnose, score
 # Label-free first; then what the online labels say; last the loss, for comparison.
 RATIOS = ("rankme", "lidar")
 DIFFERENCES = ("alpha_req", "uniformity", "alignment", "image_share", "knn", "probe")
+WEIGHTS = (0.25, 1.0)  # of RankMe beside alpha-ReQ; the library's is 0.5
 RESAMPLES = 2000
 
 
@@ -84,7 +85,11 @@ def measures() -> dict[str, Callable[[Studied, int], float]]:
         rows = [row["loss"] for row in run.rows if row["step"] < at * (run.rows[-1]["step"] + 1) / 10]
         return rows[-1] / rows[0] if rows else 1.0
 
+    def combined(run: Studied, at: int, weight: float) -> float:
+        return weight * ratio("rankme")(run, at) - difference("alpha_req")(run, at)
+
     found: dict[str, Callable[[Studied, int], float]] = {"score (the library's)": library}
+    found |= {f"{w:g} log rankme - alpha_req": lambda run, at, w=w: combined(run, at, w) for w in WEIGHTS}
     found |= {name: ratio(name) for name in RATIOS} | {name: difference(name) for name in DIFFERENCES}
     return found | {"loss": loss}
 

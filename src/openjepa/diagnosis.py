@@ -66,14 +66,16 @@ def looks(rows: Iterable[Row]) -> list[Row]:
 def score(look: Row, before: Row) -> float | None:
     """How good the representation is against the untrained one, without labels: above 0 is better, or None.
 
-    How much less steeply its spectrum decays: the untrained encoder's alpha-ReQ less its own, chosen in
-    benchmarks/collapse. There LiDAR, which ranks trained encoders, does not tell one from the untrained: in runs that
-    ended far below it LiDAR had risen. Features without a spectrum (all alike) count as 10.
+    (untrained alpha-ReQ - alpha-ReQ) + 1/2 log(RankMe / untrained RankMe): a spectrum that decays less steeply, in more
+    directions. Chosen in benchmarks/collapse, where each of the two alone misses runs that the other one tells, and
+    LiDAR, which ranks trained encoders, does not tell one from the untrained: it rose in runs that ended far below.
+    Features without a spectrum (all alike) count as an alpha-ReQ of 10.
     """
-    now, then = _number(look, "alpha_req"), _number(before, "alpha_req")
-    if then is None or _number(look, "rankme") is None:
+    then, rank = _number(before, "alpha_req"), _log_ratio(look, before, "rankme")
+    if then is None or rank is None:
         return None
-    return then - (_NO_SPECTRUM if now is None else now)
+    now = _number(look, "alpha_req")
+    return then - (_NO_SPECTRUM if now is None else now) + rank / 2
 
 
 def choose(rows: Sequence[Row]) -> Choice | None:
@@ -123,6 +125,8 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
     if rows:
         before |= {"loss": rows[0].get("loss")}
     found = [finding for case in _CASES if (finding := _trouble(case, seen, before, experiment or {})) is not None]
+    if any(one.kind == "rank" for one in found):  # it says the same and more
+        found = [one for one in found if one.kind != "below"]
     explained = None if found else _rising(rows, seen, before)
     return found if explained is None else [explained]
 
@@ -263,8 +267,8 @@ def _below_margin(look: Row, before: Row) -> float | None:
 
 def _below_seen(look: Row, before: Row) -> str:
     return (
-        f"The features' spectrum decays faster than before training (alpha-ReQ {_alpha(look)} after {_alpha(before)}), "
-        "which is what encoders worse than the untrained one show"
+        f"By measures without labels the representation is worse than the untrained one (alpha-ReQ {_alpha(look)} "
+        f"after {_alpha(before)}, RankMe {look['rankme']:.1f} after {before['rankme']:.1f})"
     )
 
 

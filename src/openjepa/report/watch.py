@@ -57,6 +57,6 @@ def _choice(run: RunFolder) -> str:
         return ""
     return (
         f"<p>With <code>--keep-best</code> the encoder of step {count(found.step)} is the one exported: of all looks "
-        f"the score without labels is highest there ({found.score:+.2f}; the untrained encoder has 0, and it is how "
-        "much less steeply the spectrum decays, in alpha-ReQ).</p>"
+        f"the score without labels, from alpha-ReQ and RankMe, is highest there ({found.score:+.2f}; the untrained "
+        "encoder has 0).</p>"
     )
