@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from openjepa import draws
 from openjepa.diagnosis import UNTRAINED, diagnose, score
@@ -26,7 +25,11 @@ from openjepa.diagnosis import UNTRAINED, diagnose, score
 RATIOS = ("rankme", "lidar")
 DIFFERENCES = ("alpha_req", "uniformity", "alignment", "image_share", "knn", "probe")
 WEIGHTS = (0.25, 1.0)  # of RankMe beside alpha-ReQ; the library's is 0.5
+# Which way is better, where the measure itself says so; of the others one half of the runs decides.
+SIGNS = {"rankme": 1, "lidar": 1, "alpha_req": -1, "image_share": 1, "knn": 1, "probe": 1}
 RESAMPLES = 2000
+# A run that ends at least so far from its untrained encoder ends clearly above or below; within it is mostly noise.
+CLEAR = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +59,13 @@ def read(path: Path) -> tuple[list[Studied], int]:
         if "failed" in run:
             failed += 1
             continue
-        looks = [dict(look["watch"]) for look in run["looks"]]
+        taken = run["looks"][-11:]  # the first runs looked twice before the first step
+        looks = [dict(look["watch"]) for look in taken]
         for look in looks:
             images, positions = look["features_over_images"], look["features_over_positions"]
             look["image_share"] = images / max(images + positions, 1e-12)
             look.setdefault("alpha_req", 10.0)  # not finite, and so not logged: no spectrum at all
-        judged = {name: np.array([look["judged"][name] for look in run["looks"]]) for name in ("probe", "knn")}
+        judged = {name: np.array([look["judged"][name] for look in taken]) for name in ("probe", "knn")}
         rows = run["rows"]
         rows[0] |= {UNTRAINED + name: value for name, value in looks[0].items()}
         found.append(Studied(number=run["run"], looks=looks, rows=rows, judged=judged))
@@ -95,14 +99,17 @@ def measures() -> dict[str, Callable[[Studied, int], float]]:
 
 
 def interval(values: np.ndarray, bad: np.ndarray) -> tuple[float, float, float]:
-    """AUC of a lower value meaning bad, with its bootstrap interval over runs (95%)."""
+    """AUC of a lower value meaning bad (the share of pairs in order, ties a half), and its 95% bootstrap interval."""
     if bad.all() or not bad.any():
         return (math.nan,) * 3
     n = len(bad)
+    below, above = values[bad][:, None], values[~bad][None]
+    ordered = (below < above) + 0.5 * (below == above)
     drawn = (draws.uniform("collapse bootstrap", np.arange(RESAMPLES)[:, None], np.arange(n)) * n).astype(int)
-    aucs = [roc_auc_score(bad[i], -values[i]) for i in drawn if 0 < bad[i].sum() < n]
-    low, high = np.quantile(aucs, [0.025, 0.975])
-    return float(roc_auc_score(bad, -values)), float(low), float(high)
+    times = (drawn[:, :, None] == np.arange(n)).sum(1)  # how often each run is in each resample
+    hits, pairs = ((times[:, bad] @ ordered) * times[:, ~bad]).sum(1), times[:, bad].sum(1) * times[:, ~bad].sum(1)
+    low, high = np.quantile(hits[pairs > 0] / pairs[pairs > 0], [0.025, 0.975])
+    return float(ordered.mean()), float(low), float(high)
 
 
 def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
@@ -112,12 +119,14 @@ def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, measure in measures().items():
         values = np.array([[measure(run, at) for at in range(11)] for run in runs])
+        clear = np.array([abs(run.judged[outcome][-1] - run.judged[outcome][0]) >= CLEAR for run in runs])
         known = interval(values[fitting, 2], bad[fitting])[0]
-        sign = 1 if name.startswith("score") or not known < 0.5 else -1
+        sign = SIGNS.get(name, 1 if "log rankme" in name or name.startswith("score") or not known < 0.5 else -1)
         found[name] = {
             "sign": sign,
             "reported": [interval(sign * values[~fitting, at], bad[~fitting]) for at in range(1, 11)],
             "all": [interval(sign * values[:, at], bad) for at in range(1, 11)],
+            "clear": [interval(sign * values[clear, at], bad[clear]) for at in range(1, 11)],
         }
     return found
 
@@ -167,18 +176,19 @@ def markdown(found: dict[str, Any]) -> str:
             f"\n## Outcome: {outcome} ({part['alarms']['bad_runs']} of {found['runs']} runs end below random)\n"
         )
         parts.append(
-            "| measure | AUC at 1/10 | 2/10 (95%) | 5/10 | 10/10 | all runs, 2/10 | points lost, mean (most) |"
+            "| measure | AUC at 1/10 | 2/10 (95%) | 5/10 | 10/10 | all runs, 2/10 | clear ends, 2/10 | points lost "
+            "(most) |"
         )
-        parts.append("|---|---|---|---|---|---|---|")
+        parts.append("|---|---|---|---|---|---|---|---|")
         for name, auc in part["separation"].items():
-            own, every, lost = auc["reported"], auc["all"], part["choices"][name]
+            own, every, lost, clear = auc["reported"], auc["all"], part["choices"][name], auc["clear"][1]
             parts.append(
                 f"| {name} | {own[0][0]:.2f} | {own[1][0]:.2f} ({own[1][1]:.2f} to {own[1][2]:.2f}) | {own[4][0]:.2f} "
                 f"| {own[9][0]:.2f} | {every[1][0]:.2f} ({every[1][1]:.2f} to {every[1][2]:.2f}) "
-                f"| {lost['mean']:.1f} ({lost['most']:.1f}) |"
+                f"| {clear[0]:.2f} ({clear[1]:.2f} to {clear[2]:.2f}) | {lost['mean']:.1f} ({lost['most']:.1f}) |"
             )
         last, told = part["choices"]["last checkpoint"], part["alarms"]
-        parts.append(f"| last checkpoint | | | | | | {last['mean']:.1f} ({last['most']:.1f}) |")
+        parts.append(f"| last checkpoint | | | | | | | {last['mean']:.1f} ({last['most']:.1f}) |")
         for kind in ("bad", "good"):
             shares = " ".join(f"{100 * share:.0f}" for share in told[f"share_of_{kind}_in_trouble"])
             parts.append(f"\n{kind} runs told to be in trouble, at each tenth (%): {shares}")

@@ -165,8 +165,7 @@ def run(experiment: Experiment, splits: Splits, *, learn: int, test: int) -> dic
         )
 
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        look()
+    with tempfile.TemporaryDirectory() as folder:  # the trainer looks before the first step, too
         trainer = Trainer(
             objective,
             batches=batches,

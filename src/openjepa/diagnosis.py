@@ -113,9 +113,9 @@ def _log_ratio(look: Row, before: Row, name: str) -> float | None:
 def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -> list[Finding]:
     """What the rows so far show: the troubles first, then what only looks like one.
 
-    A trouble is told when the last two looks show it, and is ``recovering`` while the last one has regained a tenth of
-    what was lost and goes on doing so: a transient dip, as LayerNorm targets with a slow teacher give, climbs out. What
-    a look cannot say, for want of a number or of the untrained encoder's, is left out.
+    A trouble is told when the last two looks show it, and is ``recovering`` while the last one has regained a quarter
+    of what was lost and goes on doing so: a transient dip, as LayerNorm targets with a slow teacher give, climbs out.
+    What a look cannot say, for want of a number or of the untrained encoder's, is left out.
 
     Args:
         rows: of ``metrics.jsonl``, in the order of the steps.
@@ -150,7 +150,7 @@ def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[
     if len(streak) < _LOOKS:
         return None
     lowest = min(streak)
-    recovering = streak[-1] > streak[-2] and streak[-1] - lowest > 0.1 * -lowest
+    recovering = streak[-1] > streak[-2] and streak[-1] - lowest > 0.25 * -lowest
     since, last = _done(seen[first]), seen[-1]
     told = f"{case.seen(last, before)}, since step {since:,}{' so far' if recovering else ''}."
     if recovering:

@@ -79,7 +79,7 @@ class Watch:
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """The measures by name (README of benchmarks/collapse says what each is worth); those not finite are left out.
+        """The measures by name (benchmarks/collapse/README.md says what each is worth); those not finite are left out.
 
         ``rankme``, ``alpha_req`` and ``uniformity`` of the mean over tokens, ``lidar`` and ``alignment`` of crops,
         ``features_over_images`` and ``features_over_positions`` (variances of tokens) and, with labels, ``knn``
