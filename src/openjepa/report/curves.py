@@ -12,7 +12,7 @@ from openjepa.report.formats import count, escape, is_number, memory, percent, p
 from openjepa.report.run_folder import RunFolder, nested, predicts_features
 from openjepa.report.verdict import RANDOM, feature_width
 
-_SHARES = ("knn", "probe", "image_share", "target_share", "data_wait")
+_SHARES = ("knn", "probe", "data_wait")
 # Key in metrics.jsonl, title, one line on how to read it.
 _CURVES = (
     ("loss", "Loss", ""),
@@ -94,7 +94,8 @@ def _shown(name: str, value: float) -> str:
 def _reference(run: RunFolder, name: str) -> tuple[float, str] | None:
     if name == "rankme" and is_number(rank := nested(run.evaluation, "spectrum", RANDOM, "rankme")):
         return float(rank), f"random encoder {plain(rank)}"
-    if is_number(level := untrained(run.metrics.rows).get(name)):
+    level = untrained(run.metrics.rows).get(name)
+    if level is not None and is_number(level):
         return float(level), f"untrained {_shown(name, float(level))}"
     classes = class_count(run)
     return (1 / classes, f"guessing {percent(1 / classes)}") if name == "knn" and classes else None
