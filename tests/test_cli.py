@@ -18,6 +18,7 @@ from PIL import Image
 
 import openjepa
 from openjepa.cli import main
+from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
 
@@ -84,6 +85,7 @@ def test_a_run_leaves_what_it_promises(run, images):
     assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
     report = (run / "report.html").read_text()
     assert "RankMe" in report
+    assert "The watch" in report
     encoder = openjepa.load(run)
     assert encoder.encode(sorted(images.glob("*/*.png"))[:5]).shape == (5, 24)
     assert encoder.encode(images / "kind0" / "0.png", tokens=True).shape == (1, 8, 8, 24)
@@ -94,6 +96,22 @@ def test_the_exported_encoder_is_the_target_encoder_of_the_last_checkpoint(run):
     exported = openjepa.load(run).encoder.state_dict()
     for name, tensor in exported.items():
         assert torch.equal(tensor, state[f"target_encoder.{name}"])
+
+
+def test_keep_best_exports_the_look_with_the_best_score_and_says_so(images, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--steps", "20", "--training.watch-every", "5", "--training.keep", "1", "--schedule.lr", "0.02", *SMALL]
+    assert call("pretrain", images, "--out", run, "--keep-best", *options) == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    chosen = choose(rows)
+    assert chosen is not None
+    assert f"encoder of step {chosen.step} of 20 is exported" in capsys.readouterr().out
+    assert checkpoints.steps(run / "checkpoints") == sorted({chosen.step, 20})
+    state = checkpoints.load(run / "checkpoints" / f"step-{chosen.step}").state["objective"]
+    exported = openjepa.load(run).encoder.state_dict()
+    assert all(torch.equal(tensor, state[f"target_encoder.{name}"]) for name, tensor in exported.items())
+    assert f"| steps | {chosen.step} of 20 |" in (run / "encoder" / "README.md").read_text()
+    assert f"the encoder of step {chosen.step} is the one exported" in (run / "report.html").read_text()
 
 
 def test_transformers_reads_the_run(run, images):

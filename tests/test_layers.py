@@ -25,10 +25,12 @@ ROOMS = [
     "pretrained",
     "evaluation",
     "assessment",
+    "diagnosis",
     "training",
     "experiment",
     "recipes",
     "planning",
+    "watching",
     "running",
     "comparing",
     "report",
@@ -38,8 +40,9 @@ ROOMS = [
 # Rooms that may see even less.
 ONLY = {
     "data": {"errors", "draws", "masking"},
-    "report": {"errors", "_version"},
+    "report": {"errors", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
+    "diagnosis": set(),
     "pretrained": {"errors", "grid", "encoder", "interop", "data"},
     "assessment": {"errors", "draws", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},

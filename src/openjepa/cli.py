@@ -125,6 +125,7 @@ def _pretrain(arguments: list[str]) -> int:
             minutes: length of the training as time; how many steps fit is settled beforehand, from a few real ones.
             epochs: length of the run as passes over the images.
             steps: length of the run as optimiser steps.
+            keep_best: export the checkpoint that looks best without labels, not the last one.
             seed: of everything random (0, or the saved experiment's).
             workers: loader processes (the recipe's).
             device: cpu, cuda or cuda:N (a GPU if there is one).
@@ -141,6 +142,7 @@ def _pretrain(arguments: list[str]) -> int:
         minutes: float | None = None
         epochs: float | None = None
         steps: int | None = None
+        keep_best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         seed: int | None = None
         workers: int | None = None
         device: str | None = None
@@ -167,7 +169,10 @@ def _pretrain(arguments: list[str]) -> int:
     def override(experiment: Experiment) -> Experiment:
         settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
         again = _parse(Pretrain, "pretrain", arguments, settled)
-        return replace(experiment, **{name: getattr(again, name) for name in parts})
+        settings = {name: getattr(again, name) for name in parts}
+        if again.keep_best:
+            settings["training"] = replace(settings["training"], keep_best=True)
+        return replace(experiment, **settings)
 
     if "--training.steps" in asked and any((given.minutes, given.epochs, given.steps)):
         raise InputError("give one of --training.steps, --minutes, --epochs and --steps")
@@ -258,6 +263,8 @@ def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | No
         return 1
     if not processes.first:
         return 0
+    if training.choice:
+        print(training.choice)
     if stopped is not None:
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: openjepa resume {run}")
         return 130 if stopped == "SIGINT" else 143

@@ -1,6 +1,7 @@
 """A run from its folder: begin it, go on with it, and write what it leaves behind."""
 
 import copy
+import dataclasses
 import json
 import tempfile
 from dataclasses import replace
@@ -15,16 +16,17 @@ from openjepa import draws
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
+from openjepa.diagnosis import Choice, choose
 from openjepa.errors import InputError
-from openjepa.evaluation.knn import leave_one_out
-from openjepa.evaluation.spectrum import rankme
 from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
-from openjepa.training import checkpoint
+from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
+from openjepa.training.metrics import read_rows
 from openjepa.training.trainer import Trainer
+from openjepa.watching import Watch
 
 PICTURES = 12
 _SUMMARIES = {
@@ -112,6 +114,9 @@ class Run:
     Args:
         run: the folder, which holds ``experiment.json`` and ``plan.json``.
         workers: another number of loader processes than the experiment's; it does not change the run.
+
+    Attributes:
+        choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
     """
 
     def __init__(self, run: Path, processes: Processes, *, workers: int | None = None) -> None:
@@ -154,16 +159,24 @@ class Run:
             images=len(source),
             watch=self.watch,
             saved=self._saved,
+            experiment=dataclasses.asdict(experiment),
         )
+        self.exported, self.choice = 0, ""
 
     def _saved(self, weights: dict[str, Any]) -> None:
         """After a checkpoint: the encoder in it, so that a run that is killed leaves one too."""
+        if self.trainer.best in (None, self.trainer.done):  # else the best so far stands in encoder/ already
+            self._take(weights)
+            self.export()
+
+    def _take(self, weights: dict[str, Any]) -> None:
+        """The representation among an objective's weights."""
         (prefix,) = (
             f"{name}." for name, part in self.objective.named_modules() if part is self.objective.representation
         )
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         self.encoder.load_state_dict(own)
-        self.export()
+        self.exported = self.trainer.done
 
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
         """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""
@@ -171,24 +184,43 @@ class Run:
         state = whole_representation(self.objective)
         if self.processes.first:
             self.encoder.load_state_dict(state)
+            self.exported = self.trainer.done
+            if self.trainer.best is not None:
+                self._take_best(self.trainer.best)
             self.export()
             write_pictures(self.folder / "pictures.npz", self.splits.train, self.experiment, self.encoder)
         return stopped
 
+    def _take_best(self, step: int) -> None:
+        """The encoder of the checkpoint that the score without labels likes best; where it is damaged, the last one."""
+        try:
+            weights = checkpoints.load(self.folder / "checkpoints" / f"step-{step}").state["objective"]
+        except checkpoints.DamagedCheckpoint as error:
+            self.choice = f"The last encoder is exported, for the best one is lost ({error})."
+            return
+        self._take(weights)
+        self.exported = step
+        found = choose(read_rows(self.folder / "metrics.jsonl"))
+        if found is not None:
+            self.choice = chosen_sentence(Choice(step=step, score=found.score), self.trainer.done)
+
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
-        card = _card(self.plan, self.trainer.done, self.experiment, evaluation or [])
+        card = _card(self.plan, self.exported, self.experiment, evaluation or [], self.choice)
         preprocessing = self.experiment.preprocessing
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
 
 
-def _card(plan: dict[str, Any], done: int, experiment: Experiment, evaluation: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
+def _card(
+    plan: dict[str, Any], step: int, experiment: Experiment, evaluation: list[dict[str, Any]], choice: str
+) -> dict[str, Any]:
+    card = {
         "summary": _SUMMARIES[experiment.method],
         "trained on": f"{plan['data']['images']} images",
-        "steps": f"{done} of {experiment.training.steps}",
+        "steps": f"{step} of {experiment.training.steps}",
         "evaluation": evaluation,
     }
+    return card | ({"checkpoint": choice} if choice else {})
 
 
 def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
@@ -198,8 +230,20 @@ def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
         InputError: it is not a run, or holds no encoder.
     """
     experiment, plan = read_experiment(run)
-    done = max(checkpoint.steps(run / "checkpoints"), default=0)
-    return huggingface.renew_card(run / "encoder", _card(plan, done, experiment, evaluation))
+    done, step, choice = max(checkpoints.steps(run / "checkpoints"), default=0), None, ""
+    if experiment.training.keep_best:
+        step = choose(read_rows(run / "metrics.jsonl")) if (run / "metrics.jsonl").is_file() else None
+        choice = "" if step is None else chosen_sentence(step, done)
+    shown = done if step is None else step.step
+    return huggingface.renew_card(run / "encoder", _card(plan, shown, experiment, evaluation, choice))
+
+
+def chosen_sentence(choice: Choice, done: int) -> str:
+    """Which checkpoint's encoder is exported, and why."""
+    return (
+        f"The encoder of step {choice.step:,} of {done:,} is exported: of all looks, the score without labels is "
+        f"highest there ({choice.score:+.2f}; 0 is the untrained encoder)."
+    )
 
 
 def whole_representation(objective: Objective) -> dict[str, Any]:
@@ -207,41 +251,6 @@ def whole_representation(objective: Objective) -> dict[str, Any]:
     return get_model_state_dict(
         objective.representation, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-
-
-class Watch:
-    """Looks at the representation during training: RankMe, and k-NN where folder names give labels.
-
-    The labels never reach the loss. Up to ``images`` training images, chosen by the seed, are kept prepared in memory.
-    """
-
-    def __init__(
-        self, source: Source, experiment: Experiment, objective: Objective, processes: Processes, *, images: int = 1000
-    ) -> None:
-        chosen = np.sort(draws.permutation(len(source), "watch", experiment.seed)[:images])
-        batches = ordered_batches(source, experiment.preprocessing, chosen, batch=100, workers=0)
-        read = [(batch.images, batch.labels) for batch in batches if len(batch.samples)]
-        if not read:
-            raise InputError(f"none of {len(chosen)} images of {source.name} that were tried can be used")
-        self.images = [images for images, _ in read]
-        self.labels = torch.cat([labels for _, labels in read])
-        self.objective, self.preprocessing, self.device = objective, experiment.preprocessing, processes.device
-        self.precision = experiment.training.precision
-
-    @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
-        """``rankme`` and, with labels, ``knn`` (leave-one-out accuracy in [0, 1])."""
-        encoder = self.objective.representation.eval()
-        pooled = []
-        for images in self.images:
-            x = self.preprocessing.normalise(images.to(self.device))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                pooled.append(encoder(x).float().mean(1).cpu())
-        features = torch.cat(pooled)
-        found = {"rankme": rankme(features)}
-        if (self.labels >= 0).sum() >= 100 and len(self.labels[self.labels >= 0].unique()) > 1:
-            found["knn"] = leave_one_out(features, self.labels)
-        return found
 
 
 @torch.no_grad()

@@ -279,3 +279,60 @@ def test_settings_that_make_no_sense_are_refused():
     for wrong in ({"steps": 0}, {"batch": 10, "accumulate": 3}, {"workers": -1}):
         with pytest.raises(ValueError, match="|".join(wrong)):
             replace(TrainingConfig(), **wrong)
+
+
+def watching(run, values, **training) -> Trainer:
+    """A trainer whose watch reports an alpha-ReQ from ``values``, by the steps done."""
+    made = trainer(run, watch_every=5, log_every=1, steps=30, **training)
+    made.watch = lambda: {"rankme": 10.0, "alpha_req": values[made.done // 5]}
+    return made
+
+
+ALPHAS = [2.5, 2.4, 2.2, 2.3, 2.6, 2.1, 2.4]
+
+
+def test_the_untrained_encoder_is_looked_at_and_stands_in_the_first_row(tmp_path):
+    watching(tmp_path / "run", ALPHAS).train(show=False)
+    rows = numbers(tmp_path / "run")
+    assert rows[0]["untrained_alpha_req"] == 2.5
+    assert not any(name.startswith("untrained") for row in rows[1:] for name in row)
+    assert [row["alpha_req"] for row in rows if "rankme" in row] == ALPHAS[1:]
+
+
+def test_the_best_checkpoint_is_kept_also_over_a_stop(tmp_path):
+    straight = watching(tmp_path / "straight", ALPHAS, keep_best=True, keep=1)
+    straight.train(until=22, show=False)
+    assert straight.best == 10
+    assert checkpoints.steps(tmp_path / "straight" / "checkpoints") == [10, 22]
+    again = watching(tmp_path / "straight", ALPHAS, keep_best=True, keep=1)
+    again.resume()
+    assert again.best == 10
+    again.train(show=False)
+    assert again.best == 25
+    assert checkpoints.steps(tmp_path / "straight" / "checkpoints") == [25, 30]
+    one = watching(tmp_path / "one", ALPHAS, keep_best=True, keep=1)
+    one.train(show=False)
+    assert (one.best, numbers(tmp_path / "one")) == (25, numbers(tmp_path / "straight"))
+    best = [checkpoints.load(tmp_path / name / "checkpoints" / "step-25").state for name in ("one", "straight")]
+    assert same(*best)
+
+
+def test_without_keep_best_nothing_is_kept_for_it(tmp_path):
+    run = watching(tmp_path / "run", ALPHAS, keep=1)
+    run.train(show=False)
+    assert run.best is None
+    assert checkpoints.steps(tmp_path / "run" / "checkpoints") == [30]
+
+
+def test_a_trouble_is_told_once_on_stderr_and_so_is_its_end(tmp_path, capsys):
+    run = watching(tmp_path / "run", [2.5, 3.5, 3.6, 3.7, 2.4, 2.3, 2.2])
+    run.train(until=17)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("openjepa: step 10: By measures without labels")
+    assert "since step 5" in told[0]
+    again = watching(tmp_path / "run", [2.5, 3.5, 3.6, 3.7, 2.4, 2.3, 2.2])
+    again.resume()
+    again.train()
+    (ended,) = capsys.readouterr().err.splitlines()
+    assert ended.startswith("openjepa: step 20: no longer so: By measures")

@@ -18,7 +18,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
-from openjepa.objectives.spread import moments, variance_covariance
+from openjepa.objectives.spread import moments, spread_by_place, variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
@@ -131,6 +131,9 @@ class IJEPA(Objective):
         predicted = self.predictor(context, masks.context, masks.targets, masks.context_valid)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         metrics = {"target_std": target.flatten(0, 2).std(0).mean()}
+        for name, values in (("target", target), ("predicted", predicted)):
+            by_image, by_place = spread_by_place(values, masks.targets, self.context_encoder.config.grid.size)
+            metrics |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
         if self.config.variance_covariance:
             metrics["prediction_loss"] = loss
             pooled, whole = _mean(context, masks.context_valid), self._surveyed

@@ -1,4 +1,5 @@
-"""VICReg's variance and covariance terms, which keep features from shrinking and from repeating one another.
+"""How features spread: VICReg's variance and covariance terms, which keep them from shrinking and from repeating one
+another, and the shares of places and of images in their variance, to watch.
 
 Source: Bardes, Ponce and LeCun 2022 (arXiv 2105.04906), sec. 4.1, eq. 1 to 4; beside I-JEPA: C-JEPA (Mo and Tong 2024,
 arXiv 2410.19560).
@@ -6,7 +7,7 @@ arXiv 2410.19560).
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _EPS = 1e-4
@@ -51,3 +52,25 @@ def variance_covariance(
         (value + slope - slope.detach()).float() for value, slope in zip(values, slopes, strict=True)
     )
     return variance, covariance
+
+
+@torch.no_grad()
+def spread_by_place(
+    values: Float[Tensor, "R M T O"], at: Int[Tensor, "R M T"], tokens: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The variance of what stands at the places ``at`` of a grid of ``tokens``: over images, and over positions.
+
+    The first is the variance about the mean of the same place; the second that of the places' means, less what a mean
+    of few values varies by itself (one-way analysis of variance with random effects, Searle 1971, ch. 11), so that it
+    is 0 for features that know nothing of their place, whatever the batch. Both are means over the O features.
+    """
+    flat, index = values.flatten(0, 2).float(), at.flatten()
+    sums = flat.new_zeros(tokens, flat.shape[1]).index_add_(0, index, flat)
+    count = flat.new_zeros(tokens).index_add_(0, index, torch.ones_like(index, dtype=flat.dtype))
+    means = sums / count.clamp(min=1)[:, None]
+    used = (count > 0).sum()
+    over_images = (flat - means[index]).square().sum(0) / (len(flat) - used).clamp(min=1)
+    between = (count[:, None] * (means - flat.mean(0)).square()).sum(0)
+    each = (len(flat) - count.square().sum() / len(flat)).clamp(min=1)  # values per place, times the places less one
+    over_positions = ((between - (used - 1) * over_images) / each).clamp(min=0)
+    return over_images.mean(), over_positions.mean()

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
+from openjepa.diagnosis import untrained
 from openjepa.report.charts import MOST_POINTS, Curve, curve_svg
 from openjepa.report.evaluation import class_count
 from openjepa.report.formats import count, escape, is_number, memory, percent, plain, table
 from openjepa.report.run_folder import RunFolder, nested, predicts_features
 from openjepa.report.verdict import RANDOM, feature_width
 
-_SHARES = ("knn", "data_wait")
+_SHARES = ("knn", "probe", "data_wait")
 # Key in metrics.jsonl, title, one line on how to read it.
 _CURVES = (
     ("loss", "Loss", ""),
@@ -38,7 +39,7 @@ def curves_section(run: RunFolder) -> str:
         return (
             heading + "<p>No step has been logged (metrics.jsonl is absent or empty), so there is nothing to draw.</p>"
         )
-    cards = "".join(_card(run, name, title, hint) for name, title, hint in _CURVES)
+    cards = "".join(card(run, name, title, hint) for name, title, hint in _CURVES)
     absent = [title for name, title, _ in _CURVES if name not in _OPTIONAL and not len(run.metrics.column(name)[1])]
     missing = (
         f'<p class="quiet">Not logged in this run: {escape(", ".join(absent))}.{_no_labels(run, absent)}</p>'
@@ -66,7 +67,8 @@ def _no_labels(run: RunFolder, absent: Sequence[str]) -> str:
     return " The online k-NN needs labels, which these images lack." if unlabelled and "Online k-NN" in absent else ""
 
 
-def _card(run: RunFolder, name: str, title: str, hint: str) -> str:
+def card(run: RunFolder, name: str, title: str, hint: str) -> str:
+    """The HTML of one curve of the log; nothing where the log does not hold it."""
     steps, values = run.metrics.column(name)
     if not len(steps):
         return ""
@@ -90,9 +92,11 @@ def _shown(name: str, value: float) -> str:
 
 
 def _reference(run: RunFolder, name: str) -> tuple[float, str] | None:
-    if name == "rankme":
-        rank = nested(run.evaluation, "spectrum", RANDOM, "rankme")
-        return (float(rank), f"random encoder {plain(rank)}") if is_number(rank) else None
+    if name == "rankme" and is_number(rank := nested(run.evaluation, "spectrum", RANDOM, "rankme")):
+        return float(rank), f"random encoder {plain(rank)}"
+    level = untrained(run.metrics.rows).get(name)
+    if level is not None and is_number(level):
+        return float(level), f"untrained {_shown(name, float(level))}"
     classes = class_count(run)
     return (1 / classes, f"guessing {percent(1 / classes)}") if name == "knn" and classes else None
 

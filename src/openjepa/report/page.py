@@ -15,9 +15,10 @@ from openjepa.report.gallery import gallery_section
 from openjepa.report.record import bad_images_section, cost_section, next_section, plan_section
 from openjepa.report.run_folder import RunFolder, read_run
 from openjepa.report.verdict import Answer, judge
+from openjepa.report.watch import watch_section
 
-_LINKS = (("evaluation", "How good"), ("pictures", "What it sees"), ("curves", "Curves"), ("cost", "Cost"),
-          ("plan", "Settings"), ("bad", "Images set aside"), ("next", "What next"))  # fmt: skip
+_LINKS = (("evaluation", "How good"), ("pictures", "What it sees"), ("watch", "The watch"), ("curves", "Curves"),
+          ("cost", "Cost"), ("plan", "Settings"), ("bad", "Images set aside"), ("next", "What next"))  # fmt: skip
 
 
 def write_report(run: Path) -> Path:
@@ -51,6 +52,7 @@ def render(run: RunFolder) -> str:
         (
             evaluation_section(run),
             gallery_section(run),
+            watch_section(run),
             curves_section(run),
             cost_section(run),
             plan_section(run),

@@ -34,7 +34,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write ``folder/step-N`` atomically and remove all but the newest ``keep`` whole ones; returns its path."""
+    """Write ``folder/step-N`` atomically and remove older ones; returns its path.
+
+    Kept are the newest ``keep``, and those that one of them names as ``best`` in its facts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step}"
     aside = folder / f".writing-step-{checkpoint.step}"
@@ -50,9 +53,18 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         shutil.rmtree(final)
     aside.rename(final)
     _fsync(folder)
-    for old in steps(folder)[:-keep]:
+    named = {_best(folder / f"step-{step}") for step in steps(folder)[-keep:]}
+    for old in set(steps(folder)[:-keep]) - named:
         shutil.rmtree(folder / f"step-{old}")
     return final
+
+
+def _best(path: Path) -> int | None:
+    """The step that a checkpoint names as the best one so far."""
+    try:
+        return json.loads((path / "progress.json").read_text()).get("best")
+    except (OSError, ValueError):
+        return None
 
 
 def steps(folder: Path) -> list[int]:

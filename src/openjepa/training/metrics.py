@@ -17,10 +17,13 @@ class MetricsLog:
     """``metrics.jsonl``: one JSON object a row, appended and flushed.
 
     On resume the rows of steps that will be taken again are removed, so that no step stands twice.
+
+    Attributes:
+        before: the rows that stood there already and are kept.
     """
 
     def __init__(self, path: Path, *, start: int) -> None:
-        rows = [row for row in read_rows(path) if row["step"] < start] if path.exists() else []
+        rows = self.before = [row for row in read_rows(path) if row["step"] < start] if path.exists() else []
         aside = path.with_suffix(".writing")
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         aside.replace(path)
@@ -70,7 +73,8 @@ class Meter:
     """A progress bar: step, ETA, loss, images/s, share of time waiting for data, the watch; silent off a terminal."""
 
     def __init__(self, steps: int, start: int, *, show: bool) -> None:
-        console = Console(stderr=True)
+        self._console = console = Console(stderr=True)
+        self._show = show
         self._progress = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -97,8 +101,15 @@ class Meter:
         """Show a row of metrics after ``done`` steps."""
         if "rankme" in row:
             self._watch = f"  RankMe {row['rankme']:.1f}"
+        if "lidar" in row:
+            self._watch += f"  LiDAR {row['lidar']:.1f}"
         if "knn" in row:
             self._watch += f"  k-NN {100 * row['knn']:.1f}%"
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s  waiting {100 * row['data_wait']:.0f}%"
         self._progress.numbers = numbers + self._watch
         self._progress.update(self._task, completed=done)
+
+    def say(self, sentences: Iterable[str]) -> None:
+        """Print sentences on lines of their own, above the bar where there is one; on stderr off a terminal too."""
+        for sentence in sentences if self._show else ():
+            self._console.print(Text(f"openjepa: {sentence}"), soft_wrap=True)

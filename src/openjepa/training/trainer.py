@@ -18,6 +18,7 @@ from torch import nn
 
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.loader import Batch
+from openjepa.diagnosis import UNTRAINED, Lookout
 from openjepa.errors import InputError
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
@@ -47,9 +48,10 @@ class TrainingConfig:
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
         log_every: steps between rows of metrics.
-        watch_every: steps between looks at the representation (RankMe, k-NN).
+        watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
         save_every: steps between checkpoints.
         keep: checkpoints kept.
+        keep_best: export the encoder of the look that a score without labels likes best, not the last one.
         bad_images: share of the images (0 to 1) that may be unreadable before the run stops.
     """
 
@@ -65,6 +67,7 @@ class TrainingConfig:
     watch_every: int = 200
     save_every: int = 500
     keep: int = 2
+    keep_best: bool = False
     bad_images: float = 0.01
 
     def __post_init__(self) -> None:
@@ -194,6 +197,10 @@ class Trainer:
         images: how many images the data set has.
         watch: measures the representation (``rankme``, ``knn``) from time to time; every process calls it.
         saved: called by the first process after a checkpoint was written, with the objective's weights in it.
+        experiment: the contents of ``experiment.json``, for what the lookout recommends.
+
+    Attributes:
+        best: steps done at the look that the score without labels likes best, with ``keep_best``.
     """
 
     def __init__(
@@ -211,11 +218,12 @@ class Trainer:
         images: int,
         watch: Callable[[], dict[str, float]],
         saved: Callable[[dict[str, Any]], None] = lambda weights: None,
+        experiment: dict[str, Any] | None = None,
     ) -> None:
         self.objective = objective.to(processes.device)
         self.training, self.processes, self.run = training, processes, run
         self.batches, self.preprocessing, self.reference, self.images = batches, preprocessing, reference, images
-        self.watch, self.saved = watch, saved
+        self.watch, self.saved, self.experiment = watch, saved, experiment
         if training.recompute:
             for part in objective.modules():
                 if isinstance(part, Stack):
@@ -228,6 +236,7 @@ class Trainer:
         )
         self.done = 0
         self.seconds = 0.0
+        self.best: int | None = None
         self.bad: dict[str, str] = {}
 
     def resume(self) -> list[str]:
@@ -235,14 +244,14 @@ class Trainer:
         found, damaged = checkpoints.load_newest(self.run / "checkpoints")
         restore_state(self.objective, self.step.optimizer, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
-        self.bad = found.progress["bad_images"]
+        self.bad, self.best = found.progress["bad_images"], found.progress.get("best")
         return damaged
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part, the first one writes."""
         state = whole_state(self.objective, self.step.optimizer)
         if self.processes.first:
-            facts = {"seconds": self.seconds, "bad_images": self.bad}
+            facts = {"seconds": self.seconds, "bad_images": self.bad, "best": self.best}
             found = checkpoints.Checkpoint(self.done, state, facts)
             checkpoints.save(self.run / "checkpoints", found, keep=self.training.keep)
             self.saved(state["objective"])
@@ -262,18 +271,23 @@ class Trainer:
                 Interruption() as interruption,
                 Meter(self.training.steps, self.done, show=show and bool(log)) as meter,
             ):
-                return self._loop(last, log, meter, interruption)
+                lookout = Lookout(self.experiment, log.before if log else ())
+                return self._loop(last, log, meter, lookout, interruption)
         finally:
             if log:
                 log.close()
 
-    def _loop(self, last: int, log: MetricsLog | None, meter: Meter, interruption: Interruption) -> str | None:
+    def _loop(
+        self, last: int, log: MetricsLog | None, meter: Meter, lookout: Lookout, interruption: Interruption
+    ) -> str | None:
         self.objective.train()
         stream = iter(self.batches(self.done))
         if not self.done:  # whatever happens from here on, the run can go on
             self.save()
         saved = self.done
         window = _Window()
+        # The untrained encoder is what every later look is compared with; its measures stand in the first row.
+        before = {} if self.done else {UNTRAINED + name: value for name, value in self._look(window).items()}
         while self.done < last:
             batch, x, masks = self._next(stream, window)
             try:
@@ -282,24 +296,45 @@ class Trainer:
                 raise self._refused(batch, error) from error
             self.done += 1
             self.seconds += window.lap(len(x) * self.processes.world)
-            if self.done % self.training.watch_every == 0 or self.done == self.training.steps:
-                row |= self.watch()
-                self.objective.train()
-                self.seconds += window.pause()
-            if log and (self.done % self.training.log_every == 0 or "rankme" in row or self.done in (1, last)):
+            if self.done == 1:
+                row |= before
+            looked = self.done % self.training.watch_every == 0 or self.done == self.training.steps
+            if looked:
+                row |= self._look(window)
+            if log and (self.done % self.training.log_every == 0 or looked or self.done in (1, last)):
                 facts = {"step": self.done - 1, "epoch": self.done * self.training.batch / self.images, **row}
                 facts |= window.rates() | {"seconds": self.seconds, "peak_memory": peak_memory(x.device)}
                 log.write(facts)
                 meter.advance(facts, done=self.done)
+                meter.say(lookout.note(facts))
+            if looked and self._is_best(lookout):
+                self.save()
+                saved = self.done
+                self.seconds += window.pause()
             if self.processes.any(interruption.asked is not None):
                 break
-            if self.done % self.training.save_every == 0:
+            if self.done % self.training.save_every == 0 and saved != self.done:
                 self.save()
                 saved = self.done
                 self.seconds += window.pause()
         if saved != self.done:
             self.save()
         return interruption.asked
+
+    def _look(self, window: "_Window") -> dict[str, float]:
+        found = self.watch()
+        self.objective.train()
+        self.seconds += window.pause()
+        return found
+
+    def _is_best(self, lookout: Lookout) -> bool:
+        """Whether this look is the best so far and its checkpoint is wanted; the first process decides."""
+        if not self.training.keep_best:
+            return False
+        chosen = lookout.choice if self.processes.first else None
+        better = self.processes.any(chosen is not None and chosen.step == self.done)
+        self.best = self.done if better else self.best
+        return better
 
     def _next(self, stream: Any, window: "_Window") -> tuple[Batch, torch.Tensor, Masks]:
         batch: Batch = next(stream)

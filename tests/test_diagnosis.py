@@ -1,0 +1,150 @@
+"""What the rows of a run are told to show: collapses, dips that end, and a rising loss that is no trouble."""
+
+import json
+
+import pytest
+
+from openjepa.diagnosis import UNTRAINED, Lookout, choose, diagnose, looks, score, untrained
+
+HEALTHY = {"rankme": 10.0, "alpha_req": 2.5, "lidar": 5.0, "knn": 0.5, "probe": 0.5,
+           "features_over_images": 0.6, "features_over_positions": 0.4}  # fmt: skip
+EXPERIMENT = {
+    "ijepa": {"target_norm": "layer", "variance_covariance": 0.0, "momentum": [0.996, 1.0]},
+    "schedule": {"lr": 0.001},
+    "training": {"steps": 400},
+}
+
+
+def log(*changes: dict, every: int = 50, loss: float = 0.2) -> list[dict]:
+    """Rows of a run: ten for each look, which are as the untrained encoder's but for its changes."""
+    first = {"step": 0, "loss": loss, "momentum": 0.996} | {UNTRAINED + name: value for name, value in HEALTHY.items()}
+    rows = [first]
+    for number, change in enumerate(changes):
+        rows += [
+            {"step": number * every + i, "loss": change.get("loss", loss), "momentum": 0.996}
+            for i in range(4, every - 1, 5)
+        ]
+        rows.append({"step": (number + 1) * every - 1, "loss": loss, "momentum": 0.996, **HEALTHY, **change})
+    return rows
+
+
+def kinds(rows: list[dict]) -> dict[str, str]:
+    return {one.kind: one.severity for one in diagnose(rows, EXPERIMENT)}
+
+
+def test_a_run_that_stays_as_it_was_shows_nothing():
+    assert diagnose(log({}, {}, {}, {}), EXPERIMENT) == []
+    assert diagnose([], EXPERIMENT) == []
+    assert diagnose([{"step": 0, "loss": 1.0}]) == []
+
+
+def test_the_untrained_encoder_and_the_looks_are_found_in_the_rows():
+    rows = log({}, {"rankme": 3.0})
+    assert untrained(rows) == HEALTHY
+    assert [look["step"] for look in looks(rows)] == [49, 99]
+    assert untrained([{"step": 0, "loss": 1.0}]) == {}
+
+
+POSITIONS = {"features_over_images": 0.01, "features_over_positions": 0.6}
+CASES = {
+    "positions": POSITIONS,
+    "rank": {"rankme": 3.0, "alpha_req": 3.5},
+    "vanished": {"loss": 0.0008, "features_over_images": 0.02, "features_over_positions": 0.03},
+    "below": {"alpha_req": 3.5},
+    "knn": {"knn": 0.3},
+}
+
+
+@pytest.mark.parametrize(("kind", "look"), CASES.items())
+def test_each_trouble_is_told_when_two_looks_show_it_and_since_when(kind, look):
+    assert kind not in kinds(log({}, look))
+    found = {one.kind: one for one in diagnose(log({}, look, look, look), EXPERIMENT)}
+    assert found[kind].severity == "trouble"
+    assert found[kind].since == 100
+    assert "since step 100." in found[kind].seen
+    assert found[kind].seen.count(". ") == 0, "one sentence"
+    assert "--" in found[kind].change
+    assert kind not in kinds(log({}, look, look, {}))
+
+
+def test_the_sentences_hold_the_numbers():
+    (found,) = (one for one in diagnose(log(POSITIONS, POSITIONS)) if one.kind == "positions")
+    assert "1.6% of their variance is over images (60.0% before training)" in found.seen
+    assert "differ by position but hardly by image" in found.seen
+
+
+def test_what_is_set_already_is_not_recommended():
+    look = CASES["positions"]
+    (before,) = (one for one in diagnose(log(look, look), EXPERIMENT) if one.kind == "positions")
+    assert "--ijepa.target-norm whiten, --ijepa.variance-covariance 0.05 or --steps 1200" in before.change
+    own = {"ijepa": {"target_norm": "whiten", "variance_covariance": 0.05}, "training": {"steps": 400}}
+    (after,) = (one for one in diagnose(log(look, look), own) if one.kind == "positions")
+    assert after.change == "In a new run try --steps 1200."
+
+
+def test_a_dip_that_climbs_is_told_from_a_collapse_and_its_end_is_told():
+    depth = [3.3, 4.0, 4.2, 3.8, 3.3, 2.6, 2.4]
+    severities = [
+        kinds(log(*({"alpha_req": alpha} for alpha in depth[: n + 1]))).get("below") for n in range(len(depth))
+    ]
+    assert severities == [None, "trouble", "trouble", "recovering", "recovering", None, None]
+    dip = diagnose(log(*({"alpha_req": alpha} for alpha in depth[:5])))
+    assert "so far" in dip[0].seen
+    assert "climbs out" in dip[0].seen
+    collapse = [kinds(log(*({"alpha_req": a} for a in [3.3, 4.0, 4.2, 4.3][: n + 1]))).get("below") for n in range(4)]
+    assert collapse == [None, "trouble", "trouble", "trouble"]
+
+
+def test_rankme_alone_is_no_trouble():
+    """It falls in good runs too, whose spectrum decays no faster."""
+    assert kinds(log({"rankme": 4.0, "alpha_req": 2.2}, {"rankme": 4.0, "alpha_req": 2.1})) == {}
+
+
+def test_a_loss_that_rises_while_the_representation_improves_is_explained():
+    path = [{"loss": loss, "alpha_req": alpha} for loss, alpha in ((0.1, 2.5), (0.05, 2.4), (0.1, 2.2), (0.15, 2.0))]
+    (found,) = diagnose(log(*path), EXPERIMENT)
+    assert (found.kind, found.severity, found.change) == ("rising", "explained", "")
+    assert "risen from 0.05" in found.seen
+    assert "no trouble" in found.seen
+    worse = [path[0], path[1], path[2] | {"alpha_req": 2.6}, path[3] | {"alpha_req": 2.7}]
+    assert kinds(log(*worse)) == {}
+
+
+def test_the_choice_is_the_look_with_the_best_score_and_the_first_among_equals():
+    rows = log({"alpha_req": 2.4}, {"alpha_req": 2.0}, {"alpha_req": 2.0}, {"alpha_req": 2.2})
+    chosen = choose(rows)
+    assert chosen is not None
+    assert chosen.step == 100
+    assert chosen.score == pytest.approx(0.5)
+    assert choose([]) is None
+    assert choose([row for row in rows if "rankme" not in row]) is None
+    without = [{name: value for name, value in row.items() if not name.startswith(UNTRAINED)} for row in rows]
+    assert choose(without).step == 100
+
+
+def test_features_without_a_spectrum_are_the_worst():
+    flat = {name: value for name, value in HEALTHY.items() if name != "alpha_req"}
+    assert score(flat, HEALTHY) == -7.5
+    assert score({}, HEALTHY) is None
+    assert score(HEALTHY, {}) is None
+
+
+def test_damaged_rows_break_nothing():
+    rows = [*log(*CASES.values(), {}), {"step": 999, "rankme": "much", "loss": None}, {"step": 1000, "rankme": 2.0}]
+    rows[0]["untrained_knn"] = float("nan")
+    diagnose(rows, {"ijepa": 3, "training": None, "schedule": {"lr": "low"}})
+    diagnose(rows, {"ijepa": {"momentum": 0.9}})
+
+
+def test_the_lookout_tells_a_finding_once_and_its_end_once():
+    rows = log({}, CASES["below"], CASES["below"], CASES["below"], {}, {})
+    lookout, said = Lookout(EXPERIMENT), []
+    for row in rows:
+        said += [(row["step"], sentence) for sentence in lookout.note(row)]
+    assert [step for step, _ in said] == [149, 249]
+    assert said[0][1].startswith("step 150: ")
+    assert "no longer so" in said[1][1]
+    # One that goes on from the middle says what is new from there on, and nothing twice.
+    resumed = Lookout(EXPERIMENT, json.loads(json.dumps(rows[:-20])))
+    assert [s for row in rows[-20:] for s in resumed.note(row)] == [s for step, s in said if step > rows[-21]["step"]]
+    assert lookout.choice == choose(rows)
