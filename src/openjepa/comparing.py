@@ -6,6 +6,7 @@ own: so its memory is its own, and an interrupted comparison goes on where it st
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,12 +166,12 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
             code = _openjepa("resume", str(run), *where)
             if code:
                 return code
-        # Written aside and renamed by the command itself only where it went well.
-        found = run / "judged.writing"
-        code = _openjepa("evaluate", str(run), *request.evaluate, "--json", str(found), *where)
+        code = _openjepa("evaluate", str(run), *request.evaluate, *where)
         if code:
             return code
-        found.replace(run / "judged.json")
+        aside = run / "judged.writing"  # the sign that all of it went well
+        shutil.copyfile(run / "evaluation.json", aside)
+        aside.replace(run / "judged.json")
     return 0
 
 

@@ -17,6 +17,7 @@ from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.objectives.base import Objective
+from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
@@ -73,7 +74,6 @@ class Wishes:
             raise InputError(f"--workers must be 0 or more, got {self.workers}")
         others = {
             "--recipe": self.recipe != "auto",
-            "--objective": self.objective,
             "--channels": self.channels,
             "--image-size": self.image_size,
         }
@@ -127,7 +127,8 @@ def plan(
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        return _begun(wishes.experiment, wishes), "taken from a saved experiment.json"
+        saved = _with_objective(wishes.experiment, wishes.objective)
+        return _begun(saved, wishes), "taken from a saved experiment.json"
     channels = wishes.channels or seen.channels
     size = wishes.image_size or seen.median
     if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
@@ -147,6 +148,16 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) 
     if device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why
+
+
+def _with_objective(experiment: Experiment, objective: Method | None) -> Experiment:
+    if objective is None or objective == experiment.method:
+        return experiment
+    if experiment.method != "ijepa":
+        raise InputError(
+            f"the saved experiment is of {experiment.method}; only one of ijepa can be turned to --objective {objective}"
+        )
+    return baseline(experiment, objective)
 
 
 def _begun(experiment: Experiment, wishes: Wishes) -> Experiment:

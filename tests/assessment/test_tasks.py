@@ -74,11 +74,12 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
     # Brightness is all there is to know, and pixels know it but for the patches that a border cuts.
     assert found["segmentation", "linear segmentation", "raw pixels"]["value"] > 0.75
     assert found["segmentation", "patch k-NN", "raw pixels"]["value"] > 0.75
-    facts = json.loads(written.read_text())["tasks"]["segmentation"]
+    whole = json.loads(written.read_text())
+    facts = whole["tasks"]["segmentation"]
     assert (facts["train_images"], facts["test_images"]) == (24, 6)
     assert 0.15 < facts["chance"]["segmentation"] < 0.4  # half of the pixels of one class, none of the other
     assert "30 images with a mask of 2 classes (values 0, 200); 255 is taken as not labelled" in facts["split"]
-    assert {(row["against"], row["evaluator"]) for row in facts["differences"]} == {
+    assert {(row["against"], row["evaluator"]) for row in whole["differences"]} == {
         (name, evaluator) for name in NAMES[1:] for evaluator in segmenters
     }
     said = capsys.readouterr()
@@ -92,7 +93,7 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
 def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
     written, pictures = tmp_path / "found.json", tmp_path / "pictures"
     count = ("--scene-count", "600", "300")
-    assert call(encoder, "--scenes", *count, "--json", written, "--pictures", pictures) == 0
+    assert call(encoder, "--only", "scenes", *count, "--json", written, "--pictures", pictures) == 0
     found = rows_of(written)
     tasks = [f"scenes: {task}" for task in ("count", "nearest distance", "position")]
     assert list(found) == [(task, e, name) for task in tasks for e in ("k-NN", "linear probe") for name in NAMES]
@@ -114,28 +115,43 @@ def test_fine_tuning_stands_beside_the_same_from_scratch(encoder, tmp_path, caps
             photo = np.array(colour) + random.normal(0, 30, (16, 16, 3))
             Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(tmp_path / "data" / kind / f"{number}.png")
     written = tmp_path / "found.json"
-    asked = ("--finetune", "--finetune-epochs", "5", "--json", written)
+    asked = ("--only", "finetune", "--finetune-epochs", "5", "--json", written)
     assert call(encoder, tmp_path / "data", *asked) == 0
     found = rows_of(written)
     assert list(found) == [("fine-tuning", "fine-tuning", name) for name in ("target encoder", "from scratch")]
     row = found["fine-tuning", "fine-tuning", "target encoder"]
     assert row["value"] > 0.8
     assert row["settings"]["epochs"] == 5
-    facts = json.loads(written.read_text())["tasks"]["finetuning"]
+    facts = json.loads(written.read_text())["tasks"]["fine-tuning"]
     assert (facts["train_images"], facts["test_images"]) == (64, 16)
     said = capsys.readouterr()
     assert "from scratch" in said.out
     assert "steps at" in said.err  # the time it will take, beforehand
 
 
-def test_a_run_keeps_what_was_found(encoder, tmp_path):
+def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for kind in ("dark", "light"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for number in range(30):
+            grey = random.normal(90 if kind == "dark" else 170, 30, (16, 16)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(grey).save(tmp_path / "data" / kind / f"{number}.png")
     run = tmp_path / "run"
-    (run / "encoder").parent.mkdir()
-    export(run / "encoder", 1)
-    (run / "experiment.json").write_text("{}")
-    assert call(run, "--scenes", "--scene-count", "200", "200") == 0
-    assert len(rows_of(run / "evaluation-scenes.json")) == 18
-    assert json.loads((run / "evaluation-scenes.json").read_text())["command"].startswith("openjepa evaluate")
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", str(tmp_path / "data"), "--out", str(run), "--steps", "2"])
+    assert end.value.code == 0
+    quick = rows_of(run / "evaluation.json")
+    assert {task for task, _, _ in quick} == {"classes"}
+    assert call(run, "--only", "scenes", "robustness", "--scene-count", "200", "200") == 0
+    whole = rows_of(run / "evaluation.json")
+    assert {key: row for key, row in whole.items() if key[0] == "classes"} == quick
+    assert {task.split(":")[0] for task, _, _ in whole} == {"classes", "robustness", "scenes"}
+    # What is clean is judged as whole images are.
+    for name in NAMES:
+        assert whole["robustness: clean", "k-NN", name]["value"] == quick["classes", "k-NN", name]["value"]
+    assert "scenes: count" in (run / "report.html").read_text()
+    assert "noise 10%" in (run / "encoder" / "README.md").read_text() + (run / "report.html").read_text()
+    capsys.readouterr()
 
 
 def test_mistakes_are_told_in_a_sentence(encoder, masked, tmp_path, capsys):
@@ -155,9 +171,9 @@ def test_mistakes_are_told_in_a_sentence(encoder, masked, tmp_path, capsys):
     assert "holds no images" in refused("--segmentation", tmp_path / "empty", masks)
     assert "does not hold masks" in refused("--segmentation", images, images)
     assert "3 images with masks are too few" in refused("--segmentation", images, tmp_path / "few")
-    assert "at least 200" in refused("--scenes", "--scene-count", "10", "10")
-    assert "leave" in refused(images, "--scenes")
+    assert "at least 200" in refused("--only", "scenes", "--scene-count", "10", "10")
+    assert "leave" in refused(images, "--only", "scenes")
     assert "ask for one of them" in refused(images, "--pictures", tmp_path / "p")
-    assert "which labelled images" in refused("--finetune")
-    assert "has no labels" in refused(images, "--finetune")
-    assert "at least 1" in refused(images, "--finetune", "--finetune-epochs", "0")
+    assert "which labelled images" in refused("--only", "finetune")
+    assert "has no labels" in refused(images, "--only", "finetune")
+    assert "at least 1" in refused(images, "--only", "finetune", "--finetune-epochs", "0")

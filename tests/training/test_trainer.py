@@ -108,7 +108,7 @@ def trainer(run, images=None, *, model=None, optimizer=None, **training) -> Trai
 
 
 def numbers(run) -> list[dict]:
-    timed = ("images_per_s", "data_wait", "seconds", "peak_memory")
+    timed = ("images_per_s", "data_wait", "seconds", "peak_memory", "joules")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 

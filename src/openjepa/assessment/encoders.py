@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from openjepa.assessment.twin import random_twin
 from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
@@ -18,8 +19,6 @@ from openjepa.evaluation.features import raw_pixels
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.pretrained import Pretrained, load
 
-# Of the random encoder's weights; any number but a usual run's seed.
-RANDOM_SEED = 20_231_108
 BLOCKS = 4
 
 
@@ -54,6 +53,7 @@ class Panel:
         pixels: height and width of the raw pixels.
         tokens: N and D of the tokens that the judged encoder gives.
         notes: what a reader of the numbers should know, as that a view is of fewer blocks.
+        pretrained: the encoder judged, where it is one of ours.
     """
 
     subjects: tuple[str, ...]
@@ -63,6 +63,7 @@ class Panel:
     tokens: tuple[int, int]
     device: str
     notes: tuple[str, ...] = ()
+    pretrained: Pretrained | None = None
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -106,19 +107,31 @@ def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
 
 def panel_of(pretrained: Pretrained) -> Panel:
     """An encoder of ours, a random one of its shape, and raw pixels."""
-    encoder = pretrained.encoder
-    config = replace(encoder.config, positions="sincos")
-    generator = torch.Generator().manual_seed(RANDOM_SEED)
-    random = Encoder(config, generator=generator).to(pretrained.device).eval()
+    encoder, random = pretrained.encoder, random_twin(pretrained).encoder
     preprocessing, depth = pretrained.preprocessing, encoder.config.depth
     networks = tuple(
         network(_read(one), preprocessing, pretrained.device, name, [asdict(one.config), weights_hash(one)], depth)
         for name, one in ((TARGET, encoder), (RANDOM, random))
     )
     tokens = 1
-    for extent, patch in zip(preprocessing.size, config.patch, strict=True):
+    for extent, patch in zip(preprocessing.size, encoder.config.patch, strict=True):
         tokens *= extent // patch
-    return panel((TARGET,), networks, preprocessing, (tokens, config.width), pretrained.device, depth)
+    made = panel((TARGET,), networks, preprocessing, (tokens, encoder.config.width), pretrained.device, depth)
+    return replace(made, pretrained=pretrained)
+
+
+def pooled(panel: Panel) -> dict[str, Callable[[Tensor], Tensor]]:
+    """For each row of the table a function from prepared images "B C H W" to features "B D" of the last layer."""
+
+    def reading(network: Network, kind: Kind) -> Callable[[Tensor], Tensor]:
+        return lambda images: network.encode(images, (kind,))[kind]
+
+    return {
+        kind.subject: reading(network, kind)
+        for network in panel.networks
+        for kind in network.kinds
+        if kind.view == LAST
+    }
 
 
 def panel(

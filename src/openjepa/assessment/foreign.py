@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from openjepa.assessment.encoders import RANDOM_SEED, Panel, Read, Reading, network, panel, weights_hash
+from openjepa.assessment.encoders import Panel, Read, Reading, network, panel, weights_hash
+from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Picture
 from openjepa.data.pixels import Pixels, with_channels

@@ -60,7 +60,7 @@ def assess(
     if train.labels is None or len(train.classes) < 2:
         found = _unlabelled(panel, train, limit, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
-    (learn, held), sentence = _parts(splits, limit)
+    (learn, held), sentence = chosen_parts(splits, limit)
     kinds = _kinds(panel, entries)
     trained = extract_kinds(panel, learn, kinds, cache, progress)
     tested = extract_kinds(panel, held, kinds, cache, progress)
@@ -116,7 +116,7 @@ def assess_given(
     }
 
 
-def _parts(splits: Splits, limit: int) -> tuple[tuple[Chosen, Chosen], str]:
+def chosen_parts(splits: Splits, limit: int) -> tuple[tuple[Chosen, Chosen], str]:
     """The images to learn on and to test on, and how they were told apart."""
     train, test = splits.train, splits.test
     assert train.labels is not None

@@ -1,19 +1,28 @@
 """How much of an accuracy is left when the test images are noisy or blurred, and only they: nothing is learned anew."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from openjepa import draws
-from openjepa.data.augmentation import to_unit
-from openjepa.evaluation.features import Classifier, Features
-from openjepa.evaluation.intervals import wilson
+from openjepa.assessment.encoders import Panel, pooled
+from openjepa.assessment.extraction import Chosen
+from openjepa.assessment.labelled import chosen_parts
+from openjepa.data.augmentation import Preprocessing, to_unit
+from openjepa.data.base import Splits
+from openjepa.data.loader import ordered_batches
+from openjepa.evaluation.features import Classifier, Features, extract
+from openjepa.evaluation.intervals import paired_difference, wilson
+from openjepa.evaluation.knn import KNN
+from openjepa.evaluation.linear import LinearProbe
+from openjepa.evaluation.suite import BASELINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,40 +68,110 @@ def corrupted(
         first += len(images)
 
 
-def robustness(
-    train: Features,
-    clean: Features,
-    spoilt: Sequence[tuple[Corruption, Features]],
-    evaluators: Sequence[Classifier],
+def assess_robustness(
+    panel: Panel,
+    splits: Splits,
+    *,
+    limit: int = 20_000,
+    corruptions: Sequence[Corruption] = CORRUPTIONS,
     note: Callable[[str], None] = lambda sentence: None,
-) -> list[dict[str, Any]]:
-    """Rows for ``evaluation.json``: accuracy of each evaluator, fitted to clean ``train``, on each spoilt test part.
+) -> dict[str, Any]:
+    """k-NN and linear probe, fitted to clean images, on each spoilt test part: entries of ``evaluation.json``.
 
-    Each is fitted once and asked for all test parts together; what it does with one image does not depend on others.
+    Args:
+        splits, limit: as for :func:`openjepa.assessment.labelled.assess`, so the same images.
+        note: told what is being done, for whoever waits.
     """
-    parts = [("clean", clean), *((corruption.name, features) for corruption, features in spoilt)]
+    begin = time.perf_counter()
+    (learn, held), sentence = chosen_parts(splits, limit)
+    encoders = pooled(panel)
+    note("features of spoilt images")
+    train = extract(encoders, _images(panel.preprocessing, learn))
+    tests = {"clean": extract(encoders, _images(panel.preprocessing, held))}
+    for corruption in corruptions:
+        tests[corruption.name] = extract(encoders, corrupted(_images(panel.preprocessing, held), corruption))
+    rows, differences = [], []
+    for evaluator in (KNN(device=panel.device), LinearProbe(device=panel.device)):
+        note(f"{evaluator.name} on spoilt images")
+        right = {
+            name: correct_by_part(evaluator, train[name], {part: found[name] for part, found in tests.items()})
+            for name in encoders
+        }
+        for name, parts in right.items():
+            for part, correct in parts.items():
+                rows.append(_row(part, name, evaluator.name, correct, train[name].dimensions))
+        own = panel.subjects[0]
+        differences += [
+            {
+                "task": _task(part),
+                "features": own,
+                "against": against,
+                "evaluator": evaluator.name,
+                "metric": "accuracy",
+            }
+            | asdict(paired_difference(correct, right[against][part]))
+            for against in BASELINES
+            if against in right
+            for part, correct in right[own].items()
+        ]
+    return {
+        "data": splits.train.name,
+        "train_images": len(learn.indices),
+        "test_images": len(held.indices),
+        "split": sentence,
+        "rows": rows,
+        "differences": differences,
+        "summary": _summary(rows, panel.subjects[0]),
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _images(preprocessing: Preprocessing, part: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
+    workers = 0 if len(part.indices) < 1000 else 1
+    for batch in ordered_batches(part.source, preprocessing, part.indices, batch=128, workers=workers):
+        if len(batch.samples):
+            yield batch.images, batch.labels
+
+
+def correct_by_part(
+    evaluator: Classifier, train: Features, tests: Mapping[str, Features]
+) -> dict[str, Bool[np.ndarray, "n"]]:
+    """Which images of each test part a classifier names rightly, fitted once: one image's answer is its own."""
     every = Features(
-        np.concatenate([features.values for _, features in parts]),
-        np.concatenate([features.labels for _, features in parts]),
+        np.concatenate([part.values for part in tests.values()]),
+        np.concatenate([part.labels for part in tests.values()]),
         train.name,
     )
-    rows = []
-    for evaluator in evaluators:
-        note(f"{evaluator.name} on spoilt images")
-        outcome = evaluator.classify(train, every)
-        for (name, features), correct in zip(parts, np.split(outcome.correct, len(parts)), strict=True):
-            low, high = wilson(int(correct.sum()), len(correct))
-            rows.append(
-                {
-                    "task": f"robustness: {name}",
-                    "features": train.name,
-                    "evaluator": evaluator.name,
-                    "metric": "accuracy",
-                    "value": float(correct.mean()),
-                    "low": low,
-                    "high": high,
-                    "dimensions": features.dimensions,
-                    "settings": outcome.settings,
-                }
-            )
-    return rows
+    correct = evaluator.classify(train, every).correct
+    ends = np.cumsum([len(part) for part in tests.values()])[:-1]
+    return dict(zip(tests, np.split(correct, ends), strict=True))
+
+
+def _task(part: str) -> str:
+    return f"robustness: {part}"
+
+
+def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: int) -> dict[str, Any]:
+    low, high = wilson(int(correct.sum()), len(correct))
+    return {
+        "task": _task(part),
+        "features": name,
+        "evaluator": evaluator,
+        "metric": "accuracy",
+        "value": float(correct.mean()),
+        "low": low,
+        "high": high,
+        "dimensions": dimensions,
+        "settings": {},
+    }
+
+
+def _summary(rows: Sequence[dict[str, Any]], subject: str) -> str:
+    own = [row for row in rows if row["features"] == subject]
+    clean = {row["evaluator"]: row["value"] for row in own if row["task"] == _task("clean")}
+    worst = min(own, key=lambda row: row["value"] - clean[row["evaluator"]])
+    lost = 100 * (clean[worst["evaluator"]] - worst["value"])
+    return (
+        f"Of images spoilt by noise or blur the {subject} loses most with {worst['task'].partition(': ')[2]}: "
+        f"{lost:.1f} points on the {worst['evaluator']}."
+    )

@@ -10,28 +10,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from openjepa.assessment.encoders import Panel, pooled
 from openjepa.assessment.progress import progress
 from openjepa.assessment.sheets import new_picture, sheet
-from openjepa.assessment.twin import random_twin
+from openjepa.data.augmentation import Preprocessing
 from openjepa.data.scenes import TASKS, Scenes
 from openjepa.errors import InputError
-from openjepa.evaluation.features import Evaluator, Features, extract, raw_pixels
-from openjepa.evaluation.knn import KNN
-from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET, evaluate
-from openjepa.pretrained import Pretrained
+from openjepa.evaluation.catalogue import quick
+from openjepa.evaluation.features import Features, extract
+from openjepa.evaluation.suite import LAST, Entry, run_suite
 
 _BATCH = 64
 _PICTURED = (4, 8)
 
 
 def assess_scenes(
-    pretrained: Pretrained,
+    panel: Panel,
     *,
     train: int = 4000,
     test: int = 2000,
     seed: int = 0,
-    evaluators: Sequence[Evaluator] = (KNN(), LinearProbe()),
+    entries: Sequence[Entry] | None = None,
     pictures: Path | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def assess_scenes(
         train: scenes to learn on, of items of the sample's train part.
         test: scenes to test on, of items of its test part.
         seed: of the scenes.
-        evaluators: what judges the average-pooled features.
+        entries: what judges the average-pooled features (k-NN and a linear probe).
         pictures: a folder for ``scenes.png``, a sheet of scenes with their labels.
         note: told what is being done, for whoever waits.
 
@@ -49,7 +48,7 @@ def assess_scenes(
         InputError: too few scenes, an encoder's input too small to draw in, or a picture that exists.
     """
     begin = time.perf_counter()
-    size, channels = pretrained.preprocessing.size, pretrained.encoder.config.channels
+    size, channels = panel.preprocessing.size, panel.preprocessing.channels
     if min(train, test) < 200:
         raise InputError(f"scenes are judged on at least 200 to learn on and 200 to test on, got {train} and {test}")
     if min(size) < 16:
@@ -58,8 +57,8 @@ def assess_scenes(
     parts: dict[Literal["train", "test"], int] = {"train": train, "test": test}
     scenes = {part: Scenes(seed=seed, size=size, channels=channels, part=part) for part in parts}
     if where is not None:
-        _picture(scenes["test"], pretrained).save(where)
-    encoders = _encoders(pretrained)
+        _picture(scenes["test"], panel.preprocessing).save(where)
+    encoders = pooled(panel)
     found = {}
     for part, count in parts.items():
         note(f"features of the {count:,} scenes to {'learn' if part == 'train' else 'test'} on")
@@ -73,11 +72,12 @@ def assess_scenes(
             )
             for name in encoders
         }
-        record = evaluate({name: (learn, held) for name, (learn, held) in pairs.items()}, evaluators).record()
+        parts_of = {name: {LAST: (learn, held)} for name, (learn, held) in pairs.items()}
+        record = run_suite(parts_of, entries or quick(panel.device)).record()
         called = f"scenes: {task}"
         rows += [row | {"task": called} for row in record["rows"]]
         differences += [row | {"task": called} for row in record["differences"]]
-        chance[called] = _most_common(pairs[TARGET])
+        chance[called] = _most_common(pairs[panel.subjects[0]])
         said.append(f"Scenes, {task} (always the commonest class: {100 * chance[called]:.1f}%). {record['summary']}")
     return {
         "data": f"scenes of {size[0]} x {size[1]} px, seed {seed}",
@@ -90,15 +90,6 @@ def assess_scenes(
         "summary": "\n".join(said),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,
-    }
-
-
-def _encoders(pretrained: Pretrained) -> dict[str, Callable[[Tensor], Tensor]]:
-    random = random_twin(pretrained)
-    return {
-        TARGET: lambda images: pretrained.features(images).mean(1),
-        RANDOM: lambda images: random.features(images).mean(1),
-        PIXELS: lambda images: raw_pixels(images)[0],
     }
 
 
@@ -122,11 +113,11 @@ def _most_common(parts: tuple[Features, ...]) -> float:
     return float((held.labels == np.bincount(learn.labels).argmax()).mean())
 
 
-def _picture(scenes: Scenes, pretrained: Pretrained) -> Image.Image:
+def _picture(scenes: Scenes, preprocessing: Preprocessing) -> Image.Image:
     """The first scenes with their classes."""
     rows, columns = _PICTURED
     index = np.arange(rows * columns)
-    images = pretrained.preprocessing.pictures(scenes.draw(index))
+    images = preprocessing.pictures(scenes.draw(index))
     count, distance, position = (scenes.labels(index)[task] for task in TASKS)
     apart = [f"distance {one}" if one >= 0 else "alone" for one in distance]
     captions = [f"{count[i] + 1}; {apart[i]}; cell {position[i]}" for i in index]

@@ -144,7 +144,7 @@ def _record(
         parts = []
         for baseline in BASELINES:
             found = overlap.difference(overlaps[segmenter, baseline])
-            row = {"task": TASK, "features": name, "against": baseline, "evaluator": segmenter}
+            row = {"task": TASK, "features": name, "against": baseline, "evaluator": segmenter, "metric": "mIoU"}
             differences.append(row | asdict(found))
             clear = "" if found.verdict != "unclear" else ", not clear"
             interval = f"95% interval {100 * found.low:+.1f} to {100 * found.high:+.1f}{clear}"

@@ -1,66 +1,154 @@
-"""The tasks beyond naming whole images: segmentation, scenes, and fine-tuning."""
+"""One judgement of everything: the classes of images, spoilt images, scenes, masks, and fine-tuning, in one record."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import Panel
 from openjepa.assessment.finetuning import assess_finetuning
+from openjepa.assessment.labelled import assess, silent
+from openjepa.assessment.robustness import assess_robustness
 from openjepa.assessment.scenes import assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
 from openjepa.assessment.sheets import new_picture
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
 from openjepa.evaluation.finetune import FineTuning
-from openjepa.pretrained import Pretrained
+from openjepa.evaluation.suite import Entry, Progress
+
+Parts = Iterator[tuple[str, dict[str, Any]]]
+# The tasks beside the classes of whole images, by the names that --only knows them by.
+TASKS = ("robustness", "scenes", "finetune")
 
 
-def assess_tasks(
-    pretrained: Pretrained,
-    *,
-    segmentation: tuple[Path, Path] | None = None,
-    scenes: tuple[int, int] | None = None,
-    labelled: Splits | None = None,
-    limit: int = 20_000,
-    finetune_epochs: int = 10,
-    finetune_images: int = 1000,
-    pictures: Path | None = None,
-    note: Callable[[str], None] = lambda sentence: None,
-) -> dict[str, dict[str, Any]]:
-    """What was found on each task that is asked for, by its name.
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """What is asked beside the classes of whole images.
 
-    Args:
-        segmentation: a folder of images and one of masks.
-        scenes: how many scenes to learn on and to test on.
-        labelled: images to fine-tune on.
-        limit: at most so many images with masks to learn on; a quarter of it to test on, for fine-tuning too.
+    Attributes:
+        names: of :data:`TASKS`.
+        scene_count: how many scenes to learn on and to test on.
         finetune_epochs: passes over the labelled images.
         finetune_images: at most so many of them.
-        pictures: a folder for pictures to look at.
+        segmentation: a folder of images and one of masks.
+        pictures: a folder for pictures of scenes and masks to look at.
+    """
+
+    names: tuple[str, ...] = ()
+    scene_count: tuple[int, int] = (4000, 2000)
+    finetune_epochs: int = 10
+    finetune_images: int = 1000
+    segmentation: tuple[Path, Path] | None = None
+    pictures: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.finetune_epochs < 1:
+            raise InputError(f"--finetune-epochs must be at least 1, got {self.finetune_epochs}")
+        if self.pictures is not None and not self.segmentation and "scenes" not in self.names:
+            raise InputError("--pictures are drawn of scenes and of --segmentation: ask for one of them")
+
+
+def judge(
+    panel: Panel,
+    splits: Splits | None,
+    *,
+    entries: Sequence[Entry],
+    tasks: Tasks,
+    limit: int = 20_000,
+    command: str = "",
+    cache: FeatureCache | None = None,
+    progress: Progress = silent,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """The content of ``evaluation.json``: that of :func:`assess`, with the rows of every task asked for.
+
+    Args:
+        splits: labelled images; None where only tasks are asked that bring their own.
+        entries: the evaluators of whole images.
         note: told what is being done, for whoever waits.
 
     Raises:
         InputError: a task cannot be done with what was given.
     """
-    if finetune_epochs < 1:
-        raise InputError(f"--finetune-epochs must be at least 1, got {finetune_epochs}")
-    if limit < 8:
-        raise InputError(f"--limit must be at least 8 images, got {limit}")
-    # Both are refused here, before the first of them is worked on.
-    for asked, name in ((scenes, "scenes.png"), (segmentation, "segmentation.png")):
-        if asked is not None:
-            new_picture(pictures, name)
-    found = {}
-    if segmentation is not None:
-        images, masks = (path.expanduser() for path in segmentation)
-        found["segmentation"] = assess_segmentation(
-            pretrained, images, masks, limit=limit, pictures=pictures, note=note
+    begin = time.perf_counter()
+    # What is in the way of a picture is told before anything is worked on.
+    for asked, name in (("scenes" in tasks.names, "scenes.png"), (tasks.segmentation is not None, "segmentation.png")):
+        if asked:
+            new_picture(tasks.pictures, name)
+    if splits is not None and entries:
+        found = assess(panel, splits, entries=entries, limit=limit, command=command, cache=cache, progress=progress)
+    else:
+        found = {"data": "none", "classes": 0, "command": command, "train_images": 0, "test_images": 0}
+        found |= {"split": "Whole images were not asked about.", "pixels": list(panel.pixels), "rows": []}
+        found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
+    # Where nothing was found, the images have no labels; with no evaluators asked for, the tasks find out themselves.
+    labelled = splits if found["rows"] or not entries else None
+    for name, part in _parts(panel, labelled, tasks, limit, note):
+        found["rows"] = [*found["rows"], *part["rows"]]
+        found["differences"] = [*found.get("differences", []), *part["differences"]]
+        facts = ("data", "train_images", "test_images", "split", "chance", "summary", "pictures", "seconds")
+        found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part}
+    missing = _missing(panel, labelled is not None, tasks)
+    return found | {"notes": [*found.get("notes", []), *missing], "seconds": time.perf_counter() - begin}
+
+
+def _parts(panel: Panel, splits: Splits | None, tasks: Tasks, limit: int, note: Callable[[str], None]) -> Parts:
+    """The tasks that can be done, one after the other, with what each found."""
+    pretrained = panel.pretrained
+    if "robustness" in tasks.names and splits is not None:
+        yield "robustness", assess_robustness(panel, splits, limit=limit, note=note)
+    if "scenes" in tasks.names:
+        train, test = tasks.scene_count
+        yield "scenes", assess_scenes(panel, train=train, test=test, pictures=tasks.pictures, note=note)
+    if tasks.segmentation is not None:
+        if pretrained is None:
+            raise InputError("--segmentation needs an encoder of openjepa's own kind, whose patches are known")
+        images, masks = (path.expanduser() for path in tasks.segmentation)
+        yield (
+            "segmentation",
+            assess_segmentation(pretrained, images, masks, limit=limit, pictures=tasks.pictures, note=note),
         )
-    if scenes is not None:
-        train, test = scenes
-        found["scenes"] = assess_scenes(pretrained, train=train, test=test, pictures=pictures, note=note)
-    if labelled is not None:
-        settings = FineTuning(epochs=finetune_epochs)
-        found["finetuning"] = assess_finetuning(
-            pretrained, labelled, settings=settings, limit=finetune_images, test_limit=max(8, limit // 4), note=note
+    if "finetune" in tasks.names and splits is not None and pretrained is not None:
+        settings = FineTuning(epochs=tasks.finetune_epochs)
+        count, tests = tasks.finetune_images, max(8, limit // 4)
+        yield (
+            "fine-tuning",
+            assess_finetuning(pretrained, splits, settings=settings, limit=count, test_limit=tests, note=note),
         )
-    return found
+
+
+def _missing(panel: Panel, labelled: bool, tasks: Tasks) -> list[str]:
+    notes = []
+    if not labelled and (left := [name for name in ("robustness", "finetune") if name in tasks.names]):
+        notes.append(f"Not measured without labelled images: {', '.join(left)}.")
+    if panel.pretrained is None and "finetune" in tasks.names:
+        notes.append("Fine-tuning is not available for another library's encoder.")
+    return notes
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A record of what was measured ``now``, and of what was measured ``before`` and not now, on the same images.
+
+    Where the labelled images are others than before, all that was measured on them is left behind.
+    """
+    images = ("data", "train_images", "test_images")
+    fresh, stale = bool(now["train_images"]), bool(before.get("train_images"))
+    other = fresh and stale and any(before.get(name) != now[name] for name in images)
+    measured = {(row["task"], row["evaluator"]) for row in now["rows"]}
+
+    def kept(row: dict[str, Any]) -> bool:
+        own = row.get("task", "classes").split(":")[0] in ("scenes", "segmentation")
+        return (own or not other) and (row.get("task", "classes"), row["evaluator"]) not in measured
+
+    rows = [*(row for row in before.get("rows", []) if kept(row)), *now["rows"]]
+    differences = [*(row for row in before.get("differences", []) if kept(row)), *now["differences"]]
+    names = {row.get("task", "classes").split(":")[0] for row in rows}
+    tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
+    head = now if fresh or not stale else before | {"command": now["command"], "notes": now.get("notes", [])}
+    order = {"classes": 0, "robustness": 1, "scenes": 2, "segmentation": 3, "fine-tuning": 4}
+    rows.sort(key=lambda row: order.get(row.get("task", "classes").split(":")[0], 5))
+    spectrum = now.get("spectrum") or before.get("spectrum", {})
+    return head | {"rows": rows, "differences": differences, "spectrum": spectrum} | ({"tasks": tasks} if tasks else {})

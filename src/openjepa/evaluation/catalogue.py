@@ -49,8 +49,13 @@ def full(device: str = "cpu") -> tuple[Entry, ...]:
     )
 
 
-def choose(suite: str, only: Sequence[str] = (), device: str = "cpu") -> tuple[Entry, ...]:
+def choose(
+    suite: str, only: Sequence[str] = (), device: str = "cpu", *, others: Sequence[str] = ()
+) -> tuple[Entry, ...]:
     """The entries of a suite, or those of the full one whose key is in ``only``.
+
+    Args:
+        others: names of what is judged elsewhere, for the message.
 
     Raises:
         InputError: there is no such suite, or no such evaluator.
@@ -62,5 +67,5 @@ def choose(suite: str, only: Sequence[str] = (), device: str = "cpu") -> tuple[E
     entries = full(device)
     keys = list(dict.fromkeys(entry.key for entry in entries))
     if unknown := [name for name in only if name not in keys]:
-        raise InputError(f"there is no evaluator {unknown[0]!r}; choose from {', '.join(keys)}")
+        raise InputError(f"there is no evaluator {unknown[0]!r}; choose from {', '.join([*keys, *others])}")
     return tuple(entry for entry in entries if entry.key in only)

@@ -115,6 +115,8 @@ def relate(run: RunFolder, score: Score, other: Score) -> Relation:
     for row in found if isinstance(found, list) else []:
         if not isinstance(row, dict) or row.get("metric", "accuracy") != score.metric:
             continue
+        if row.get("task", "classes") != score.task:
+            continue
         named = row.get("features"), row.get("against"), row.get("evaluator")
         bounds = is_number(row.get("low")) and is_number(row.get("high"))
         if named == (score.features, other.features, score.evaluator) and bounds:

@@ -236,6 +236,7 @@ class Trainer:
         )
         self.done = 0
         self.seconds = 0.0
+        self.energy, self.joules = EnergyMeter(processes.device), 0.0
         self.best: int | None = None
         self.bad: dict[str, str] = {}
 
@@ -244,6 +245,7 @@ class Trainer:
         found, damaged = checkpoints.load_newest(self.run / "checkpoints")
         restore_state(self.objective, self.step.optimizer, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
+        self.joules = found.progress.get("joules", 0.0)
         self.bad, self.best = found.progress["bad_images"], found.progress.get("best")
         return damaged
 
@@ -251,7 +253,7 @@ class Trainer:
         """Write a checkpoint; every process takes part, the first one writes."""
         state = whole_state(self.objective, self.step.optimizer)
         if self.processes.first:
-            facts = {"seconds": self.seconds, "bad_images": self.bad, "best": self.best}
+            facts = {"seconds": self.seconds, "bad_images": self.bad, "best": self.best, **self._energy()}
             found = checkpoints.Checkpoint(self.done, state, facts)
             checkpoints.save(self.run / "checkpoints", found, keep=self.training.keep)
             self.saved(state["objective"])
@@ -304,6 +306,7 @@ class Trainer:
             if log and (self.done % self.training.log_every == 0 or looked or self.done in (1, last)):
                 facts = {"step": self.done - 1, "epoch": self.done * self.training.batch / self.images, **row}
                 facts |= window.rates() | {"seconds": self.seconds, "peak_memory": peak_memory(x.device)}
+                facts |= self._energy()
                 log.write(facts)
                 meter.advance(facts, done=self.done)
                 meter.say(lookout.note(facts))
@@ -335,6 +338,11 @@ class Trainer:
         better = self.processes.any(chosen is not None and chosen.step == self.done)
         self.best = self.done if better else self.best
         return better
+
+    def _energy(self) -> dict[str, float]:
+        """The machine's energy since the run began, where it counts it."""
+        spent = self.energy.joules()
+        return {} if spent is None else {"joules": self.joules + spent}
 
     def _next(self, stream: Any, window: "_Window") -> tuple[Batch, torch.Tensor, Masks]:
         batch: Batch = next(stream)

@@ -1,0 +1,72 @@
+"""The command line. Each verb parses its arguments, calls the library, and prints what a person needs."""
+
+import importlib
+import os
+import signal
+import sys
+
+from openjepa._version import __version__
+from openjepa.errors import InputError
+
+_HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelled images, and know how good it is.
+
+  openjepa pretrain DATA --out RUN          train; DATA is a folder of images, Parquet, fashion-mnist, a hub id,
+                                            or nothing for the bundled sample
+  openjepa resume RUN                       go on with a run
+  openjepa report RUN                       write RUN/report.html
+  openjepa evaluate RUN|ENCODER [DATA]      k-NN and linear probe, beside a random encoder and raw pixels;
+                                            --suite full for all the probes; ENCODER may be another library's
+  openjepa compare [DATA] --out FOLDER      I-JEPA, MAE and denoising with equal compute, side by side on one page
+  openjepa import CHECKPOINT --out DIR      turn a published .pth.tar into files that other tools load
+
+Every verb explains itself with --help.
+"""
+
+# Verb, and the file that holds the function of its name.
+_VERBS = {
+    "pretrain": "training",
+    "resume": "training",
+    "evaluate": "evaluation",
+    "compare": "comparison",
+    "report": "files",
+    "import": "files",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # OpenMP's threads spin while they wait, and starve the loader and each other as soon as anything else runs: a step
+    # took ten times as long on two cores with one other process (LOG.md). It is read when PyTorch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] in ("--version", "version"):
+        print(__version__)
+        sys.exit(0)
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in _VERBS:
+        print(f"openjepa: there is no verb {verb!r}; choose from {', '.join(_VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(_run(verb, rest))
+    except InputError as error:
+        print(f"openjepa {verb}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print(f"openjepa {verb}: {stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(143 if str(stop) else 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"openjepa.cli.{_VERBS[verb]}")
+    return getattr(module, f"{verb}_verb")(arguments)
+
+
+def _terminated(_number: int, _frame: object) -> None:
+    # Outside the training loop, which saves first, SIGTERM ends what is done as Ctrl-C does.
+    raise KeyboardInterrupt("stopped by SIGTERM")

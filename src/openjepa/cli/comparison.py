@@ -1,0 +1,153 @@
+"""The verb that sets objectives side by side: compare."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from openjepa.cli.parsing import parse
+from openjepa.errors import InputError
+
+
+def compare_verb(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Compare:
+        """Train objectives with equal data, augmentation, encoder and compute, and set them side by side on one page.
+
+        Each run is a folder of its own inside --out, as pretrain would make it. The same command goes on with a
+        comparison that was interrupted. Say how much each run may spend with one of --minutes, --flops, --steps and
+        --epochs.
+
+        Attributes:
+            data: as for pretrain; nothing means the bundled sample.
+            out: the comparison's folder, which must be new or this comparison's.
+            objectives: ijepa, mae and denoising, or some of them, with commas between; the first is what the others are
+                measured against.
+            seeds: runs of each objective, with seeds from 0 on.
+            minutes: training time of each run; how many steps fit is settled beforehand, from a few real ones.
+            flops: floating-point operations of each run's training, as 1e14; all of a step is counted.
+            steps: optimiser steps of each run.
+            epochs: passes over the images of each run.
+            suite: quick (k-NN, linear probe, spoilt images, scenes) or full: what each run is judged by.
+            segmentation: judge each run on these images and masks as well.
+            recipe: auto, small or standard.
+            experiment: a saved I-JEPA experiment.json whose encoder, augmentation and training all objectives take.
+            channels: channels of the encoder (the images').
+            image_size: height and width in pixels (the recipe's).
+            workers: loader processes (the recipe's).
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+        out: Path
+        objectives: str = "ijepa,mae,denoising"
+        seeds: int = 1
+        minutes: float | None = None
+        flops: float | None = None
+        steps: int | None = None
+        epochs: float | None = None
+        suite: str = "quick"
+        segmentation: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IMAGES MASKS")] = None
+        recipe: str = "auto"
+        experiment: Path | None = None
+        channels: int | None = None
+        image_size: tuple[int, int] | None = None
+        workers: int | None = None
+        device: str | None = None
+
+    given = parse(Compare, "compare", arguments)
+    return _compare(given, shlex.join(["openjepa", "compare", *arguments]))
+
+
+def _compare(given: Any, command: str) -> int:
+    from openjepa.comparing import Request, begin, gather, run_all, write
+    from openjepa.data.sources import open_data
+    from openjepa.experiment import Method
+    from openjepa.report.comparison import write_comparison
+    from openjepa.training import distributed
+
+    objectives = tuple(part.strip() for part in given.objectives.split(",") if part.strip())
+    if unknown := [name for name in objectives if name not in get_args(Method)]:
+        raise InputError(f"there is no objective {unknown[0]!r}; choose from {', '.join(get_args(Method))}")
+    request = Request(
+        objectives=objectives,  # type: ignore[arg-type] - checked above
+        seeds=given.seeds,
+        minutes=given.minutes,
+        flops=given.flops,
+        steps=given.steps,
+        epochs=given.epochs,
+        evaluate=_judging(given),
+    )
+    out, opened = given.out.expanduser(), given.data
+    if opened is not None and Path(opened).expanduser().exists():
+        opened = str(Path(opened).expanduser().resolve())
+    content = begin(out, request, _wishes(given), open_data(given.data), opened, distributed.join(given.device))
+    content["command"] = content["command"] or command
+    write(out, content)
+    try:
+        code = run_all(out, content, request, lambda text: print(text, file=sys.stderr), given.device)
+    finally:
+        content = gather(out, content, request)
+        write(out, content)
+    if content["runs"]:
+        _print(content)
+        print(f"page: {write_comparison(out)}")
+    if code:
+        print(
+            f"openjepa compare: a run stopped with exit code {code}; go on with: {content['command']}", file=sys.stderr
+        )
+    return code
+
+
+def _judging(given: Any) -> tuple[str, ...]:
+    """The arguments of ``openjepa evaluate`` for every run, which has the quick suite from its training already."""
+    from openjepa.evaluation.catalogue import choose
+
+    choose(given.suite)  # a wrong name is told before anything is trained
+    arguments = ["--suite", "full"] if given.suite == "full" else ["--only", "robustness", "scenes"]
+    if given.segmentation is not None:
+        arguments += ["--segmentation", *(str(path.expanduser().resolve()) for path in given.segmentation)]
+    return tuple(arguments)
+
+
+def _wishes(given: Any) -> Any:
+    from openjepa.cli.parsing import read_saved
+    from openjepa.planning import Wishes
+
+    return Wishes(
+        recipe=given.recipe,
+        channels=given.channels,
+        image_size=given.image_size,
+        workers=given.workers,
+        experiment=read_saved(given.experiment),
+    )
+
+
+def _print(content: dict[str, Any]) -> None:
+    """The means over seeds, a row for each measure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for row in content["summary"] for name in row["values"]))
+    table = Table(title="mean over seeds ± their standard deviation")
+    table.add_column("measure")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    before = None
+    for row in content["summary"]:
+        kind = row["task"].split(":")[0]
+        if before not in (None, kind):
+            table.add_section()
+        before = kind
+        title = ", ".join(part for part in (row["task"], row["evaluator"], row["metric"]) if part != "accuracy")
+        table.add_row(title, *(_cell(row["values"].get(name)) for name in names))
+    Console().print(table)
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")

@@ -1,0 +1,197 @@
+"""The verb that judges: evaluate."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from openjepa.cli.parsing import parse
+from openjepa.cli.tables import print_evaluation
+from openjepa.errors import InputError
+
+
+def evaluate_verb(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        """Judge an encoder by what its features are good for, beside a random one of its shape and raw pixels.
+
+        The quick suite is k-NN and a linear probe. The full one adds k-NN with k chosen, logistic regression with less
+        regularisation, SGD probes (with and without BatchNorm; last layer and last four blocks), an attentive probe,
+        low-shot probes, retrieval, spoilt images, scenes of several objects, and fine-tuning. All choices are made on
+        a part held out of the training images.
+
+        Attributes:
+            encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
+                need the extra export), a timm model directory (extra parity), or features that are computed already:
+                a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
+                number an image), or one .npy file with labels.npy beside it, of which a fifth is held out to test on.
+            data: labelled images, as for pretrain; for a run, nothing means its own. For .npy features it may be left
+                out, or be the images that they are of, in their order, for raw pixels to stand beside them.
+            suite: quick or full.
+            only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, robustness (test
+                images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where) and
+                finetune (all weights trained on some labels, beside the same from random weights).
+            limit: at most this many images to learn on, and a quarter of it to test on (.npy features: all are used).
+            cache: where features are kept for the next time, at most 4 GiB, the longest unused removed (by default
+                openjepa/features in the user's cache folder).
+            no_cache: compute features anew, and keep none.
+            json: also write the result here.
+            segmentation: judge patches by k-NN and a linear layer, as mIoU: a folder of images, and one of masks of
+                the same names (PNG with class numbers, or black and white). In place of the quick suite; beside what
+                --suite full or --only ask for.
+            scene_count: scenes to learn on, and to test on.
+            finetune_epochs: passes over the images to fine-tune on.
+            finetune_images: at most this many of them.
+            pictures: a folder for pictures of the scenes and of --segmentation to look at.
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        encoder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|ENCODER|FEATURES")]
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+        suite: str = "quick"
+        only: tuple[str, ...] = ()
+        limit: int = 20_000
+        cache: Path | None = None
+        no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        json: Path | None = None
+        segmentation: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IMAGES MASKS")] = None
+        scene_count: tuple[int, int] = (4000, 2000)
+        finetune_epochs: int = 10
+        finetune_images: int = 1000
+        pictures: Path | None = None
+        device: str | None = None
+
+    given = parse(Evaluate, "evaluate", arguments)
+    if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
+        raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
+    found = _judged(given, shlex.join(["openjepa", "evaluate", *arguments]))
+    print_evaluation(found)
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"written: {given.json}")
+    folder = given.encoder.expanduser()
+    if given.data is None and (folder / "experiment.json").is_file():
+        for path in renewed(folder, found):
+            print(f"written: {path}")
+    return 0
+
+
+def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
+    """What a run says of its own encoder: evaluation.json (what was measured before stays), card and report."""
+    from openjepa.assessment.tasks import joined
+    from openjepa.report import write_report
+    from openjepa.running import renew_card
+
+    path = run / "evaluation.json"
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # cut short by a crash; what is measured now takes its place
+        before = {}
+    whole = joined(before, found)
+    aside = path.with_name(".evaluation.writing")
+    aside.write_text(json.dumps(whole, indent=1) + "\n")
+    aside.replace(path)
+    return [path, renew_card(run, whole["rows"]), write_report(run)]
+
+
+def _judged(given: Any, command: str) -> dict[str, Any]:
+    """What the evaluators say of the encoder, or of the features, that the command line names."""
+    from openjepa.assessment import Tasks, assess_given, judge, open_panel
+    from openjepa.assessment.precomputed import is_precomputed, read_given
+    from openjepa.data.sources import open_data
+    from openjepa.running import own_data, read_experiment
+    from openjepa.training import distributed
+
+    folder = given.encoder.expanduser()
+    if given.limit < 8:
+        raise InputError(f"--limit must be at least 8 images, got {given.limit}")
+    if given.cache is not None and given.no_cache:
+        raise InputError("give one of --cache and --no-cache")
+    names, evaluators = _asked(given)  # a wrong name is told before anything is read
+    tasks = Tasks(
+        names=names,
+        scene_count=given.scene_count,
+        finetune_epochs=given.finetune_epochs,
+        finetune_images=given.finetune_images,
+        segmentation=given.segmentation,
+        pictures=given.pictures and given.pictures.expanduser(),
+    )
+    if is_precomputed(folder):
+        if (given.only and names) or given.segmentation:
+            raise InputError("features that are computed already cannot be judged on other images: it takes a network")
+        features = read_given(folder)
+        splits = None if given.data is None else open_data(given.data)
+        entries = evaluators(str(distributed.join(given.device).device))
+        with _progress() as progress:
+            return assess_given(features, splits, entries=entries, command=command, progress=progress)
+    device = distributed.join(given.device).device
+    entries, splits = evaluators(str(device)), None
+    if entries or {"robustness", "finetune"} & set(names):
+        if given.data is None and not (folder / "experiment.json").is_file():
+            raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
+        splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
+    elif given.data is not None:
+        raise InputError(f"scenes and masks bring their own images: leave {given.data!r} out")
+    with _progress() as progress:
+        return judge(
+            open_panel(folder, device),
+            splits,
+            entries=entries,
+            tasks=tasks,
+            limit=given.limit,
+            command=command,
+            cache=_cache(given),
+            progress=progress,
+            note=lambda sentence: print(sentence, file=sys.stderr),
+        )
+
+
+def _cache(given: Any) -> Any:
+    """Where features are looked for and kept, or None."""
+    from openjepa.assessment.cache import cache_at
+    from openjepa.data.idx import cache_folder
+
+    if given.no_cache:
+        return None
+    place = given.cache or cache_folder() / "features"
+    return cache_at(place, lambda sentence: print(f"openjepa evaluate: {sentence}", file=sys.stderr))
+
+
+def _asked(given: Any) -> tuple[tuple[str, ...], Callable[[str], tuple[Any, ...]]]:
+    """The tasks of other kinds, and the evaluators of whole images as a function of the device."""
+    from openjepa.assessment.tasks import TASKS
+    from openjepa.evaluation.catalogue import choose
+
+    names = tuple(name for name in TASKS if name in given.only or (given.suite == "full" and not given.only))
+    images = tuple(name for name in given.only if name not in TASKS)
+    choose(given.suite, images, others=TASKS)
+    if (given.only and not images) or (given.segmentation and not given.only and given.suite == "quick"):
+        return names, lambda device: ()
+    return names, lambda device: choose(given.suite, images, device, others=TASKS)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float, float], None]]:
+    """A bar on a terminal for whoever waits, and nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, end = bar.add_task("", total=None), None
+
+        def show(doing: str, done: float, total: float) -> None:
+            nonlocal task, end
+            if total != end:  # another stage, whose speed says nothing of the last one's
+                bar.remove_task(task)
+                task, end = bar.add_task(doing, total=total), total
+            bar.update(task, description=doing, completed=done)
+
+        yield show

@@ -1,0 +1,50 @@
+"""Arguments into dataclasses: what may be set follows from what exists, and every mistake is a sentence."""
+
+import inspect
+from dataclasses import fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from openjepa.errors import InputError
+
+
+def parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
+    import tyro
+
+    program, description = f"openjepa {verb}", (inspect.getdoc(kind) or "").split("\n\nAttributes:")[0]
+    try:
+        if default is None:
+            return tyro.cli(kind, prog=program, args=arguments, description=description)
+        return tyro.cli(kind, prog=program, args=arguments, description=description, default=default)
+    except ValueError as error:  # a setting's own check
+        raise InputError(str(error)) from error
+
+
+def unchecked(kind: Any, default: Any) -> tuple[Any, Any]:
+    """The command line's dataclass and its default, with settings that have types and no checks."""
+    hints = get_type_hints(kind, include_extras=True)
+    values, columns = {}, []
+    for one in fields(kind):
+        hint, value = hints[one.name], getattr(default, one.name)
+        if is_dataclass(value):
+            inner = get_type_hints(type(value))
+            bare = make_dataclass(hint.__name__, [(part.name, inner[part.name]) for part in fields(value)])
+            hint, value = bare, bare(**{part.name: getattr(value, part.name) for part in fields(value)})
+        columns.append((one.name, hint))
+        values[one.name] = value
+    bare = make_dataclass(kind.__name__, columns)
+    return bare, bare(**values)
+
+
+def read_saved(path: Path | None) -> Any:
+    """The experiment in a file that was named with --experiment, if any."""
+    from openjepa.experiment import Experiment
+
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        return Experiment.from_json(path.read_text(), origin=path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text: {error}") from error

@@ -1,0 +1,100 @@
+"""What is printed: the plan of a run, and what was measured."""
+
+from typing import Any
+
+
+def print_plan(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
+    kept = "all visible" if masks["shape"] in ("packed", "reference") else f"{masks['context_tokens']}"
+    blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
+    rows = {
+        "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
+        "skipped": _skipped(data),
+        "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}",
+        "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
+        "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
+        "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",
+        "masks": f"{masks['shape']}: {kept} seen, {blocks} of {masks['target_tokens']} asked",
+        "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
+        "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
+        "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x {facts['threads']} threads",
+        "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
+        f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
+    }
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}", value)
+    Console().print(table)
+
+
+def _skipped(data: dict[str, Any]) -> str:
+    files, bad = data["skipped"], data["unreadable"]
+    said = f"{files:,} files" + (f" (for example {data['skipped_example']})" if files else "")
+    said += f"; {bad:,} of the {data['looked_at']:,} images looked at cannot be read"
+    return said + (f" (for example {data['unreadable_example']})" if bad else "")
+
+
+def print_evaluation(found: dict[str, Any]) -> None:
+    """One table of every measure, task by task, and the sentences that sum up."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not found["rows"]:
+        console.print(found["split"])
+        for name, measures in found["spectrum"].items():
+            console.print(f"RankMe of {name}: {measures['rankme']:.1f}")
+    else:
+        learn, test = found["train_images"], found["test_images"]
+        counts = f"{found['data']}: {learn:,} images to learn on, {test:,} to test" if learn else None
+        table = Table(title=counts)
+        for heading in ("evaluator", "features", "measure", "value", "95% interval", "width"):
+            # On a narrow terminal long names of evaluators break, and the numbers stay in one piece.
+            left = heading in ("evaluator", "features", "measure")
+            whole = heading not in ("evaluator", "measure")
+            table.add_column(heading, justify="left" if left else "right", no_wrap=whole)
+        tasks = dict.fromkeys(row["task"] for row in found["rows"])
+        for task in tasks:
+            if len(tasks) > 1:
+                table.add_section()
+                table.add_row(f"[bold]{task}")
+                table.add_section()
+            _add_task(table, [row for row in found["rows"] if row["task"] == task])
+        console.print(table)
+    for name, facts in found.get("tasks", {}).items():
+        chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
+        counts = f"{facts['train_images']:,} images to learn on, {facts['test_images']:,} to test"
+        console.print(f"{name}: {facts['data']}, {counts}. {facts['split']}{chance} {facts['summary']}")
+    for sentence in (found["summary"], *found.get("notes", ())):
+        if sentence:
+            console.print(sentence)
+
+
+def _add_task(table: Any, found: list[dict[str, Any]]) -> None:
+    """The rows of one task, the measures of an evaluator together."""
+    evaluators = list(dict.fromkeys(row["evaluator"] for row in found))
+    measures = dict.fromkeys((row["evaluator"], row["metric"]) for row in found)
+    before = None
+    for evaluator, metric in sorted(measures, key=lambda one: evaluators.index(one[0])):
+        if before not in (None, evaluator):
+            table.add_section()
+        rows = [row for row in found if (row["evaluator"], row["metric"]) == (evaluator, metric)]
+        for number, row in enumerate(rows):
+            name = evaluator if before != evaluator and number == 0 else ""
+            interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+            shown = metric if number == 0 else ""
+            table.add_row(name, row["features"], shown, f"{100 * row['value']:.1f}%", interval, str(row["dimensions"]))
+        before = evaluator
+
+
+def times(extents: list[int]) -> str:
+    return "x".join(map(str, extents))
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,226 @@
+"""The verbs that train: pretrain and resume."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from openjepa.cli.parsing import parse, read_saved, unchecked
+from openjepa.cli.tables import print_evaluation, print_plan
+from openjepa.errors import InputError
+
+
+def pretrain_verb(arguments: list[str]) -> int:
+    import tyro
+
+    from openjepa.data.augmentation import Augmentation
+    from openjepa.encoder import EncoderConfig, PredictorConfig
+    from openjepa.experiment import Experiment, Method
+    from openjepa.masking import MultiBlockConfig
+    from openjepa.objectives.denoising import DenoisingConfig
+    from openjepa.objectives.ijepa import IJEPAConfig
+    from openjepa.objectives.mae import MAEConfig
+    from openjepa.planning import Wishes, plan
+    from openjepa.recipes.small import small
+    from openjepa.training.optimizer import OptimizerConfig
+    from openjepa.training.schedules import ScheduleConfig
+    from openjepa.training.trainer import TrainingConfig
+
+    # The recipe's settings, each of which an option can override; the order is the one of --help.
+    parts = {
+        "encoder": EncoderConfig,
+        "predictor": PredictorConfig,
+        "masks": MultiBlockConfig,
+        "ijepa": IJEPAConfig,
+        "mae": MAEConfig,
+        "denoising": DenoisingConfig,
+        "augmentation": Augmentation,
+        "schedule": ScheduleConfig,
+        "optimizer": OptimizerConfig,
+        "training": TrainingConfig,
+    }
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pretrain:
+        """Train an encoder on unlabelled images: look at them, print the plan, train, evaluate, write the report.
+
+        The options with a dot override single settings of the recipe; the defaults shown for them are those of the
+        bundled sample, and the recipe sets them for your data.
+
+        Attributes:
+            data: a folder of images in any layout, a Parquet file or folder, fashion-mnist, a Hugging Face hub id
+                (owner/name), or nothing for the bundled sample.
+            out: the run's folder, which must be new.
+            dry_run: print the plan and stop.
+            recipe: auto, small, standard, or published-b16, -l16, -h14, -h16-448, -g16.
+            objective: ijepa, mae or denoising: what is predicted from what (ijepa, or the saved experiment's).
+            experiment: a saved experiment.json to begin with instead of a recipe.
+            channels: channels of the encoder (the images').
+            image_size: height and width in pixels (the recipe's).
+            minutes: length of the training as time; how many steps fit is settled beforehand, from a few real ones.
+            epochs: length of the run as passes over the images.
+            steps: length of the run as optimiser steps.
+            keep_best: export the checkpoint that looks best without labels, not the last one.
+            seed: of everything random (0, or the saved experiment's).
+            workers: loader processes (the recipe's).
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
+        out: Path | None = None
+        dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        recipe: str = "auto"
+        objective: Method | None = None
+        experiment: Path | None = None
+        channels: int | None = None
+        image_size: tuple[int, int] | None = None
+        minutes: float | None = None
+        epochs: float | None = None
+        steps: int | None = None
+        keep_best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        seed: int | None = None
+        workers: int | None = None
+        device: str | None = None
+        encoder: EncoderConfig = field(default_factory=EncoderConfig)
+        predictor: PredictorConfig = field(default_factory=PredictorConfig)
+        masks: MultiBlockConfig = field(default_factory=MultiBlockConfig)
+        ijepa: IJEPAConfig = field(default_factory=IJEPAConfig)
+        mae: MAEConfig = field(default_factory=MAEConfig)
+        denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+        augmentation: Augmentation = field(default_factory=Augmentation)
+        schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+        optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+        training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    sample = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
+    settled = Pretrain(**{name: getattr(sample, name) for name in parts})
+    if {"-h", "--help"} & set(arguments):
+        parse(Pretrain, "pretrain", arguments, settled)
+    # What a setting may be depends on the recipe, and the recipe on the data; so a first look checks types alone.
+    bare, bare_settled = unchecked(Pretrain, settled)
+    given = parse(bare, "pretrain", arguments, bare_settled)
+    asked = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+
+    def override(experiment: Experiment) -> Experiment:
+        settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
+        again = parse(Pretrain, "pretrain", arguments, settled)
+        settings = {name: getattr(again, name) for name in parts}
+        if again.keep_best:
+            settings["training"] = replace(settings["training"], keep_best=True)
+        return replace(experiment, **settings)
+
+    if "--training.steps" in asked and any((given.minutes, given.epochs, given.steps)):
+        raise InputError("give one of --training.steps, --minutes, --epochs and --steps")
+    wishes = Wishes(
+        recipe=given.recipe,
+        objective=given.objective,
+        channels=given.channels,
+        image_size=given.image_size,
+        minutes=given.minutes,
+        epochs=given.epochs,
+        steps=given.training.steps if "--training.steps" in asked else given.steps,
+        watch_every=given.training.watch_every if "--training.watch-every" in asked else None,
+        seed=given.seed,
+        workers=given.workers,
+        experiment=read_saved(given.experiment),
+    )
+    if given.out is None and not given.dry_run:
+        raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
+    given.out = given.out and given.out.expanduser()
+    return _begin(given, wishes, override, plan)
+
+
+def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
+    from openjepa.data.sources import open_data
+    from openjepa.running import check_free, make_run
+    from openjepa.training import distributed
+
+    processes = distributed.join(given.device)
+    try:
+        if processes.first:
+            if not given.dry_run:
+                check_free(given.out)
+            # Spelled in full, so that the run can go on from any other folder.
+            opened = given.data
+            if opened is not None and Path(opened).expanduser().exists():
+                opened = str(Path(opened).expanduser().resolve())
+            planned = plan(open_data(given.data), wishes, processes, opened, override)
+            print_plan(planned.facts)
+            if not given.dry_run:
+                make_run(given.out, planned)
+        if given.dry_run:
+            return 0
+        processes.wait()
+        return _train(given.out, processes)
+    finally:
+        distributed.leave()
+
+
+def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
+    from openjepa.running import Run
+    from openjepa.training.trainer import TrainingStopped
+
+    training = Run(run, processes, workers=workers)
+    if resume and (run / "checkpoints").exists():
+        for damaged in training.trainer.resume():
+            print(f"openjepa: passed over: {damaged}", file=sys.stderr)
+        if processes.first:
+            print(f"going on from step {training.trainer.done} of {training.experiment.training.steps}")
+    began = training.trainer.done
+    try:
+        stopped = training.train(show=processes.first)
+    except TrainingStopped as error:
+        if processes.first:
+            print(f"openjepa: {error}", file=sys.stderr)
+        return 1
+    if not processes.first:
+        return 0
+    if training.choice:
+        print(training.choice)
+    if stopped is not None:
+        print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: openjepa resume {run}")
+        return 130 if stopped == "SIGINT" else 143
+    return _finish(run, training, moved=training.trainer.done > began)
+
+
+def _finish(run: Path, training: Any, *, moved: bool) -> int:
+    """Evaluate where there are labels, and write the report; what was measured of an encoder that has moved is gone."""
+    from openjepa.assessment import assess
+    from openjepa.cli.evaluation import renewed
+    from openjepa.pretrained import load
+
+    found = assess(load(run).to(training.processes.device), training.splits, command=f"openjepa evaluate {run}")
+    if moved:
+        (run / "evaluation.json").unlink(missing_ok=True)
+    report = renewed(run, found)[-1]
+    print_evaluation(found)
+    print(f"encoder: {run / 'encoder'}   report: {report}")
+    return 0
+
+
+def resume_verb(arguments: list[str]) -> int:
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Resume:
+        """Go on with a run from its newest whole checkpoint; the result is the same as without the stop.
+
+        Attributes:
+            run: the run's folder.
+            workers: another number of loader processes; it does not change the result.
+            device: cpu, cuda or cuda:N (a GPU if there is one).
+        """
+
+        run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+        workers: int | None = None
+        device: str | None = None
+
+    given = parse(Resume, "resume", arguments)
+    from openjepa.training import distributed
+
+    processes = distributed.join(given.device)
+    try:
+        return _train(given.run.expanduser(), processes, resume=True, workers=given.workers)
+    finally:
+        distributed.leave()
