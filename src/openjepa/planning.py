@@ -155,7 +155,7 @@ def _with_objective(experiment: Experiment, objective: Method | None) -> Experim
         return experiment
     if experiment.method != "ijepa":
         raise InputError(
-            f"the saved experiment is of {experiment.method}; only one of ijepa can be turned to --objective {objective}"
+            f"the saved experiment is of {experiment.method}; an ijepa one can be turned to --objective {objective}"
         )
     return baseline(experiment, objective)
 
