@@ -369,17 +369,18 @@ def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys):
 
 
 def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
-    """Only what was asked for is in its folder, so the same command may take it."""
-    run = tmp_path / "run"
-    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
-    begun = {name: (run / name).read_text() for name in ("experiment.json", "plan.json")}
-    shutil.rmtree(run)
-    run.mkdir()
-    for name, text in begun.items():
-        (run / name).write_text(text)
-    assert call("resume", run) == 2
-    assert call("pretrain", images, "--out", run, "--steps", "3", *SMALL) == 0
-    assert checkpoints.steps(run / "checkpoints")[-1] == 3
+    """Only what was asked for is in its folder, so the same command may take it, and so may resume."""
+    whole, begun, again = (tmp_path / name for name in ("whole", "begun", "again"))
+    assert call("pretrain", images, "--out", whole, "--steps", "2", *SMALL) == 0
+    for run in (begun, again):
+        run.mkdir()
+        for name in ("experiment.json", "plan.json"):
+            shutil.copy(whole / name, run / name)
+    assert call("pretrain", images, "--out", begun, "--steps", "3", *SMALL) == 0
+    assert checkpoints.steps(begun / "checkpoints")[-1] == 3
+    assert call("resume", again) == 0
+    weights = [(run / "encoder" / "model.safetensors").read_bytes() for run in (whole, again)]
+    assert weights[0] == weights[1]
 
 
 def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch):
@@ -404,7 +405,7 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
 def test_help_is_there_for_every_verb(capsys):
     assert call("--help") == 0
     assert "pretrain" in capsys.readouterr().out
-    for verb in ("pretrain", "resume", "report", "evaluate", "import"):
+    for verb in ("pretrain", "resume", "report", "evaluate", "compare", "import"):
         assert call(verb, "--help") == 0
         assert verb in capsys.readouterr().out
 
@@ -413,14 +414,16 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     before = json.loads((run / "evaluation.json").read_text())
     copy = shutil.copytree(run, tmp_path / "run")
     arguments = ["evaluate", copy, "--suite", "full", "--cache", tmp_path / "cache", "--json", tmp_path / "found.json"]
+    arguments += ["--scene-count", "200", "200", "--finetune-epochs", "1"]
     assert call(*arguments) == 0
     said = capsys.readouterr()
     found = json.loads((copy / "evaluation.json").read_text())
     assert found == json.loads((tmp_path / "found.json").read_text())
     rows = found["rows"]
     assert rows[: len(before["rows"])] == before["rows"]  # the quick pair is the same, and comes first
-    assert {row["task"] for row in rows} == {"classes"}
+    assert {row["task"].split(":")[0] for row in rows} == {"classes", "robustness", "scenes", "fine-tuning"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    rows = [row for row in rows if row["task"] == "classes"]
     evaluators = {row["evaluator"] for row in rows}
     assert evaluators >= {
         "k-NN, k chosen",

@@ -126,7 +126,7 @@ def test_fine_tuning_stands_beside_the_same_from_scratch(encoder, tmp_path, caps
     assert (facts["train_images"], facts["test_images"]) == (64, 16)
     said = capsys.readouterr()
     assert "from scratch" in said.out
-    assert "steps at" in said.err  # the time it will take, beforehand
+    assert said.err == ""  # nobody watches
 
 
 def test_a_run_keeps_what_was_found_before(tmp_path, capsys):

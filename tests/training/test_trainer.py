@@ -73,7 +73,7 @@ def objective(**config) -> IJEPA:
     return IJEPA(ENCODER, PREDICTOR, IJEPAConfig(**config), generator=torch.Generator().manual_seed(0))
 
 
-def trainer(run, images=None, *, model=None, optimizer=None, **training) -> Trainer:
+def trainer(run, images=None, *, model=None, optimizer=None, watch=lambda: {"rankme": 1.0}, **training) -> Trainer:
     run.mkdir(exist_ok=True)
     images = images or source()
     settings = {"steps": 60, "batch": 8, "workers": 0, "save_every": 1000, "watch_every": 25, "precision": "float32"}
@@ -103,7 +103,7 @@ def trainer(run, images=None, *, model=None, optimizer=None, **training) -> Trai
         run=run,
         reference=images.reference,
         images=len(images),
-        watch=lambda: {"rankme": 1.0},
+        watch=watch,
     )
 
 
@@ -283,9 +283,13 @@ def test_settings_that_make_no_sense_are_refused():
 
 def watching(run, values, **training) -> Trainer:
     """A trainer whose watch reports an alpha-ReQ from ``values``, by the steps done."""
-    made = trainer(run, watch_every=5, log_every=1, steps=30, **training)
-    made.watch = lambda: {"rankme": 10.0, "alpha_req": values[made.done // 5]}
-    return made
+    made: list[Trainer] = []
+
+    def look() -> dict[str, float]:
+        return {"rankme": 10.0, "alpha_req": values[made[0].done // 5 if made else 0]}
+
+    made.append(trainer(run, watch=look, watch_every=5, log_every=1, steps=30, **training))
+    return made[0]
 
 
 ALPHAS = [2.5, 2.4, 2.2, 2.3, 2.6, 2.1, 2.4]

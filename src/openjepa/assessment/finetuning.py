@@ -80,7 +80,8 @@ def assess_finetuning(
         measured = {"value": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"]}
         rows.append(about | measured | {"dimensions": config.width, "settings": outcome.settings})
     found = paired_difference(outcomes[TARGET].correct, outcomes[SCRATCH].correct)
-    row = {"task": TASK, "features": TARGET, "against": SCRATCH, "evaluator": settings.name} | asdict(found)
+    row = {"task": TASK, "features": TARGET, "against": SCRATCH, "evaluator": settings.name, "metric": "accuracy"}
+    row |= asdict(found)
     clear = "" if found.verdict != "unclear" else ", not clear"
     return {
         "data": splits.train.name,

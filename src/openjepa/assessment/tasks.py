@@ -144,7 +144,7 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         return (own or not other) and (row.get("task", "classes"), row["evaluator"]) not in measured
 
     rows = [*(row for row in before.get("rows", []) if kept(row)), *now["rows"]]
-    differences = [*(row for row in before.get("differences", []) if kept(row)), *now["differences"]]
+    differences = [*(row for row in before.get("differences", []) if kept(row)), *now.get("differences", [])]
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
     head = now if fresh or not stale else before | {"command": now["command"], "notes": now.get("notes", [])}

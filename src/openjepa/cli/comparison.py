@@ -32,6 +32,7 @@ def compare_verb(arguments: list[str]) -> int:
             steps: optimiser steps of each run.
             epochs: passes over the images of each run.
             suite: quick (k-NN, linear probe, spoilt images, scenes) or full: what each run is judged by.
+            scene_count: scenes to learn on, and to test on.
             segmentation: judge each run on these images and masks as well.
             recipe: auto, small or standard.
             experiment: a saved I-JEPA experiment.json whose encoder, augmentation and training all objectives take.
@@ -50,6 +51,7 @@ def compare_verb(arguments: list[str]) -> int:
         steps: int | None = None
         epochs: float | None = None
         suite: str = "quick"
+        scene_count: tuple[int, int] = (4000, 2000)
         segmentation: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="IMAGES MASKS")] = None
         recipe: str = "auto"
         experiment: Path | None = None
@@ -108,6 +110,7 @@ def _judging(given: Any) -> tuple[str, ...]:
 
     choose(given.suite)  # a wrong name is told before anything is trained
     arguments = ["--suite", "full"] if given.suite == "full" else ["--only", "robustness", "scenes"]
+    arguments += ["--scene-count", *map(str, given.scene_count)]
     if given.segmentation is not None:
         arguments += ["--segmentation", *(str(path.expanduser().resolve()) for path in given.segmentation)]
     return tuple(arguments)

@@ -148,8 +148,14 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
             command=command,
             cache=_cache(given),
             progress=progress,
-            note=lambda sentence: print(sentence, file=sys.stderr),
+            note=_told,
         )
+
+
+def _told(sentence: str) -> None:
+    """For whoever waits at a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr)
 
 
 def _cache(given: Any) -> Any:

@@ -68,7 +68,7 @@ def render(content: dict[str, Any]) -> str:
     objectives = [name for name in content["request"]["objectives"] if any(_of(content, name))]
     data = next(iter(content["plans"].values()))["facts"]["data"]
     css = (files("openjepa.report") / "page.css").read_text(encoding="utf-8")
-    title = f"{listed([_CALLED[name] for name in objectives])} on {data['name']}"
+    title = f"{listed([_CALLED[name] for name in objectives])} on {Path(data['name']).name}"
     left = len(content["request"]["objectives"]) * content["request"]["seeds"] - len(content["runs"])
     note = f'<div class="notes">{left} run(s) are not finished; their numbers are missing here.</div>' if left else ""
     return (
@@ -215,7 +215,8 @@ def _cell(row: dict[str, Any], name: str, objectives: Sequence[str]) -> str:
     if name not in row["values"]:
         return ""
     found = row["values"][name]
-    text = percent(found["mean"]) + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
+    spread = name in objectives and found["std"] is not None  # the references are the same for every seed
+    text = percent(found["mean"]) + (f" ± {100 * found['std']:.1f}" if spread else "")
     best = max(row["values"][each]["mean"] for each in objectives if each in row["values"])
     return f"<b>{text}</b>" if name in objectives and found["mean"] == best else text
 

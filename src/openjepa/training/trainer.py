@@ -24,6 +24,7 @@ from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes, parallelise, restore_state, whole, whole_state
+from openjepa.training.energy import EnergyMeter
 from openjepa.training.metrics import Meter, MetricsLog, peak_memory
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
 from openjepa.training.schedules import ScheduleConfig, progress
@@ -228,6 +229,10 @@ class Trainer:
             for part in objective.modules():
                 if isinstance(part, Stack):
                     part.recompute = True
+        # The untrained encoder is what every later look is compared with; its measures stand in the first row. They are
+        # taken before the weights are sharded: FSDP2 wants the whole objective to be called before a part of it is.
+        taken = max(checkpoints.steps(run / "checkpoints"), default=0)
+        self._untrained = {} if taken else {UNTRAINED + name: value for name, value in self.watch().items()}
         call = parallelise(objective, processes, shard=training.shard)
         if training.compile:
             call.compile()
@@ -288,8 +293,7 @@ class Trainer:
             self.save()
         saved = self.done
         window = _Window()
-        # The untrained encoder is what every later look is compared with; its measures stand in the first row.
-        before = {} if self.done else {UNTRAINED + name: value for name, value in self._look(window).items()}
+        before = {} if self.done else self._untrained
         while self.done < last:
             batch, x, masks = self._next(stream, window)
             try:

@@ -1,0 +1,71 @@
+"""`openjepa compare` from the command line: two objectives on real files, gone on with, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.cli import main
+
+
+def call(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code or 0
+
+
+@pytest.fixture
+def images(tmp_path):
+    random = np.random.default_rng(0)
+    for kind, level in (("dark", 90), ("light", 170)):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for number in range(30):
+            grey = random.normal(level, 30, (16, 16)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(grey).save(tmp_path / "images" / kind / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, capfd):
+    out = tmp_path / "side-by-side"
+    asked = ("compare", images, "--out", out, "--objectives", "mae,denoising", "--scene-count", "200", "200")
+    asked += ("--steps", "3")
+    assert call(*asked) == 0
+    content = json.loads((out / "compare.json").read_text())
+    assert [run["folder"] for run in content["runs"]] == ["mae-seed0", "denoising-seed0"]
+    for run in content["runs"]:
+        assert run["steps"] == 3
+        assert run["flops"] == content["plans"][run["objective"]]["facts"]["flops_per_image"]["step"] * 3 * 15
+        assert {row["task"].split(":")[0] for row in run["rows"]} == {"classes", "robustness", "scenes"}
+        assert (out / run["folder"] / "report.html").is_file()
+    page = (out / "compare.html").read_text()
+    assert "MAE and denoising autoencoder on images" in page
+    assert "mae-seed0/report.html" in page
+    weights = (out / "mae-seed0" / "encoder" / "model.safetensors").stat().st_mtime_ns
+    # Interrupted after the first run: the second is done anew, the first is left as it is.
+    (out / "denoising-seed0" / "judged.json").unlink()
+    assert call(*asked) == 0
+    assert (out / "mae-seed0" / "encoder" / "model.safetensors").stat().st_mtime_ns == weights
+    again = json.loads((out / "compare.json").read_text())
+    assert [run["rows"][0]["value"] for run in again["runs"]] == [run["rows"][0]["value"] for run in content["runs"]]
+    capfd.readouterr()
+    assert call(*asked[:-1], "4") == 2
+    assert "other settings (steps)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", "3", "--objectives", "ijepa,simclr"), "no objective 'simclr'; choose from ijepa, mae, denoising"),
+        ((), "one of --minutes, --flops, --steps and --epochs"),
+        (("--steps", "3", "--minutes", "1"), "not --minutes and --steps"),
+        (("--steps", "3", "--suite", "most"), "no suite 'most'"),
+        (("--steps", "3", "--seeds", "0"), "--seeds must be 1 or more"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(images, tmp_path, capsys, arguments, words):
+    assert call("compare", images, "--out", tmp_path / "c", *arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "c").exists()
