@@ -101,7 +101,7 @@ def measures() -> dict[str, Callable[[Studied, int], float]]:
 def interval(values: np.ndarray, bad: np.ndarray) -> tuple[float, float, float]:
     """AUC of a lower value meaning bad (the share of pairs in order, ties a half), and its 95% bootstrap interval."""
     if bad.all() or not bad.any():
-        return (math.nan,) * 3
+        return math.nan, math.nan, math.nan
     n = len(bad)
     below, above = values[bad][:, None], values[~bad][None]
     ordered = (below < above) + 0.5 * (below == above)

@@ -194,7 +194,7 @@ def study(out: Path, runs: int, steps: int) -> None:
             continue
         experiment = tiny(number, steps)
         try:
-            found = run(experiment, splits, learn=1200, test=1000)
+            found: dict[str, Any] = run(experiment, splits, learn=1200, test=1000)
         except Exception as error:  # noqa: BLE001  a run that breaks down is a result of its settings too
             found = {"failed": f"{type(error).__name__}: {error}"}
         line = {"run": number, "settings": settings(number), "steps": steps, **found}

@@ -97,9 +97,10 @@ def assess_robustness(
             name: correct_by_part(evaluator, train[name], {part: found[name] for part, found in tests.items()})
             for name in encoders
         }
-        for name, parts in right.items():
-            for part, correct in parts.items():
-                rows.append(_row(part, name, evaluator.name, correct, train[name].dimensions))
+        for part in tests:
+            rows += [
+                _row(part, name, evaluator.name, parts[part], train[name].dimensions) for name, parts in right.items()
+            ]
         own = panel.subjects[0]
         differences += [
             {

@@ -129,6 +129,10 @@ def _missing(panel: Panel, labelled: bool, tasks: Tasks) -> list[str]:
     return notes
 
 
+def _measure(row: dict[str, Any]) -> tuple[str, str]:
+    return row.get("task", "classes"), row["evaluator"]
+
+
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A record of what was measured ``now``, and of what was measured ``before`` and not now, on the same images.
 
@@ -137,18 +141,19 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     images = ("data", "train_images", "test_images")
     fresh, stale = bool(now["train_images"]), bool(before.get("train_images"))
     other = fresh and stale and any(before.get(name) != now[name] for name in images)
-    measured = {(row["task"], row["evaluator"]) for row in now["rows"]}
+    measured = set(map(_measure, now["rows"]))
 
     def kept(row: dict[str, Any]) -> bool:
         own = row.get("task", "classes").split(":")[0] in ("scenes", "segmentation")
-        return (own or not other) and (row.get("task", "classes"), row["evaluator"]) not in measured
+        return (own or not other) and _measure(row) not in measured
 
     rows = [*(row for row in before.get("rows", []) if kept(row)), *now["rows"]]
     differences = [*(row for row in before.get("differences", []) if kept(row)), *now.get("differences", [])]
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
     head = now if fresh or not stale else before | {"command": now["command"], "notes": now.get("notes", [])}
-    order = {"classes": 0, "robustness": 1, "scenes": 2, "segmentation": 3, "fine-tuning": 4}
-    rows.sort(key=lambda row: order.get(row.get("task", "classes").split(":")[0], 5))
+    kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
+    place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}
+    rows.sort(key=lambda row: (kinds.index(_measure(row)[0].split(":")[0]), place.get(_measure(row), len(place))))
     spectrum = now.get("spectrum") or before.get("spectrum", {})
     return head | {"rows": rows, "differences": differences, "spectrum": spectrum} | ({"tasks": tasks} if tasks else {})
