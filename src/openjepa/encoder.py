@@ -28,6 +28,8 @@ class EncoderConfig:
         qkv_bias: whether the query, key and value projection has a bias.
         norm_eps: epsilon of every LayerNorm.
         positions: ``sincos`` (fixed) or ``learned`` (a table that came with imported weights, kept as it is).
+        class_token: a learned token in front of the others, which all attend to and which is no part of the features;
+            for imported weights that were trained with one (MAE's).
     """
 
     signal: tuple[int, ...] = (224, 224)
@@ -40,6 +42,7 @@ class EncoderConfig:
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     positions: Literal["sincos", "learned"] = "sincos"
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.depth < 0 or self.width % self.heads:
@@ -83,7 +86,7 @@ class PredictorConfig:
 
 
 class Encoder(nn.Module):
-    """A vision transformer without class token: a signal to the features of its tokens, or of those that are kept.
+    """A vision transformer: a signal to the features of its tokens, or of those that are kept.
 
     Source: I-JEPA (Assran et al. 2023), app. A.1; ViT (Dosovitskiy et al. 2021).
     """
@@ -110,6 +113,10 @@ class Encoder(nn.Module):
         # strong beside the positions; with 0.02 a 4x4 grey patch is a sixth of its position, and little else is seen.
         std = 0.02 if values >= 14 * 14 * 3 else 0.02 * math.sqrt(768 / values)
         nn.init.trunc_normal_(self.embed.weight, std=std, generator=generator)
+        self.class_token = None
+        if config.class_token:
+            self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+            nn.init.trunc_normal_(self.class_token, std=0.02, generator=generator)
 
     def positions(self, grid: TokenGrid) -> Float[Tensor, "N D"]:
         """The position table at ``grid``; other sizes and aspect ratios than the native one are interpolated."""
@@ -131,10 +138,26 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the signal has the wrong channels, or its extents are no multiple of the patch.
         """
-        return self.stack(self.tokens(x, keep), valid)
+        rows, valid = self._rows(x, keep, valid)
+        return self._own(self.stack(rows, valid))
+
+    def depths(self, x: Float[Tensor, "B C *S"]) -> list[Tensor]:
+        """The residual stream "B N D" of all tokens before the first block and after each, without the final norm."""
+        return [self._own(stream) for stream in self.stack.depths(self._rows(x, None, None)[0])]
+
+    def _rows(self, x: Tensor, keep: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the transformer is given, the class token in front where there is one."""
+        rows = self.tokens(x, keep)
+        if self.class_token is None:
+            return rows, valid
+        rows = torch.cat([self.class_token.to(rows.dtype).expand(len(rows), -1, -1), rows], 1)
+        return rows, None if valid is None else torch.cat([valid.new_ones(len(valid), 1), valid], 1)
+
+    def _own(self, rows: Tensor) -> Tensor:
+        return rows if self.class_token is None else rows[:, 1:]
 
     def tokens(self, x: Float[Tensor, "B C *S"], keep: Int[Tensor, "B K"] | None = None) -> Float[Tensor, "B K D"]:
-        """What the transformer is given: embedded patches plus positions, of the tokens ``keep``."""
+        """Embedded patches plus positions, of the tokens ``keep``."""
         if x.ndim != 2 + len(self.config.signal) or x.shape[1] != self.config.channels:
             raise ValueError(
                 f"this encoder reads (batch, {self.config.channels} channels, {len(self.config.signal)} axes), "

@@ -204,7 +204,7 @@ def _read(encoder: Encoder) -> Read:
         if blocks == 1:
             return Reading([encoder(x)], None)
         stack = encoder.stack
-        return Reading([stack.norm(stream) for stream in stack.depths(encoder.tokens(x))[1:][-blocks:]], None)
+        return Reading([stack.norm(stream) for stream in encoder.depths(x)[1:][-blocks:]], None)
 
     return read
 

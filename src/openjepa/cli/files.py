@@ -32,7 +32,7 @@ def import_verb(arguments: list[str]) -> int:
 
     @dataclass(frozen=True, kw_only=True)
     class Import:
-        """Turn a published .pth.tar into a folder with both encoders (Hugging Face layout) and the predictor.
+        """Turn a published checkpoint into a folder: I-JEPA's .pth.tar (all three networks), or MAE's .pth (the encoder).
 
         Attributes:
             checkpoint: the file.
@@ -53,5 +53,5 @@ def import_verb(arguments: list[str]) -> int:
     facts = import_checkpoint(path, out, heads=given.num_heads, predictor_heads=given.predictor_heads)
     for name, value in facts.items():
         print(f"{name}: {value}")
-    print(f"written: {out} (encoder/ is the target encoder; openjepa.load({str(out)!r}) reads it)")
+    print(f"written: {out} (openjepa.load({str(out)!r}) reads it)")
     return 0

@@ -13,6 +13,8 @@ _OWN_TYPE = "openjepa_encoder"
 
 def obstacle_to_transformers(config: EncoderConfig) -> str:
     """Why transformers' ``IJepaModel`` cannot hold an architecture; empty where it can."""
+    if config.class_token:
+        return "it has a class token, which an IJepaModel has not"
     axes = len(config.signal)
     return "" if axes == 2 else f"its signal has {axes} ax{'is' if axes == 1 else 'es'}, not two"
 
@@ -23,6 +25,7 @@ def to_config_json(config: EncoderConfig, facts: Mapping[str, Any], obstacle: st
         "signal": list(config.signal),
         "patch": list(config.patch),
         "positions": config.positions,
+        "class_token": config.class_token,
         "preprocessing": dict(facts),
     }
     return {
@@ -84,7 +87,8 @@ def _own_config(content: Mapping[str, Any], own: Mapping[str, Any], where: str) 
             f"{where} should give `signal` and `patch` under `openjepa`, and has {signal!r} and {patch!r}."
         )
     config = _standard_config({**content, "model_type": "ijepa", "image_size": 1, "patch_size": 1}, where)
-    return _with_grid(dataclasses.replace(config, signal=tuple(signal or ()), patch=tuple(patch or ())), where)
+    shape = {"signal": tuple(signal or ()), "patch": tuple(patch or ())}
+    return _with_grid(dataclasses.replace(config, **shape, class_token=own.get("class_token") is True), where)
 
 
 def _with_grid(config: EncoderConfig, where: str) -> EncoderConfig:

@@ -37,6 +37,8 @@ def _names(config: EncoderConfig) -> dict[str, str]:
         for theirs, ours in _LAYER.items()
     }
     names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in modules.items() for kind in ("weight", "bias")}
+    if config.class_token:
+        names["embeddings.cls_token"] = "class_token"
     return {"embeddings.position_embeddings": "table"} | names
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.interop import huggingface, meta
+from openjepa.interop import huggingface, mae, meta
 from openjepa.interop.assembly import build_predictor, check_finite, join_ijepa
 from openjepa.interop.folders import read_json, read_tensors, whole_folder, write_json, write_tensors
 from openjepa.interop.image_processor import PreprocessingLike, assumed
@@ -22,7 +22,10 @@ from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 def import_checkpoint(
     path: str | Path, out: str | Path, *, heads: int | None = None, predictor_heads: int | None = None
 ) -> dict[str, Any]:
-    """Turn a published `.pth.tar` into a folder with both encoders and the predictor; return what was found.
+    """Turn a published checkpoint into a folder that other tools read; return what was found.
+
+    Of I-JEPA's `.pth.tar` both encoders and the predictor are kept, of MAE's `.pth` the encoder
+    (:mod:`openjepa.interop.mae`).
 
     Args:
         path: the checkpoint.
@@ -32,6 +35,11 @@ def import_checkpoint(
     Raises:
         InputError: ``out`` exists, or the checkpoint cannot be used; nothing is written then.
     """
+    content = meta.load_file(Path(path))
+    if mae.is_mae(content):
+        if predictor_heads is not None:
+            raise InputError(f"{path} is an MAE checkpoint, which has no predictor: leave --predictor-heads out.")
+        return mae.import_mae(content, Path(path), Path(out), heads=heads)
     with whole_folder(Path(out)) as draft:
         checkpoint = meta.read(path, heads=heads, predictor_heads=predictor_heads)
         config = checkpoint.encoder_config

@@ -98,7 +98,7 @@ def read(path: str | Path, *, heads: int | None = None, predictor_heads: int | N
         InputError: no checkpoint, damaged, not I-JEPA's, or heads that cannot be told; the message names what.
     """
     where = str(path)
-    checkpoint = parse(_load(Path(path)), heads=heads, predictor_heads=predictor_heads, where=where)
+    checkpoint = parse(load_file(Path(path)), heads=heads, predictor_heads=predictor_heads, where=where)
     for name in ("context", "target", "predictor"):
         check_finite(getattr(checkpoint, name), f"the {name} network of {where}")
     return checkpoint
@@ -112,7 +112,7 @@ def parse(
     where: str = "the checkpoint",
 ) -> ReferenceCheckpoint:
     """What :func:`read` makes of the loaded mapping."""
-    context, target, predictor = (_section(content, name, where) for name in ("encoder", "target_encoder", "predictor"))
+    context, target, predictor = (section(content, name, where) for name in ("encoder", "target_encoder", "predictor"))
     config = encoder_config(target, heads, f"`target_encoder` of {where}")
     other = encoder_config(context, heads, f"`encoder` of {where}")
     # The published code averages the target's position table along with its weights, which rounds it again and again.
@@ -173,7 +173,7 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         raise InputError(f"cannot write {path}: {error}.") from error
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def load_file(path: Path) -> Mapping[str, Any]:
     """The content of the file; only what is a PyTorch file is handed to PyTorch, and only data is taken from it."""
     try:
         with path.open("rb") as file:
@@ -184,7 +184,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     if not zipped and head != _LEGACY:
         cut = head.startswith(b"PK\x03\x04")
         why = "the file ends too early: it was cut short; download it again" if cut else "it is no PyTorch file"
-        raise InputError(f"{path} is not an I-JEPA checkpoint: {why}.")
+        raise InputError(f"{path} is not a checkpoint: {why}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except _UNREADABLE as error:
@@ -195,7 +195,7 @@ def _load(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _section(content: Mapping[str, Any], name: str, where: str) -> State:
+def section(content: Mapping[str, Any], name: str, where: str) -> State:
     """One network's tensors, the wrapper's prefix taken off."""
     section = content.get(name)
     if not isinstance(section, Mapping) or not section:
