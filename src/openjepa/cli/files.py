@@ -32,7 +32,7 @@ def import_verb(arguments: list[str]) -> int:
 
     @dataclass(frozen=True, kw_only=True)
     class Import:
-        """Turn a published checkpoint into a folder: I-JEPA's .pth.tar (all three networks), or MAE's .pth (the encoder).
+        """Turn a published checkpoint into a folder: I-JEPA's .pth.tar (three networks), or MAE's .pth (the encoder).
 
         Attributes:
             checkpoint: the file.

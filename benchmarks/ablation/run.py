@@ -1,0 +1,214 @@
+"""What each setting of the small recipe is worth, one at a time, with paired seeds; the reference's flaws among them.
+
+    python benchmarks/ablation/run.py --out FILE.jsonl [--seeds 2] [--steps 2000] [--levers NAME ...]
+    python benchmarks/ablation/run.py --table FILE.jsonl
+
+Every run is the ``small`` recipe on the bundled sample with one thing changed, the same seeds and steps for all, judged
+by k-NN and linear probe on all 20,000 / 5,000 images. Each appends one line of JSON; runs that are there are left out,
+so a stopped study goes on. ``--table`` prints differences from the unchanged recipe, seed by seed, as Markdown.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from openjepa import draws
+from openjepa.data.base import Source, Splits
+from openjepa.data.loader import ordered_batches, training_batches
+from openjepa.data.sources import open_data
+from openjepa.evaluation.features import Features
+from openjepa.evaluation.knn import KNN
+from openjepa.evaluation.linear import LinearProbe
+from openjepa.experiment import Experiment
+from openjepa.masking import Masks, MultiBlockMasking, block_extents
+from openjepa.recipes.small import small
+from openjepa.training.distributed import Processes
+from openjepa.training.trainer import Step
+
+
+class Edges(MultiBlockMasking):
+    """The published placement: a block never reaches the last row or column (flaw 1)."""
+
+    def _blocks(self, ids, step, attempt, name, count):
+        axes = len(self._extents)
+        keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(2 * axes))
+        u = draws.uniform(f"mask {name}", *keys)
+        scale, aspect = getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect")
+        extents = np.minimum(block_extents(self._extents, scale, aspect, u[..., :axes]), np.asarray(self._extents) - 1)
+        start = np.floor(u[..., axes:] * (np.asarray(self._extents) - extents)).astype(np.int64)
+        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
+        return np.asarray(inside.all(-1))
+
+
+class Raster(MultiBlockMasking):
+    """The published truncation: of the tokens that are seen, the first in raster order are kept (flaw 2)."""
+
+    def _index(self, ids, step, targets, visible):
+        fair = super()._index(ids, step, targets, visible)
+        rows = visible.reshape(-1, self.grid.size)
+        first = np.argsort(~rows, axis=1, kind="stable")[:, : self.context_tokens]
+        return Masks(torch.from_numpy(first), fair.targets)
+
+
+class Shared(MultiBlockMasking):
+    """One random number for scale and aspect, and one block size for all images of an epoch (flaw 3)."""
+
+    def _blocks(self, ids, step, attempt, name, count):
+        axes = len(self._extents)
+        size = np.repeat(draws.uniform(f"mask size {name}", self.seed, step, attempt), axes)
+        keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(axes))
+        u = draws.uniform(f"mask {name}", *keys)
+        scale, aspect = getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect")
+        extents = block_extents(self._extents, scale, aspect, size)
+        start = np.floor(u * (np.asarray(self._extents) - extents + 1)).astype(np.int64)
+        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
+        return np.asarray(inside.all(-1))
+
+
+def changed(**parts: dict[str, Any]) -> Callable[[Experiment], Experiment]:
+    """The experiment with some settings of some parts replaced."""
+    return lambda experiment: replace(
+        experiment, **{part: replace(getattr(experiment, part), **settings) for part, settings in parts.items()}
+    )
+
+
+LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMasking]]] = {
+    "unchanged": (changed(), MultiBlockMasking),
+    "targets: LayerNorm alone": (changed(ijepa={"target_norm": "layer"}), MultiBlockMasking),
+    "targets: per feature": (changed(ijepa={"target_norm": "feature"}), MultiBlockMasking),
+    "targets: per feature and place": (changed(ijepa={"target_norm": "position"}), MultiBlockMasking),
+    "targets of two depths (2, 4)": (changed(ijepa={"target_depths": (2, 4)}), MultiBlockMasking),
+    "no variance-covariance term": (changed(ijepa={"variance_covariance": 0.0}), MultiBlockMasking),
+    "EMA from 0.996": (changed(ijepa={"momentum": (0.996, 1.0)}), MultiBlockMasking),
+    "EMA from 0.9": (changed(ijepa={"momentum": (0.9, 1.0)}), MultiBlockMasking),
+    "L2 loss": (changed(ijepa={"loss": "l2"}), MultiBlockMasking),
+    "all visible tokens seen": (changed(masks={"context_share": 1.0}), MultiBlockMasking),
+    "two mask sets for a teacher pass": (changed(masks={"contexts": 2}), MultiBlockMasking),
+    "larger targets (0.3 to 0.4)": (changed(masks={"target_scale": (0.3, 0.4)}), MultiBlockMasking),
+    "predictor depth 2": (changed(predictor={"depth": 2}), MultiBlockMasking),
+    "predictor width 64": (changed(predictor={"width": 64}), MultiBlockMasking),
+    "lr doubled": (changed(schedule={"lr": 1e-3}), MultiBlockMasking),
+    "weight decay 0.05 throughout": (
+        changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05}), MultiBlockMasking,
+    ),
+    "crops of 0.6 to 1.0": (changed(augmentation={"crop_scale": (0.6, 1.0)}), MultiBlockMasking),
+    "flaw: edges never reached": (changed(), Edges),
+    "flaw: context cut in raster order": (changed(), Raster),
+    "flaw: one number for scale and aspect": (changed(), Shared),
+}  # fmt: skip
+
+
+def recipe(seed: int, steps: int) -> Experiment:
+    """The small recipe on the sample, in float32."""
+    made = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
+    return replace(made, seed=seed, training=replace(made.training, steps=steps, precision="float32"))
+
+
+def run(lever: str, seed: int, steps: int, splits: Splits) -> dict[str, Any]:
+    """Train, and judge the target encoder."""
+    change, sampler = LEVERS[lever]
+    experiment = change(recipe(seed, steps))
+    masking = sampler(experiment.encoder.grid, experiment.masks, seed=seed)
+    objective = experiment.objective().train()
+    step = Step(
+        objective,
+        schedule=experiment.schedule,
+        optimizer=experiment.optimizer,
+        training=experiment.training,
+        processes=Processes(0, 1, torch.device("cpu")),
+    )
+    begin = time.perf_counter()
+    stream = training_batches(
+        splits.train,
+        experiment.preprocessing,
+        experiment.augmentation,
+        masking,
+        batch=experiment.training.batch,
+        seed=seed,
+        workers=0,
+    )
+    for number, batch in zip(range(steps), stream, strict=False):
+        assert batch.masks is not None
+        step(experiment.preprocessing.normalise(batch.images), batch.masks, number)
+    seconds = time.perf_counter() - begin
+    assert splits.test is not None
+    parts = [_features(source, experiment, objective.eval().representation) for source in (splits.train, splits.test)]
+    found = {"knn": KNN().classify(*parts).scores(), "probe": LinearProbe().classify(*parts).scores()}
+    return {
+        "lever": lever, "seed": seed, "steps": steps, "seconds": seconds,
+        **{name: scores["accuracy"] for name, scores in found.items()},
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def _features(source: Source, experiment: Experiment, encoder: torch.nn.Module) -> Features:
+    values, labels = [], []
+    for batch in ordered_batches(source, experiment.preprocessing, batch=500, workers=0):
+        values.append(encoder(experiment.preprocessing.normalise(batch.images)).mean(1).numpy())
+        labels.append(batch.labels.numpy())
+    return Features(np.concatenate(values), np.concatenate(labels), "encoder")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Mean accuracy of each lever, and its difference from the unchanged recipe over the seeds that both have."""
+    by = {(line["lever"], line["seed"]): line for line in lines}
+    head = "| change | seeds | k-NN | difference | probe | difference | time of a step |"
+    rows = [head, f"|{'---|' * 7}"]
+    for lever in dict.fromkeys(line["lever"] for line in lines):
+        seeds = [seed for name, seed in by if name == lever and ("unchanged", seed) in by]
+        own, plain = ([by[name, seed] for seed in seeds] for name in (lever, "unchanged"))
+        cells = []
+        for measure in ("knn", "probe"):
+            differences = [100 * (a[measure] - b[measure]) for a, b in zip(own, plain, strict=True)]
+            cells.append(f"{100 * np.mean([a[measure] for a in own]):.1f}")
+            cells.append("" if lever == "unchanged" else _interval(differences))
+        ratio = np.mean([a["seconds"] / b["seconds"] for a, b in zip(own, plain, strict=True)])
+        rows.append(f"| {lever} | {len(seeds)} | {' | '.join(cells)} | x {ratio:.2f} |")
+    return "\n".join(rows)
+
+
+def _interval(differences: list[float]) -> str:
+    """The mean difference, with its standard error where there are several seeds."""
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return f"{mean:+.1f}"
+    return f"{mean:+.1f} ± {float(np.std(differences, ddof=1)) / math.sqrt(len(differences)):.1f}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="append results to this file")
+    parser.add_argument("--table", type=Path, help="print the table of this file")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS), metavar="NAME")
+    given = parser.parse_args()
+    if given.table is not None:
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        return
+    if given.out is None:
+        parser.error("say where to put the results (--out), or which to show (--table)")
+    lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
+    done = {(line["lever"], line["seed"], line["steps"]) for line in lines}
+    splits = open_data(None)
+    for seed in range(given.seeds):
+        for lever in given.levers:
+            if (lever, seed, given.steps) in done:
+                continue
+            found = run(lever, seed, given.steps, splits)
+            with given.out.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(found, flush=True)
+
+
+if __name__ == "__main__":
+    main()
