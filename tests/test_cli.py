@@ -81,7 +81,7 @@ def test_a_run_leaves_what_it_promises(run, images):
     assert [row["step"] for row in rows] == list(range(12))
     assert "rankme" in rows[-1]
     found = json.loads((run / "evaluation.json").read_text())
-    assert {row["features"] for row in found["rows"]} == {"target encoder", "random encoder", "raw pixels"}
+    assert {row["features"] for row in found["rows"]} == {"trained encoder", "random encoder", "raw pixels"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
     report = (run / "report.html").read_text()
     assert "RankMe" in report
@@ -153,6 +153,20 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     for part in ("60 to train on", "32x32", "3 channels", "8x8 tokens", "parameters", "estimate"):
         assert part in said
+
+
+def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path, capsys):
+    saved, other = run / "experiment.json", tmp_path / "mae"
+    assert call("pretrain", images, "--experiment", saved, "--objective", "mae", "--steps", "2", "--out", other) == 0
+    capsys.readouterr()
+    one, two = (json.loads((folder / "experiment.json").read_text()) for folder in (run, other))
+    assert (one["method"], two["method"]) == ("ijepa", "mae")
+    assert one["encoder"] == two["encoder"]
+    assert one["schedule"] != two["schedule"]
+    assert "masked autoencoder" in (other / "encoder" / "README.md").read_text()
+    assert "pixels of every outlined block" in (other / "report.html").read_text()
+    again = ("--experiment", other / "experiment.json", "--objective", "ijepa", "--steps", "2", "--out", tmp_path / "c")
+    assert "an ijepa one can be turned" in refused(capsys, "pretrain", images, *again)
 
 
 def test_a_saved_experiment_is_begun_again(run, images, tmp_path):
@@ -437,7 +451,7 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     }
     for evaluator in evaluators - {"attentive probe"}:
         assert {row["features"] for row in rows if row["evaluator"] == evaluator} == {
-            *("target encoder", "random encoder", "raw pixels")
+            *("trained encoder", "random encoder", "raw pixels")
         }, evaluator
     compared = {(row["evaluator"], row["metric"], row["against"]) for row in found["differences"]}
     assert {("retrieval", "mAP", "raw pixels"), ("attentive probe", "accuracy", "random encoder")} <= compared
@@ -445,7 +459,7 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
         assert name.split(",")[0].split()[0] in said.out
     assert said.err == ""  # no bar where there is no terminal
     card = (copy / "encoder" / "README.md").read_text()
-    assert "| target encoder | retrieval | mAP |" in card
+    assert "| trained encoder | retrieval | mAP |" in card
     assert "12 of 12" in card
     page = (copy / "report.html").read_text()
     assert "classes: all other measures" in page

@@ -77,7 +77,7 @@ def row(features, value, evaluator="k-NN"):
 
 
 def run(objective, seed, value):
-    rows = [row("target encoder", value), row("random encoder", 0.5), row("raw pixels", 0.6)]
+    rows = [row("trained encoder", value), row("random encoder", 0.5), row("raw pixels", 0.6)]
     curve = [
         {"step": 9, "seconds": 1.0, "flops": 10.0, "knn": 0.4},
         {"step": 19, "seconds": 2.0, "flops": 20.0, "knn": value},

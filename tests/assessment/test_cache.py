@@ -164,5 +164,5 @@ def test_tokens_are_bounded_and_the_bound_is_said(monkeypatch):
     splits = Splits(train=source(60), test=source(30, 1), sentence="")
     found = assess(ours(), splits, entries=choose("full", ("attentive",)))
     assert {row["settings"]["images"] for row in found["rows"]} == {30.0}
-    assert {row["features"] for row in found["rows"]} == {"target encoder", "random encoder"}
+    assert {row["features"] for row in found["rows"]} == {"trained encoder", "random encoder"}
     assert any("are of 30 train images" in note for note in found["notes"])

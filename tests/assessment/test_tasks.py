@@ -12,7 +12,7 @@ from openjepa.cli import main
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.interop import huggingface
 
-NAMES = ["target encoder", "random encoder", "raw pixels"]
+NAMES = ["trained encoder", "random encoder", "raw pixels"]
 
 
 def call(*arguments: str | Path) -> int:
@@ -118,8 +118,8 @@ def test_fine_tuning_stands_beside_the_same_from_scratch(encoder, tmp_path, caps
     asked = ("--only", "finetune", "--finetune-epochs", "5", "--json", written)
     assert call(encoder, tmp_path / "data", *asked) == 0
     found = rows_of(written)
-    assert list(found) == [("fine-tuning", "fine-tuning", name) for name in ("target encoder", "from scratch")]
-    row = found["fine-tuning", "fine-tuning", "target encoder"]
+    assert list(found) == [("fine-tuning", "fine-tuning", name) for name in ("trained encoder", "from scratch")]
+    row = found["fine-tuning", "fine-tuning", "trained encoder"]
     assert row["value"] > 0.8
     assert row["settings"]["epochs"] == 5
     facts = json.loads(written.read_text())["tasks"]["fine-tuning"]

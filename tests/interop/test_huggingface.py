@@ -391,7 +391,7 @@ def test_the_card_is_one_that_the_hub_reads(small):
     from huggingface_hub import ModelCard
 
     row = {
-        "features": "target encoder",
+        "features": "trained encoder",
         "evaluator": "k-NN",
         "metric": "accuracy",
         "value": 0.8125,
@@ -405,7 +405,7 @@ def test_the_card_is_one_that_the_hub_reads(small):
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "transformers"
     assert "# Tiles: a test" in card.text
-    assert "| target encoder | k-NN | accuracy | 0.812 | 0.800 to 0.825 |" in card.text
+    assert "| trained encoder | k-NN | accuracy | 0.812 | 0.800 to 0.825 |" in card.text
     assert "| training images | 60000 |" in card.text
     assert "| LayerNorm epsilon | 1e-06 |" in card.text
 

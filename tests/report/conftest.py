@@ -15,7 +15,7 @@ def _row(features: str, evaluator: str, value: float, half: float = 0.01) -> dic
 
 
 def _evaluation(target: float, random: float, pixels: float, half: float) -> list[dict[str, Any]]:
-    named = (("target encoder", target), ("random encoder", random), ("raw pixels", pixels))
+    named = (("trained encoder", target), ("random encoder", random), ("raw pixels", pixels))
     return [
         _row(features, evaluator, value + more, half)
         for evaluator, more in (("k-NN", 0.0), ("linear probe", 0.05))

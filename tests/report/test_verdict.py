@@ -65,7 +65,7 @@ def test_behind_on_one_evaluator_and_level_on_the_other_is_no_gain(parts):
 )
 def test_a_measured_difference_decides_where_the_intervals_overlap(parts, low, high, headline, answer):
     parts.score(0.62, 0.6, 0.7, half=0.02)
-    difference = {"features": "target encoder", "against": "random encoder", "value": 0.02, "low": low, "high": high}
+    difference = {"features": "trained encoder", "against": "random encoder", "value": 0.02, "low": low, "high": high}
     parts.evaluation["differences"] = [difference | {"evaluator": name} for name in ("k-NN", "linear probe")]
     verdict = judge(read_run(parts.write()))
     assert verdict.headline.startswith(headline)
@@ -109,7 +109,7 @@ def test_few_of_many_directions_is_narrow_and_not_called_failure(parts):
     parts.log(30, full=True)
     for row in parts.evaluation["rows"]:
         row["dimensions"] = 192
-    parts.evaluation["spectrum"] = {"target encoder": {"rankme": 10.0}}
+    parts.evaluation["spectrum"] = {"trained encoder": {"rankme": 10.0}}
     answer, because = answers(parts)["Has it collapsed?"]
     assert answer == "No, but narrow"
     assert because.startswith("RankMe 10.0 of 192 and target std 0.400.")  # the evaluation's, not the online 3.5

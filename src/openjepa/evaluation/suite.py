@@ -16,7 +16,7 @@ from openjepa.evaluation.linear import LinearProbe
 from openjepa.evaluation.spectrum import RANKME_IMAGES, rankme
 from openjepa.evaluation.split import check_parts
 
-TARGET, RANDOM, PIXELS = "target encoder", "random encoder", "raw pixels"
+TARGET, RANDOM, PIXELS = "trained encoder", "random encoder", "raw pixels"
 BASELINES = (RANDOM, PIXELS)
 # What an evaluator can read of an image: the average over tokens of the last layer; of the last four blocks, each
 # through the final norm, concatenated; every token of the last layer.
@@ -179,7 +179,7 @@ def evaluate(
 ) -> Evaluation:
     """Run every evaluator on every (train, test) pair of ``features``, whose keys name the rows of the table.
 
-    The keys hold "random encoder", "raw pixels" and the encoder judged ("target encoder"), all of the same images in
+    The keys hold "random encoder", "raw pixels" and the encoder judged ("trained encoder"), all of the same images in
     the same order. Raises InputError for parts that cannot be judged (see :func:`check_parts`).
     """
     missing = [name for name in BASELINES if name not in features]

@@ -12,7 +12,7 @@ Standing = Literal["good", "mixed", "bad", "unknown"]
 # Over all evaluators: above on each, above on some, apart on none, below on some and above on none, below on each.
 Outcome = Literal["above", "part", "level", "short", "below"]
 PAIR = ("k-NN", "linear probe")
-TARGET, RANDOM, PIXELS = "target encoder", "random encoder", "raw pixels"
+TARGET, RANDOM, PIXELS = "trained encoder", "random encoder", "raw pixels"
 # Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
 _COLLAPSED_RANK = 2.0
 _COLLAPSED_STD = 0.02
