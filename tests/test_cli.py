@@ -226,11 +226,11 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
     )
 
 
-@pytest.mark.parametrize("shard", [(), ("--training.shard",)])
+@pytest.mark.parametrize("shard", [(), ("--training.shard",), ("--training.shard", "--objective", "denoising")])
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
     arguments += ["--ijepa.variance-covariance", "0.1"]  # a term of the whole step, not of a process' share
-    assert call(*arguments, "--out", tmp_path / "one") == 0
+    assert call(*arguments, *shard[1:], "--out", tmp_path / "one") == 0
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openjepa", *arguments]
     ended = subprocess.run(
         [sys.executable, "-m", *launch, "--out", str(tmp_path / "two"), *shard],

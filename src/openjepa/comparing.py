@@ -74,7 +74,9 @@ def begin(
     Raises:
         InputError: the folder holds something else, or another comparison.
     """
-    asked = {"data": opened, **dataclasses.asdict(request)}
+    saved = None if wishes.experiment is None else json.loads(wishes.experiment.to_json())
+    asked = {"data": opened, **dataclasses.asdict(request), "recipe": wishes.recipe, "channels": wishes.channels}
+    asked |= {"image_size": wishes.image_size, "experiment": saved}
     path = folder / FILE
     if path.is_file():
         found = json.loads(path.read_text())

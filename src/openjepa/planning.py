@@ -211,6 +211,8 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, lo
 
     It takes ``look`` seconds or three steps, whichever is longer.
     """
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
     objective = experiment.objective().to(processes.device).train()
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
@@ -247,7 +249,11 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, lo
             break
     seconds = (time.perf_counter() - begin) / count
     getattr(batches, "close", lambda: None)()
-    return seconds, peak_memory(processes.device)
+    memory = peak_memory(processes.device)
+    if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
+        del objective, step
+        torch.cuda.empty_cache()
+    return seconds, memory
 
 
 def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds: float) -> Experiment:

@@ -16,7 +16,7 @@ from openjepa import draws
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
-from openjepa.diagnosis import Choice, choose
+from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.interop import huggingface
@@ -29,11 +29,20 @@ from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
 PICTURES = 12
+# Which step's encoder stands in encoder/, and why; for the card and the report.
+EXPORTED = "exported.json"
+# What a run holds that was stopped before its first step, or in its first save.
+_ASKED = {"experiment.json", "plan.json", "checkpoints"}
 _SUMMARIES = {
     "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
     "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
     "denoising": "The encoder of a denoising autoencoder, trained without labels by taking noise out of images.",
 }
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a run has taken a step, or could have: it has a checkpoint, or logged something."""
+    return bool(checkpoints.steps(run / "checkpoints")) or (run / "metrics.jsonl").exists()
 
 
 def check_free(run: Path) -> None:
@@ -42,10 +51,10 @@ def check_free(run: Path) -> None:
     Raises:
         InputError: there is something already, which is never overwritten, or the folder cannot be written.
     """
-    if (run / "checkpoints").exists():
+    if has_begun(run):
         raise InputError(f"{run} is a run already: go on with it (openjepa resume {run}), or choose another --out")
     # A run that was stopped before its first step holds nothing but what it was asked for.
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {"experiment.json", "plan.json"}):
+    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - _ASKED):
         raise InputError(f"{run} exists and is not empty: choose another --out")
     standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     try:
@@ -201,14 +210,20 @@ class Run:
         self._take(weights)
         self.exported = step
         found = choose(read_rows(self.folder / "metrics.jsonl"))
-        if found is not None:
-            self.choice = chosen_sentence(Choice(step=step, score=found.score), self.trainer.done)
+        score = "" if found is None else f" ({found.score:+.2f}; 0 is the untrained encoder)"
+        self.choice = (
+            f"The encoder of step {step:,} of {self.trainer.done:,} is exported: of all looks, the score without "
+            f"labels is highest there{score}."
+        )
 
     def export(self, *, evaluation: list[dict[str, Any]] | None = None) -> None:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = _card(self.plan, self.exported, self.experiment, evaluation or [], self.choice)
         preprocessing = self.experiment.preprocessing
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
+        aside = self.folder / ".exported.writing"
+        aside.write_text(json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
+        aside.replace(self.folder / EXPORTED)
 
 
 def _card(
@@ -230,20 +245,14 @@ def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
         InputError: it is not a run, or holds no encoder.
     """
     experiment, plan = read_experiment(run)
-    done, step, choice = max(checkpoints.steps(run / "checkpoints"), default=0), None, ""
-    if experiment.training.keep_best:
-        step = choose(read_rows(run / "metrics.jsonl")) if (run / "metrics.jsonl").is_file() else None
-        choice = "" if step is None else chosen_sentence(step, done)
-    shown = done if step is None else step.step
-    return huggingface.renew_card(run / "encoder", _card(plan, shown, experiment, evaluation, choice))
-
-
-def chosen_sentence(choice: Choice, done: int) -> str:
-    """Which checkpoint's encoder is exported, and why."""
-    return (
-        f"The encoder of step {choice.step:,} of {done:,} is exported: of all looks, the score without labels is "
-        f"highest there ({choice.score:+.2f}; 0 is the untrained encoder)."
-    )
+    try:
+        facts = json.loads((run / EXPORTED).read_text())
+        step, choice = int(facts["step"]), str(facts["choice"])
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(
+            f"{run / EXPORTED} is missing or damaged ({error}): openjepa resume {run} writes it"
+        ) from error
+    return huggingface.renew_card(run / "encoder", _card(plan, step, experiment, evaluation, choice))
 
 
 def whole_representation(objective: Objective) -> dict[str, Any]:

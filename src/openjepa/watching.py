@@ -86,9 +86,13 @@ class Watch:
         (leave-one-out) and ``probe`` (of one half on the other), accuracies in [0, 1].
         """
         self.objective.eval()
-        tokens = [self._tokens(part) for part in self.images]
-        pooled = torch.cat([part.mean(1) for part in tokens])
-        over_images, over_positions = variance_shares(torch.cat(tokens[:2]))
+        few, means = [], []
+        for number, part in enumerate(self.images):  # all tokens of large images would fill the memory
+            tokens = self._tokens(part)
+            means.append(tokens.mean(1))
+            few += [tokens] if number < 2 else []
+        pooled = torch.cat(means)
+        over_images, over_positions = variance_shares(torch.cat(few))
         found = {
             "rankme": rankme(pooled),
             "features_over_images": over_images,

@@ -175,5 +175,5 @@ def test_mistakes_are_told_in_a_sentence(encoder, masked, tmp_path, capsys):
     assert "leave" in refused(images, "--only", "scenes")
     assert "ask for one of them" in refused(images, "--pictures", tmp_path / "p")
     assert "which labelled images" in refused("--only", "finetune")
-    assert "has no labels" in refused(images, "--only", "finetune")
+    assert "have no labels" in refused(images, "--only", "finetune")
     assert "at least 1" in refused(images, "--only", "finetune", "--finetune-epochs", "0")

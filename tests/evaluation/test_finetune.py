@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,15 @@ CONFIG = EncoderConfig(signal=(8, 8), patch=(4, 4), channels=1, width=16, depth=
 def backbone() -> Backbone:
     encoder = Encoder(CONFIG, generator=torch.Generator().manual_seed(0))
     return Backbone(encoder=encoder, width=16, depth=2, normalise=lambda x: x.float() / 127.5 - 1)
+
+
+def test_a_class_token_belongs_to_the_first_layer_and_is_not_decayed():
+    encoder = Encoder(dataclasses.replace(CONFIG, class_token=True), generator=torch.Generator().manual_seed(0))
+    made = dataclasses.replace(backbone(), encoder=encoder)
+    model = Classifier(made, 3, generator=torch.Generator())
+    groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    (own,) = [group for group in groups if any(p is model.encoder.class_token for p in group["params"])]
+    assert (own["lr"], own["weight_decay"]) == (0.125, 0.0)
 
 
 def stripes(count: int, seed: int) -> Labelled:

@@ -1,5 +1,7 @@
 """The watch's section of the page: sentences, curves beside the untrained encoder's level, the choice."""
 
+import json
+
 from openjepa.report import write_report
 
 UNTRAINED = {"untrained_rankme": 10.0, "untrained_alpha_req": 2.5}
@@ -40,8 +42,11 @@ def test_no_look_no_section(parts):
 
 def test_the_choice_is_told_where_the_run_asked_for_it(parts):
     watched(parts, [2.0, 2.4])
-    parts.experiment = {"training": {"keep_best": True}}
-    assert "the encoder of step 10 is the one exported" in page(parts)
+    said = "The encoder of step 10 of 20 is exported: of all looks, the score without labels is highest there."
+    run = parts.write()
+    for content, told in ((json.dumps({"step": 10, "choice": said}), True), ("cut sho", False)):
+        (run / "exported.json").write_text(content)
+        assert (said in write_report(run).read_text()) is told
 
 
 def test_odd_files_do_not_break_it(parts):

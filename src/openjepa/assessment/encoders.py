@@ -66,6 +66,11 @@ class Panel:
     pretrained: Pretrained | None = None
 
     @property
+    def fingerprint(self) -> str:
+        """Of the network judged: its architecture and weights."""
+        return hashlib.sha256(json.dumps(self.networks[0].identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """All kinds of features, the judged encoder's first."""
         return tuple(kind for network in self.networks for kind in network.kinds)

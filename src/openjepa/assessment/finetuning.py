@@ -17,7 +17,7 @@ from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
 from openjepa.evaluation.intervals import paired_difference
-from openjepa.evaluation.split import check_parts, split
+from openjepa.evaluation.split import TRAIN_IMAGES_PER_CLASS, check_parts, split
 from openjepa.evaluation.suite import TARGET
 from openjepa.pretrained import Pretrained
 
@@ -114,14 +114,26 @@ def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) 
         test = train
         learn, held = split(train.labels)
         sentence = "A fifth of each class was held out to test on."
-    parts = _read(pretrained, train, learn, limit), _read(pretrained, test, held, test_limit)
+    assert test.labels is not None
+    learn = _drawn(train.labels, learn, limit)
+    held = held[np.isin(test.labels[held], train.labels[learn])]
+    held = np.sort(held[draws.permutation(len(held), "limit")[:test_limit]])
+    parts = _read(pretrained, train, learn), _read(pretrained, test, held)
     # The checks are those of the probes; the images' mean colour stands in for features.
     check_parts(*(Features(part.images.float().mean((2, 3)).numpy(), part.labels, "images") for part in parts))
     return *parts, sentence
 
 
-def _read(pretrained: Pretrained, source: Source, indices: np.ndarray, limit: int) -> Labelled:
-    chosen = np.sort(indices[draws.permutation(len(indices), "limit")[:limit]])
+def _drawn(labels: np.ndarray, indices: np.ndarray, limit: int) -> np.ndarray:
+    """At most ``limit`` of the images by a fixed seed, or as many as two of every class are."""
+    order = indices[draws.permutation(len(indices), "limit")]
+    first = [order[labels[order] == label][:TRAIN_IMAGES_PER_CLASS] for label in np.unique(labels[order])]
+    every = np.concatenate([*first, order])
+    _, place = np.unique(every, return_index=True)
+    return np.sort(every[np.sort(place)][: max(limit, sum(map(len, first)))])
+
+
+def _read(pretrained: Pretrained, source: Source, chosen: np.ndarray) -> Labelled:
     images, labels = [], []
     workers = 0 if len(chosen) < 1000 else 1
     with progress("images") as advance:

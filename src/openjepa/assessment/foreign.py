@@ -132,7 +132,9 @@ def _panel(
     networks = []
     for name, class_name, one in ((PATCHES, CLASS_TOKEN, model), (RANDOM, _RANDOM_CLASS, random)):
         one = one.to(device).eval()
-        identity = [type(one).__name__, weights_hash(one)]
+        # Weights do not show everything: heads, epsilons and activations stand in the configuration.
+        described = str(getattr(one, "config", None) or getattr(one, "pretrained_cfg", None)), str(one)
+        identity = [type(one).__name__, weights_hash(one), *described]
         read = reader(one)
         networks.append(network(read, preprocessing, device, name, identity, depth, class_name if classes else None))
     notes = []

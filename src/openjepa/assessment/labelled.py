@@ -57,6 +57,7 @@ def assess(
     entries = quick() if entries is None else entries
     train = splits.train
     facts: dict[str, Any] = {"data": train.name, "classes": len(train.classes), "command": command}
+    facts["encoder"] = panel.fingerprint
     if train.labels is None or len(train.classes) < 2:
         found = _unlabelled(panel, train, limit, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}

@@ -1,8 +1,9 @@
 """One judgement of everything: the classes of images, spoilt images, scenes, masks, and fine-tuning, in one record."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from openjepa.assessment.encoders import Panel
 from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
 from openjepa.assessment.robustness import assess_robustness
-from openjepa.assessment.scenes import assess_scenes
+from openjepa.assessment.scenes import FEWEST_SCENES, assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
 from openjepa.assessment.sheets import new_picture
 from openjepa.data.base import Splits
@@ -19,7 +20,6 @@ from openjepa.errors import InputError
 from openjepa.evaluation.finetune import FineTuning
 from openjepa.evaluation.suite import Entry, Progress
 
-Parts = Iterator[tuple[str, dict[str, Any]]]
 # The tasks beside the classes of whole images, by the names that --only knows them by.
 TASKS = ("robustness", "scenes", "finetune")
 
@@ -47,6 +47,13 @@ class Tasks:
     def __post_init__(self) -> None:
         if self.finetune_epochs < 1:
             raise InputError(f"--finetune-epochs must be at least 1, got {self.finetune_epochs}")
+        if "scenes" in self.names and min(self.scene_count) < FEWEST_SCENES:
+            raise InputError(
+                f"scenes are judged on at least {FEWEST_SCENES} to learn on and {FEWEST_SCENES} to test on, got "
+                f"{self.scene_count[0]} and {self.scene_count[1]}"
+            )
+        if self.finetune_images < 8:
+            raise InputError(f"--finetune-images must be at least 8, got {self.finetune_images}")
         if self.pictures is not None and not self.segmentation and "scenes" not in self.names:
             raise InputError("--pictures are drawn of scenes and of --segmentation: ask for one of them")
 
@@ -74,58 +81,76 @@ def judge(
         InputError: a task cannot be done with what was given.
     """
     begin = time.perf_counter()
-    # What is in the way of a picture is told before anything is worked on.
+    # What is in the way is told before anything is worked on.
+    if tasks.segmentation is not None and panel.pretrained is None:
+        raise InputError("--segmentation needs an encoder of openjepa's own kind, whose patches are known")
     for asked, name in (("scenes" in tasks.names, "scenes.png"), (tasks.segmentation is not None, "segmentation.png")):
         if asked:
             new_picture(tasks.pictures, name)
     if splits is not None and entries:
         found = assess(panel, splits, entries=entries, limit=limit, command=command, cache=cache, progress=progress)
     else:
-        found = {"data": "none", "classes": 0, "command": command, "train_images": 0, "test_images": 0}
+        found = {"data": "none", "classes": 0, "command": command, "encoder": panel.fingerprint}
+        found |= {"train_images": 0, "test_images": 0}
         found |= {"split": "Whole images were not asked about.", "pixels": list(panel.pixels), "rows": []}
         found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
-    # Where nothing was found, the images have no labels; with no evaluators asked for, the tasks find out themselves.
-    labelled = splits if found["rows"] or not entries else None
-    for name, part in _parts(panel, labelled, tasks, limit, note):
+    labelled = splits is not None and splits.train.labels is not None and len(splits.train.classes) > 1
+    notes = [*found.get("notes", []), *_missing(panel, labelled, tasks)]
+    asked = _asked(panel, splits if labelled else None, tasks, limit, note)
+    for name, assess_task in asked.items():
+        try:
+            part = assess_task()
+        except InputError as error:
+            # What was measured is worth more than what could not be; alone, the task's own words are the answer.
+            if not found["rows"] and len(asked) == 1:
+                raise
+            notes.append(f"{name} could not be measured: {error}.")
+            continue
         found["rows"] = [*found["rows"], *part["rows"]]
         found["differences"] = [*found.get("differences", []), *part["differences"]]
         facts = ("data", "train_images", "test_images", "split", "chance", "summary", "pictures", "seconds")
-        found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part}
-    missing = _missing(panel, labelled is not None, tasks)
-    return found | {"notes": [*found.get("notes", []), *missing], "seconds": time.perf_counter() - begin}
+        found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part} | {"command": command}
+    if not found["rows"] and not asked and not entries:
+        raise InputError("; ".join(notes) or "nothing was asked for")
+    return found | {"notes": notes, "seconds": time.perf_counter() - begin}
 
 
-def _parts(panel: Panel, splits: Splits | None, tasks: Tasks, limit: int, note: Callable[[str], None]) -> Parts:
-    """The tasks that can be done, one after the other, with what each found."""
+def _asked(
+    panel: Panel, splits: Splits | None, tasks: Tasks, limit: int, note: Callable[[str], None]
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The tasks that can be done, in their order, each by its name."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
     pretrained = panel.pretrained
     if "robustness" in tasks.names and splits is not None:
-        yield "robustness", assess_robustness(panel, splits, limit=limit, note=note)
+        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, note=note)
     if "scenes" in tasks.names:
         train, test = tasks.scene_count
-        yield "scenes", assess_scenes(panel, train=train, test=test, pictures=tasks.pictures, note=note)
-    if tasks.segmentation is not None:
-        if pretrained is None:
-            raise InputError("--segmentation needs an encoder of openjepa's own kind, whose patches are known")
+        found["scenes"] = partial(assess_scenes, panel, train=train, test=test, pictures=tasks.pictures, note=note)
+    if tasks.segmentation is not None and pretrained is not None:
         images, masks = (path.expanduser() for path in tasks.segmentation)
-        yield (
-            "segmentation",
-            assess_segmentation(pretrained, images, masks, limit=limit, pictures=tasks.pictures, note=note),
+        found["segmentation"] = partial(
+            assess_segmentation, pretrained, images, masks, limit=limit, pictures=tasks.pictures, note=note
         )
     if "finetune" in tasks.names and splits is not None and pretrained is not None:
-        settings = FineTuning(epochs=tasks.finetune_epochs)
-        count, tests = tasks.finetune_images, max(8, limit // 4)
-        yield (
-            "fine-tuning",
-            assess_finetuning(pretrained, splits, settings=settings, limit=count, test_limit=tests, note=note),
+        settings, tests = FineTuning(epochs=tasks.finetune_epochs), max(8, limit // 4)
+        found["fine-tuning"] = partial(
+            assess_finetuning,
+            pretrained,
+            splits,
+            settings=settings,
+            limit=tasks.finetune_images,
+            test_limit=tests,
+            note=note,
         )
+    return found
 
 
 def _missing(panel: Panel, labelled: bool, tasks: Tasks) -> list[str]:
     notes = []
     if not labelled and (left := [name for name in ("robustness", "finetune") if name in tasks.names]):
-        notes.append(f"Not measured without labelled images: {', '.join(left)}.")
+        notes.append(f"not measured, for the images have no labels of two classes or more: {', '.join(left)}")
     if panel.pretrained is None and "finetune" in tasks.names:
-        notes.append("Fine-tuning is not available for another library's encoder.")
+        notes.append("fine-tuning is not available for another library's encoder")
     return notes
 
 
@@ -134,10 +159,13 @@ def _measure(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """A record of what was measured ``now``, and of what was measured ``before`` and not now, on the same images.
+    """A record of what was measured ``now``, and of what was measured ``before`` and not now.
 
-    Where the labelled images are others than before, all that was measured on them is left behind.
+    Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
+    behind.
     """
+    if before.get("encoder") != now.get("encoder"):
+        return now
     images = ("data", "train_images", "test_images")
     fresh, stale = bool(now["train_images"]), bool(before.get("train_images"))
     other = fresh and stale and any(before.get(name) != now[name] for name in images)
@@ -151,7 +179,8 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     differences = [*(row for row in before.get("differences", []) if kept(row)), *now.get("differences", [])]
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
-    head = now if fresh or not stale else before | {"command": now["command"], "notes": now.get("notes", [])}
+    notes = list(dict.fromkeys([*before.get("notes", []), *now.get("notes", [])]))
+    head = now if fresh or not stale else before | {"notes": notes}
     kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
     place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}
     rows.sort(key=lambda row: (kinds.index(_measure(row)[0].split(":")[0]), place.get(_measure(row), len(place))))

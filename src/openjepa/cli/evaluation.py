@@ -94,6 +94,8 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     except ValueError:  # cut short by a crash; what is measured now takes its place
         before = {}
     whole = joined(before, found)
+    if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
+        print(f"{left} earlier rows of {path} give way: they are measured anew, or of another encoder or other images")
     aside = path.with_name(".evaluation.writing")
     aside.write_text(json.dumps(whole, indent=1) + "\n")
     aside.replace(path)

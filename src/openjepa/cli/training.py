@@ -158,16 +158,15 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
 
 
 def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
-    from openjepa.running import Run
+    from openjepa.running import Run, has_begun
     from openjepa.training.trainer import TrainingStopped
 
     training = Run(run, processes, workers=workers)
-    if resume and (run / "checkpoints").exists():
+    if resume and has_begun(run):
         for damaged in training.trainer.resume():
             print(f"openjepa: passed over: {damaged}", file=sys.stderr)
         if processes.first:
             print(f"going on from step {training.trainer.done} of {training.experiment.training.steps}")
-    began = training.trainer.done
     try:
         stopped = training.train(show=processes.first)
     except TrainingStopped as error:
@@ -181,18 +180,16 @@ def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | No
     if stopped is not None:
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: openjepa resume {run}")
         return 130 if stopped == "SIGINT" else 143
-    return _finish(run, training, moved=training.trainer.done > began)
+    return _finish(run, training)
 
 
-def _finish(run: Path, training: Any, *, moved: bool) -> int:
-    """Evaluate where there are labels, and write the report; what was measured of an encoder that has moved is gone."""
+def _finish(run: Path, training: Any) -> int:
+    """Evaluate where there are labels, and write the report."""
     from openjepa.assessment import assess
     from openjepa.cli.evaluation import renewed
     from openjepa.pretrained import load
 
     found = assess(load(run).to(training.processes.device), training.splits, command=f"openjepa evaluate {run}")
-    if moved:
-        (run / "evaluation.json").unlink(missing_ok=True)
     report = renewed(run, found)[-1]
     print_evaluation(found)
     print(f"encoder: {run / 'encoder'}   report: {report}")

@@ -9,14 +9,14 @@ _BLOCK = re.compile(r"encoder\.stack\.blocks\.(\d+)\.")
 
 
 def layer_of(name: str, depth: int) -> int:
-    """A parameter's layer: 0 for the patch embedding, i + 1 for block i, ``depth`` + 1 for the rest.
+    """A parameter's layer: 0 for patch embedding and class token, i + 1 for block i, ``depth`` + 1 for the rest.
 
     The rest is the final norm and the head. Raises ValueError for a name that is none of these.
     """
     block = _BLOCK.match(name)
     if block:
         return int(block[1]) + 1
-    if name.startswith("encoder.embed."):
+    if name.startswith("encoder.embed.") or name == "encoder.class_token":
         return 0
     if name.startswith(("encoder.stack.norm.", "head.")):
         return depth + 1
@@ -29,7 +29,7 @@ def parameter_groups(
     """AdamW's groups: the layer's rate in ``lr`` and its share of the head's in ``scale``; vectors are not decayed."""
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((layer_of(name, depth), parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((layer_of(name, depth), parameter.ndim == 2), []).append(parameter)
     return [
         {"params": parameters, "scale": scale, "lr": rate * scale, "weight_decay": weight_decay if matrix else 0.0}
         for (layer, matrix), parameters in sorted(groups.items(), key=lambda item: item[0])

@@ -158,7 +158,7 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
         ["Images a second", *measured("images_per_s", count)],
         ["Training cost of a run", *measured("flops", lambda value: scaled(value, "FLOP"))],
         ["Peak memory of the process", *measured("peak_memory", memory)],
-        ["Energy of the machine", *measured("joules", lambda value: scaled(value, "J"))],
+        ["Energy that the machine counted", *measured("joules", lambda value: scaled(value, "J"))],
     ]
     return table(["", *(_CALLED[name] for name in objectives)], lines)
 

@@ -16,7 +16,7 @@ def evaluation_section(run: RunFolder) -> str:
     if not found:
         return f'<h2 id="evaluation">How good are the features?</h2><p>{_absent(run)}</p>'
     groups: dict[tuple[str, str], list[Score]] = {}
-    shown = leading(found) or found
+    shown = leading(found)
     for score in shown:
         groups.setdefault((score.evaluator, score.metric), []).append(score)
     # One axis for all evaluators of a metric: their cards can be compared by eye.
@@ -49,12 +49,25 @@ def _others(rest: list[Score], run: RunFolder) -> str:
             name = f"<b>{escape(evaluator)}</b>" if evaluator != before else ""
             rows.append([name, escape(metric), *(_cell(run, score, random) for score in line)])
             before = evaluator
-        tables.append(f"<h3>{escape(task)}: all other measures</h3>")
+        tables.append(
+            f"<h3>{escape(task)}{': all other measures' if task == 'classes' else ''}</h3>{_about(run, task)}"
+        )
         tables.append(table(["evaluator", "measure", *map(escape, columns)], rows, kind="suite"))
     notes: Any = (run.evaluation or {}).get("notes")
     said = " ".join(escape(note) for note in notes if isinstance(note, str)) if isinstance(notes, list) else ""
     marks = '<p class="quiet">An arrow says that the 95% interval of the difference from a random encoder leaves out 0.'
     return "".join(tables) + (f"{marks} {said}</p>" if tables else f'<p class="quiet">{said}</p>' if said else "")
+
+
+def _about(run: RunFolder, task: str) -> str:
+    """On which images a task was measured, where they are not those of the cards."""
+    facts = nested(run.evaluation, "tasks", task.split(":")[0])
+    if not isinstance(facts, dict) or not is_number(facts.get("train_images")):
+        return ""
+    counts = f"{count(facts['train_images'])} images to learn on, {count(facts['test_images'])} to test"
+    chance = nested(facts, "chance", task)
+    told = f" Always the commonest: {percent(chance)}." if is_number(chance) else ""
+    return f'<p class="quiet">{escape(facts.get("data", ""))}: {counts}.{told}</p>'
 
 
 def _order(own: list[Score]) -> Callable[[tuple[str, str]], tuple[int, int]]:

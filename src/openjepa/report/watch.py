@@ -1,9 +1,11 @@
 """The watch: what the looks during training saw, in sentences and curves."""
 
-from openjepa.diagnosis import Finding, choose, diagnose, looks, untrained
+import json
+
+from openjepa.diagnosis import Finding, diagnose, looks, untrained
 from openjepa.report.curves import card
 from openjepa.report.formats import count, escape
-from openjepa.report.run_folder import RunFolder, nested
+from openjepa.report.run_folder import RunFolder
 
 # Key in metrics.jsonl, title, one line on how to read it.
 _CURVES = (
@@ -51,12 +53,9 @@ def _nothing(run: RunFolder, times: int) -> str:
 
 
 def _choice(run: RunFolder) -> str:
-    """Which checkpoint a choice without labels takes, where the run asked for one."""
-    found = choose(run.metrics.rows)
-    if found is None or nested(run.experiment, "training", "keep_best") is not True:
+    """Which checkpoint's encoder was exported, where a choice without labels was asked for."""
+    try:
+        choice = json.loads((run.path / "exported.json").read_text())["choice"]
+    except (OSError, ValueError, LookupError):
         return ""
-    return (
-        f"<p>With <code>--keep-best</code> the encoder of step {count(found.step)} is the one exported: of all looks "
-        f"the score without labels, from alpha-ReQ and RankMe, is highest there ({found.score:+.2f}; the untrained "
-        "encoder has 0).</p>"
-    )
+    return f"<p>{escape(choice)}</p>" if choice else ""

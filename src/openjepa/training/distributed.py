@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -94,6 +94,8 @@ def parallelise(objective: Objective, processes: Processes, *, shard: bool) -> n
                 for block in part.stack.blocks:
                     fully_shard(block)
                 fully_shard(part)
+                # What is called beside forward needs the whole weights too.
+                register_fsdp_forward_method(part, "reconstruct" if isinstance(part, Predictor) else "depths")
         fully_shard(objective)
         return objective
     devices = [processes.device] if processes.device.type == "cuda" else None

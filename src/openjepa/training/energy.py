@@ -14,8 +14,9 @@ POWERCAP = Path("/sys/class/powercap")
 class EnergyMeter:
     """Joules since it was made, by every counter that can be read; ``covers`` names them, and is empty without any.
 
-    The counters are of the whole machine: other programs' share is in them. A package's counter starts again after
-    some minutes at full load, so :meth:`joules` has to be called at least that often.
+    Of several GPUs the process' own is counted. The counters are of the whole machine: other programs' share is in
+    them. A package's counter starts again after some minutes at full load, so :meth:`joules` has to be called at least
+    that often.
     """
 
     def __init__(self, device: torch.device, *, powercap: Path = POWERCAP) -> None:
@@ -56,7 +57,8 @@ def _board(device: torch.device) -> Callable[[], float] | None:
         return None
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        # By its own name: numbers depend on which boards the process is shown.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None

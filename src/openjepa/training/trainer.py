@@ -251,6 +251,7 @@ class Trainer:
         restore_state(self.objective, self.step.optimizer, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
         self.joules = found.progress.get("joules", 0.0)
+        self._untrained = found.progress.get("untrained", self._untrained)
         self.bad, self.best = found.progress["bad_images"], found.progress.get("best")
         return damaged
 
@@ -259,6 +260,7 @@ class Trainer:
         state = whole_state(self.objective, self.step.optimizer)
         if self.processes.first:
             facts = {"seconds": self.seconds, "bad_images": self.bad, "best": self.best, **self._energy()}
+            facts["untrained"] = self._untrained
             found = checkpoints.Checkpoint(self.done, state, facts)
             checkpoints.save(self.run / "checkpoints", found, keep=self.training.keep)
             self.saved(state["objective"])

@@ -1,0 +1,116 @@
+"""What a record keeps of an earlier one, and what is drawn to fine-tune on."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.assessment.finetuning import _drawn
+from openjepa.assessment.tasks import joined
+from openjepa.cli import main
+
+
+def row(task, evaluator, value=0.5, features="trained encoder"):
+    return {"task": task, "evaluator": evaluator, "features": features, "metric": "accuracy", "value": value}
+
+
+def record(rows, *, encoder="a", train=100, **rest):
+    return {
+        "encoder": encoder, "data": "own", "train_images": train, "test_images": train // 4, "rows": rows,
+        "differences": [], "spectrum": {}, "notes": [], "command": "now", **rest,
+    }  # fmt: skip
+
+
+BEFORE = record(
+    [
+        row("classes", "k-NN"), row("classes", "low-shot"), row("scenes: count", "k-NN"),
+        row("fine-tuning", "fine-tuning"),
+    ],
+    command="before", notes=["old"], tasks={"scenes": {"train_images": 200}},
+)  # fmt: skip
+
+
+def test_what_is_not_measured_again_stays_in_its_place():
+    whole = joined(BEFORE, record([row("classes", "k-NN", 0.7)]))
+    assert [(r["task"], r["evaluator"], r["value"]) for r in whole["rows"]] == [
+        ("classes", "k-NN", 0.7),
+        ("classes", "low-shot", 0.5),
+        ("scenes: count", "k-NN", 0.5),
+        ("fine-tuning", "fine-tuning", 0.5),
+    ]
+    assert whole["tasks"] == BEFORE["tasks"]
+
+
+def test_a_task_alone_leaves_the_head_as_it_was():
+    whole = joined(BEFORE, record([row("scenes: count", "k-NN", 0.9)], train=0, notes=["new"]))
+    assert (whole["command"], whole["train_images"], whole["notes"]) == ("before", 100, ["old", "new"])
+    assert len(whole["rows"]) == 4
+
+
+def test_nothing_of_another_encoder_is_kept():
+    now = record([row("scenes: count", "k-NN", 0.9)], encoder="b", train=0)
+    assert joined(BEFORE, now) == now
+    assert joined({}, now) == now
+
+
+def test_other_images_leave_only_what_brings_its_own():
+    whole = joined(BEFORE, record([row("classes", "k-NN", 0.7)], train=40))
+    assert [r["task"] for r in whole["rows"]] == ["classes", "scenes: count"]
+
+
+def test_two_of_every_class_are_drawn_and_the_rest_by_chance():
+    labels = np.repeat(np.arange(60), 20)
+    chosen = _drawn(labels, np.arange(1200), 150)
+    assert len(np.unique(chosen)) == len(chosen) == 150
+    assert np.bincount(labels[chosen], minlength=60).min() >= 2
+    assert len(_drawn(labels, np.arange(1200), 50)) == 120  # two of each are more than were asked for
+    assert len(_drawn(labels, np.arange(1200), 5000)) == 1200
+
+
+def call(*arguments) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code or 0
+
+
+def test_images_without_labels_are_compared_by_what_needs_none(tmp_path, capfd):
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    out = tmp_path / "out"
+    asked = ("--objectives", "mae", "--steps", "2", "--scene-count", "200", "200")
+    assert call("compare", tmp_path / "images", "--out", out, *asked) == 0
+    content = json.loads((out / "compare.json").read_text())
+    assert {r["task"].split(":")[0] for r in content["runs"][0]["rows"]} == {"scenes"}
+    page = (out / "mae-seed0" / "report.html").read_text()
+    assert "scenes: position" in page
+    assert "Not measured" in page or "no labels" in page
+    assert "no labels" in (out / "compare.html").read_text()
+    capfd.readouterr()
+    assert call("evaluate", out / "mae-seed0", "--only", "robustness") == 2
+    assert "have no labels" in capfd.readouterr().err
+
+
+def test_a_run_killed_in_its_first_save_is_begun_again(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        Image.new("L", (16, 16), number * 10).save(tmp_path / "images" / f"{number}.png")
+    run = tmp_path / "run"
+    assert call("pretrain", tmp_path / "images", "--out", run, "--steps", "1") == 0
+    names = {path.name: path.read_text() for path in (run / "experiment.json", run / "plan.json")}
+    for start in ("resume", "pretrain"):
+        cut = tmp_path / start
+        (cut / "checkpoints" / ".writing-step-0").mkdir(parents=True)
+        for name, text in names.items():
+            (cut / name).write_text(text)
+        begin = (
+            ("resume", cut) if start == "resume" else ("pretrain", tmp_path / "images", "--out", cut, "--steps", "1")
+        )
+        assert call(*begin) == 0
+        assert (cut / "encoder" / "model.safetensors").is_file()
+    # But a run that has logged a step and lost its checkpoints never starts from zero without a word.
+    for step in (run / "checkpoints").glob("step-*"):
+        step.rename(tmp_path / step.name)
+    assert call("resume", run) == 2
