@@ -62,6 +62,8 @@ def assess(
         found = _unlabelled(panel, train, limit, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
     (learn, held), sentence = chosen_parts(splits, limit)
+    if len(held.indices) < 2:
+        raise InputError(f"{held.source.name} has {len(held.indices)} labelled test image(s): at least 2 are needed")
     kinds = _kinds(panel, entries)
     trained = extract_kinds(panel, learn, kinds, cache, progress)
     tested = extract_kinds(panel, held, kinds, cache, progress)
