@@ -3,7 +3,8 @@
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
-from openjepa.training.trainer import Step
+from openjepa.training.trainer import Step, TrainingConfig, cpu_threads
 
 FEWEST_IMAGES = 16
 # What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
@@ -120,7 +121,8 @@ def plan(
         raise InputError(str(error)) from error
     _refuse(experiment, seen, len(source), processes)
     # Where the time given decides on the steps it is worth a longer look.
-    seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
+    threads, seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
+    experiment = replace(experiment, training=replace(experiment.training, threads=threads))
     experiment = _settle_length(experiment, wishes, len(source), seconds)
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
 
@@ -206,13 +208,56 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
         )
 
 
-def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, look: float) -> tuple[float, int]:
-    """Seconds of a step and peak memory in bytes, from real steps on real batches with weights that are thrown away.
+def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, look: float) -> tuple[int, float, int]:
+    """Threads to train with (0: not ours to say), seconds of a step with them, and peak memory in bytes, from real
+    steps on real batches with weights that are thrown away.
 
-    It takes ``look`` seconds or three steps, whichever is longer.
+    It takes ``look`` seconds or a few steps, whichever is longer.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
+    trial = _trial(experiment, splits, processes)
+    begin = time.perf_counter()
+    for _ in range(3):
+        next(trial)
+    slow = time.perf_counter() - begin > 2 * look
+    counts = [experiment.training.threads] if slow else _thread_counts(experiment.training, processes)
+    timed = {count: math.inf for count in counts}
+    for _ in range(2 if len(counts) > 1 else 1):
+        for count in counts:
+            with cpu_threads(count):
+                timed[count] = min(timed[count], _seconds(trial, look / len(counts) / 2))
+    trial.close()
+    fastest = min(timed.values())
+    # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
+    threads = next(count for count in counts if timed[count] < 1.05 * fastest)
+    memory = peak_memory(processes.device)
+    if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
+        del trial
+        torch.cuda.empty_cache()
+    return threads, timed[threads], memory
+
+
+def _thread_counts(training: TrainingConfig, processes: Processes) -> list[int]:
+    """Numbers of threads worth trying: small matrices are multiplied faster by one than by many that wait in turn."""
+    if training.threads or processes.device.type != "cpu" or processes.world > 1:
+        return [training.threads]
+    most = torch.get_num_threads()
+    return [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]
+
+
+def _seconds(trial: Iterator[None], look: float) -> float:
+    """Mean seconds of a step, over ``look`` seconds and 3 steps at least, and 200 at most."""
+    next(trial)
+    begin, count = time.perf_counter(), 0
+    while count < 3 or (count < 200 and time.perf_counter() - begin < look):
+        next(trial)
+        count += 1
+    return (time.perf_counter() - begin) / count
+
+
+def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Generator[None, None, None]:
+    """Takes a real step each time it is asked."""
     objective = experiment.objective().to(processes.device).train()
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
@@ -230,30 +275,18 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, lo
         workers=training.workers,
         start_step=0,
     )
-    warm, begin, count = 3, 0.0, 0
-    for number, batch in enumerate(batches):
-        assert batch.masks is not None
-        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
-        try:
-            step(x, batch.masks.to(processes.device), number)
-        except FloatingPointError as error:
-            raise InputError(
-                f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at the "
-                f"images"
-            ) from error
-        now = time.perf_counter()
-        if number + 1 == warm:
-            begin = now
-        count = number + 1 - warm
-        if (count >= 3 and now - begin > look) or count >= 200:
-            break
-    seconds = (time.perf_counter() - begin) / count
-    getattr(batches, "close", lambda: None)()
-    memory = peak_memory(processes.device)
-    if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
-        del objective, step
-        torch.cuda.empty_cache()
-    return seconds, memory
+    with closing(batches):
+        for number, batch in enumerate(batches):
+            assert batch.masks is not None
+            x = experiment.preprocessing.normalise(batch.images.to(processes.device))
+            try:
+                step(x, batch.masks.to(processes.device), number)
+            except FloatingPointError as error:
+                raise InputError(
+                    f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
+                    f"the images"
+                ) from error
+            yield
 
 
 def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds: float) -> Experiment:
@@ -342,7 +375,7 @@ def _facts(
         "device": _device_name(processes.device),
         "processes": processes.world,
         "precision": training.precision,
-        "threads": torch.get_num_threads(),
+        "threads": training.threads or torch.get_num_threads(),
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
     }

@@ -122,6 +122,14 @@ def same(one: dict, other: dict) -> bool:
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+def test_a_run_has_its_threads_and_gives_them_back(tmp_path):
+    before, seen = torch.get_num_threads(), []
+    watch = lambda: seen.append(torch.get_num_threads()) or {"rankme": 1.0}  # noqa: E731
+    trainer(tmp_path, threads=before + 1, steps=2, watch=watch).train(show=False)
+    assert seen[-1] == before + 1
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize(("precision", "workers", "accumulate"), [("float32", 0, 1), ("bf16", 2, 2)])
 def test_sixty_steps_are_thirty_and_thirty(tmp_path, precision, workers, accumulate):
     settings = {"precision": precision, "accumulate": accumulate, "log_every": 1}

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # OpenMP's threads spin while they wait, and starve the loader and each other as soon as anything else runs: a step
     # took ten times as long on two cores with one other process (LOG.md). It is read when PyTorch is first imported.
+    # Threads that sleep cost a step of small matrices more than they bring, so `pretrain` measures how many to take.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")

@@ -1,6 +1,6 @@
 """Batches in an order that is a function of (seed, step): the same for any number of workers or processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -189,7 +189,7 @@ def training_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The training batches from ``start_step`` on, without end; the images of an epoch that fill no batch are left out.
 
     Args:

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ class LoaderError(RuntimeError):
     """A worker process of the loader ended without being asked to."""
 
 
-def iterate(dataset: Dataset[T | InputError], order: Iterable[int], workers: int, pin: bool) -> Iterator[T]:
+def iterate(dataset: Dataset[T | InputError], order: Iterable[int], workers: int, pin: bool) -> Generator[T, None, None]:
     """The items of ``dataset`` in ``order``, read by ``workers`` processes that end with the iterator.
 
     Raises:

@@ -7,8 +7,8 @@ import itertools
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +48,8 @@ class TrainingConfig:
         recompute: recompute activations in the backward pass, to save memory.
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
+        threads: of PyTorch while it trains on a CPU; 0 leaves them to PyTorch. ``pretrain`` measures which number is the
+            fastest and settles it, since another one shows in the last bits of a run's numbers.
         log_every: steps between rows of metrics.
         watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
         save_every: steps between checkpoints.
@@ -64,6 +66,7 @@ class TrainingConfig:
     recompute: bool = False
     shard: bool = False
     workers: int = 1
+    threads: int = 0
     log_every: int = 10
     watch_every: int = 200
     save_every: int = 500
@@ -75,8 +78,9 @@ class TrainingConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "watch_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers cannot be negative, got {self.workers}")
+        for name in ("workers", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
         if not 0 <= self.bad_images <= 1:
             raise ValueError(f"bad_images is a share from 0 to 1, got {self.bad_images}")
         if self.batch % self.accumulate:
@@ -156,6 +160,17 @@ class Step:
 
     def _autocast(self, x: torch.Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch works with ``count`` threads inside, and as before afterwards; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Interruption:
@@ -277,6 +292,7 @@ class Trainer:
         log = MetricsLog(self.run / "metrics.jsonl", start=self.done) if self.processes.first else None
         try:
             with (
+                cpu_threads(self.training.threads),
                 Interruption() as interruption,
                 Meter(self.training.steps, self.done, show=show and bool(log)) as meter,
             ):
