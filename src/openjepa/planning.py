@@ -222,7 +222,7 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, lo
         next(trial)
     slow = time.perf_counter() - begin > 2 * look
     counts = [experiment.training.threads] if slow else _thread_counts(experiment.training, processes)
-    timed = {count: math.inf for count in counts}
+    timed = dict.fromkeys(counts, math.inf)
     for _ in range(2 if len(counts) > 1 else 1):
         for count in counts:
             with cpu_threads(count):

@@ -1,5 +1,7 @@
 """The command line. Each verb parses its arguments, calls the library, and prints what a person needs."""
 
+import contextlib
+import ctypes
 import importlib
 import os
 import signal
@@ -22,6 +24,8 @@ _HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelle
 Every verb explains itself with --help.
 """
 
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Verb, and the file that holds the function of its name.
 _VERBS = {
     "pretrain": "training",
@@ -36,10 +40,7 @@ _VERBS = {
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # OpenMP's threads spin while they wait, and starve the loader and each other as soon as anything else runs: a step
-    # took ten times as long on two cores with one other process (LOG.md). It is read when PyTorch is first imported.
-    # Threads that sleep cost a step of small matrices more than they bring, so `pretrain` measures how many to take.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    suit_the_process()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         sys.exit(0 if arguments else 2)
@@ -61,6 +62,21 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(143 if str(stop) else 130)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def suit_the_process() -> None:
+    """What every verb asks of OpenMP and of the allocator; to be called before PyTorch is imported."""
+    # OpenMP's threads spin while they wait, and starve the loader and each other as soon as anything else runs: a step
+    # took ten times as long on two cores with one other process (LOG.md). It is read when PyTorch is first imported.
+    # Threads that sleep cost a step of small matrices more than they bring, so `pretrain` measures how many to take.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # glibc gives every large block back to the kernel when it is freed, and a training step, which frees and asks for
+    # the same blocks over and over, spends a fifth of its time on new pages (benchmarks/process.py). It may keep them.
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        allocator = ctypes.CDLL(None)
+        allocator.gnu_get_libc_version  # noqa: B018
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            allocator.mallopt(parameter, value)
 
 
 def _run(verb: str, arguments: list[str]) -> int:

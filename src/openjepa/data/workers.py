@@ -22,7 +22,9 @@ class LoaderError(RuntimeError):
     """A worker process of the loader ended without being asked to."""
 
 
-def iterate(dataset: Dataset[T | InputError], order: Iterable[int], workers: int, pin: bool) -> Generator[T, None, None]:
+def iterate(
+    dataset: Dataset[T | InputError], order: Iterable[int], workers: int, pin: bool
+) -> Generator[T, None, None]:
     """The items of ``dataset`` in ``order``, read by ``workers`` processes that end with the iterator.
 
     Raises:
