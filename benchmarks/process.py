@@ -2,8 +2,8 @@
 
     python benchmarks/process.py [--width 192] [--depth 6] [--tokens 8] [--batch 64] [--busy] [--json FILE]
 
-``--busy`` keeps one core busy beside it, as another program would. Times are medians over the rounds; the processes of a
-round run one after another, so that what the machine does meanwhile meets them alike.
+``--busy`` keeps one core busy beside it, as another program would. Times are medians over the rounds; the processes of
+a round run one after another, so that what the machine does meanwhile meets them alike.
 """
 
 import argparse

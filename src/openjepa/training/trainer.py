@@ -48,8 +48,8 @@ class TrainingConfig:
         recompute: recompute activations in the backward pass, to save memory.
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
-        threads: of PyTorch while it trains on a CPU; 0 leaves them to PyTorch. ``pretrain`` measures which number is the
-            fastest and settles it, since another one shows in the last bits of a run's numbers.
+        threads: of PyTorch while it trains on a CPU; 0 leaves them to PyTorch. ``pretrain`` measures which number is
+            the fastest and settles it, since another one shows in the last bits of a run's numbers.
         log_every: steps between rows of metrics.
         watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
         save_every: steps between checkpoints.
