@@ -83,7 +83,7 @@ class FeatureCache:
                 "left_out": np.setdiff1d(asked, entry.samples).tolist(),
             }
             # Last, since an entry is there when its words are.
-            _replace(words, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+            replace_file(words, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
             self._shrink(keep=key)
         except OSError as error:
             self.note(f"features cannot be kept in {self.folder} ({error.strerror or error})")
@@ -134,11 +134,12 @@ def _write_array(path: Path, values: np.ndarray) -> str:
             np.save(file, values, allow_pickle=False)
         checksum = hashlib.sha256(draft.read_bytes()).hexdigest()
 
-    _replace(path, write)
+    replace_file(path, write)
     return checksum
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have ``write`` make a draft beside ``path``, which then takes its place: whole, or not at all."""
     handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
     os.close(handle)
     try:

@@ -11,6 +11,7 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
 from openjepa.assessment.extraction import Chosen, extract_kinds
+from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
 from openjepa.errors import InputError
@@ -44,7 +45,7 @@ def assess(
         entries: the evaluators (the quick pair).
         limit: at most so many images to learn on, and a quarter of it to test on; chosen by a fixed seed.
         command: what a person types to get the same again, for the record.
-        cache: where features are looked for and kept; none are without it.
+        cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
         progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
@@ -69,7 +70,8 @@ def assess(
     tested = extract_kinds(panel, held, kinds, cache, progress)
     subjects, notes = _subjects(trained, tested)
     main = Kind(panel.subjects[0], LAST)
-    found = run_suite(subjects, [entry for entry in entries if _readable(entry, subjects)], progress)
+    readable = [entry for entry in entries if _readable(entry, subjects)]
+    found = run_suite(subjects, readable, progress, remembering(cache))
     return facts | {
         "train_images": len(trained[main]),
         "test_images": len(tested[main]),

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel, pooled
+from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.progress import progress
 from openjepa.assessment.sheets import new_picture, sheet
 from openjepa.data.augmentation import Preprocessing
@@ -33,6 +35,7 @@ def assess_scenes(
     seed: int = 0,
     entries: Sequence[Entry] | None = None,
     pictures: Path | None = None,
+    cache: FeatureCache | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """Accuracies on count, nearest distance and position, as entries of ``evaluation.json`` with their ``task``.
@@ -43,6 +46,7 @@ def assess_scenes(
         seed: of the scenes.
         entries: what judges the average-pooled features (k-NN and a linear probe).
         pictures: a folder for ``scenes.png``, a sheet of scenes with their labels.
+        cache: where what evaluators found is looked for and kept.
         note: told what is being done, for whoever waits.
 
     Raises:
@@ -72,7 +76,7 @@ def assess_scenes(
             for name in encoders
         }
         parts_of = {name: {LAST: (learn, held)} for name, (learn, held) in pairs.items()}
-        record = run_suite(parts_of, entries or quick(panel.device)).record()
+        record = run_suite(parts_of, entries or quick(panel.device), judged=remembering(cache)).record()
         called = f"scenes: {task}"
         rows += [row | {"task": called} for row in record["rows"]]
         differences += [row | {"task": called} for row in record["differences"]]

@@ -96,7 +96,7 @@ def judge(
         found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
     labelled = splits is not None and splits.train.labels is not None and len(splits.train.classes) > 1
     notes = [*found.get("notes", []), *_missing(panel, labelled, tasks)]
-    asked = _asked(panel, splits if labelled else None, tasks, limit, note)
+    asked = _asked(panel, splits if labelled else None, tasks, limit, cache, note)
     for name, assess_task in asked.items():
         try:
             part = assess_task()
@@ -116,7 +116,12 @@ def judge(
 
 
 def _asked(
-    panel: Panel, splits: Splits | None, tasks: Tasks, limit: int, note: Callable[[str], None]
+    panel: Panel,
+    splits: Splits | None,
+    tasks: Tasks,
+    limit: int,
+    cache: FeatureCache | None,
+    note: Callable[[str], None],
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """The tasks that can be done, in their order, each by its name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
@@ -125,7 +130,9 @@ def _asked(
         found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, note=note)
     if "scenes" in tasks.names:
         train, test = tasks.scene_count
-        found["scenes"] = partial(assess_scenes, panel, train=train, test=test, pictures=tasks.pictures, note=note)
+        found["scenes"] = partial(
+            assess_scenes, panel, train=train, test=test, pictures=tasks.pictures, cache=cache, note=note
+        )
     if tasks.segmentation is not None and pretrained is not None:
         images, masks = (path.expanduser() for path in tasks.segmentation)
         found["segmentation"] = partial(

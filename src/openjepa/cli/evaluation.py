@@ -38,9 +38,9 @@ def evaluate_verb(arguments: list[str]) -> int:
                 images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where) and
                 finetune (all weights trained on some labels, beside the same from random weights).
             limit: at most this many images to learn on, and a quarter of it to test on (.npy features: all are used).
-            cache: where features are kept for the next time, at most 4 GiB, the longest unused removed (by default
-                openjepa/features in the user's cache folder).
-            no_cache: compute features anew, and keep none.
+            cache: where features (at most 4 GiB) and what evaluators found in them are kept for the next time, the
+                longest unused removed (by default openjepa/features in the user's cache folder).
+            no_cache: compute everything anew, and keep nothing.
             json: also write the result here.
             segmentation: judge patches by k-NN and a linear layer, as mIoU: a folder of images, and one of masks of
                 the same names (PNG with class numbers, or black and white). In place of the quick suite; beside what

@@ -119,7 +119,7 @@ def _measures(scores: Mapping[str, float]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class Found:
     """One evaluator's result on one kind of features, with its grades image by image where it has them."""
 
     scores: dict[str, float]
@@ -146,12 +146,13 @@ class _Found:
             for name in measures
         ]
 
-    def differences(self, other: "_Found") -> dict[str, Difference]:
+    def differences(self, other: "Found") -> dict[str, Difference]:
         found = {name: paired_difference(right, other.correct[name]) for name, right in self.correct.items()}
         return found | {name: graded_difference(own, other.grades[name]) for name, own in self.grades.items()}
 
 
-def _judge(evaluator: Evaluator, train: Part, test: Part) -> _Found:
+def judge(evaluator: Evaluator, train: Part, test: Part) -> Found:
+    """Run one evaluator on the features of one subject."""
     correct, grades = {}, {}
     if isinstance(evaluator, Classifier):
         outcome = evaluator.classify(train, test)
@@ -161,7 +162,10 @@ def _judge(evaluator: Evaluator, train: Part, test: Part) -> _Found:
         scores, grades = graded.scores(), graded.measures
     else:
         scores = evaluator(train, test)
-    return _Found(scores=scores, correct=correct, grades=grades, dimensions=train.dimensions)
+    return Found(scores=scores, correct=correct, grades=grades, dimensions=train.dimensions)
+
+
+Judge = Callable[[Evaluator, Part, Part], Found]
 
 
 def check_same_images(features: Mapping[str, tuple[Part, Part]]) -> None:
@@ -190,27 +194,30 @@ def evaluate(
 
 
 def run_suite(
-    subjects: Mapping[str, Views], entries: Sequence[Entry], progress: Progress = lambda doing, done, total: None
+    subjects: Mapping[str, Views],
+    entries: Sequence[Entry],
+    progress: Progress = lambda doing, done, total: None,
+    judged: Judge = judge,
 ) -> Evaluation:
     """Run every entry on every subject that has what it reads; a subject without it is left out of those rows.
 
     Raw pixels have no blocks: where an entry reads the last four, the same evaluator on the pixels themselves stands
     beside it. ``subjects`` gives for each name, baselines included, a (train, test) pair for every view; all views of
-    one kind are of the same images. ``progress`` is told what begins, the cost done and the cost of all. Raises
-    InputError for parts that cannot be judged.
+    one kind are of the same images. ``progress`` is told what begins, the cost done and the cost of all;
+    ``judged`` runs one evaluator on one subject. Raises InputError for parts that cannot be judged.
     """
     for view in (LAST, LAST_FOUR, TOKENS):
         if same := {name: views[view] for name, views in subjects.items() if view in views}:
             check_same_images(same)
     rows: list[dict[str, Any]] = []
-    found: dict[tuple[str, str], _Found] = {}
+    found: dict[tuple[str, str], Found] = {}
     work = [(entry, name) for entry in entries for name in subjects if _view(entry, name, subjects[name])]
     total, done = sum(entry.cost for entry, _ in work), 0.0
     for entry, name in work:
         evaluator = entry.evaluator
         progress(f"{evaluator.name}: {name}", done, total)
         train, test = (_named(part, name) for part in subjects[name][_view(entry, name, subjects[name])])
-        found[evaluator.name, name] = _judge(evaluator, train, test)
+        found[evaluator.name, name] = judged(evaluator, train, test)
         rows += found[evaluator.name, name].rows(name, evaluator.name)
         done += entry.cost
     progress("done", total, total)
@@ -223,7 +230,7 @@ def _view(entry: Entry, name: str, views: Views) -> str:
     return wanted if wanted in views else ""
 
 
-def _compare(found: Mapping[tuple[str, str], _Found]) -> tuple[Comparison, ...]:
+def _compare(found: Mapping[tuple[str, str], Found]) -> tuple[Comparison, ...]:
     return tuple(
         Comparison(features=name, against=baseline, evaluator=evaluator, difference=difference, metric=metric)
         for (evaluator, name), own in found.items()
