@@ -1,6 +1,6 @@
 """What each setting of the small recipe is worth, one at a time, with paired seeds; the reference's flaws among them.
 
-    python benchmarks/ablation/run.py --out FILE.jsonl [--seeds 2] [--steps 2000] [--levers NAME ...]
+    python benchmarks/ablation/run.py --out FILE.jsonl [--seeds 2] [--steps 1500] [--precision bf16] [--levers NAME ...]
     python benchmarks/ablation/run.py --table FILE.jsonl
 
 Every run is the ``small`` recipe on the bundled sample with one thing changed, the same seeds and steps for all, judged
@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from openjepa import draws
+from openjepa.cli import suit_the_process
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
@@ -80,13 +81,24 @@ def changed(**parts: dict[str, Any]) -> Callable[[Experiment], Experiment]:
     )
 
 
+def _standardised(kind: str) -> Callable[[Experiment], Experiment]:
+    return changed(ijepa={"target_norm": kind, "statistics_momentum": 0.95})
+
+
 LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMasking]]] = {
     "unchanged": (changed(), MultiBlockMasking),
-    "targets: LayerNorm alone": (changed(ijepa={"target_norm": "layer"}), MultiBlockMasking),
-    "targets: per feature": (changed(ijepa={"target_norm": "feature"}), MultiBlockMasking),
-    "targets: per feature and place": (changed(ijepa={"target_norm": "position"}), MultiBlockMasking),
-    "targets of two depths (2, 4)": (changed(ijepa={"target_depths": (2, 4)}), MultiBlockMasking),
+    "flaw: edges never reached": (changed(), Edges),
+    "flaw: context cut in raster order": (changed(), Raster),
+    "flaw: one number for scale and aspect": (changed(), Shared),
     "no variance-covariance term": (changed(ijepa={"variance_covariance": 0.0}), MultiBlockMasking),
+    "variance-covariance 0.05": (changed(ijepa={"variance_covariance": 0.05}), MultiBlockMasking),
+    "targets: whitened": (_standardised("whiten"), MultiBlockMasking),
+    "targets: per feature": (_standardised("feature"), MultiBlockMasking),
+    "targets: per feature and place": (_standardised("position"), MultiBlockMasking),
+    "targets of two depths (3, 6)": (changed(ijepa={"target_depths": (3, 6)}), MultiBlockMasking),
+    "width 96, depth 4": (changed(encoder={"width": 96, "depth": 4}), MultiBlockMasking),
+    "batch 32": (changed(training={"batch": 32}), MultiBlockMasking),
+    "lr doubled": (changed(schedule={"lr": 1e-3}), MultiBlockMasking),
     "EMA from 0.996": (changed(ijepa={"momentum": (0.996, 1.0)}), MultiBlockMasking),
     "EMA from 0.9": (changed(ijepa={"momentum": (0.9, 1.0)}), MultiBlockMasking),
     "L2 loss": (changed(ijepa={"loss": "l2"}), MultiBlockMasking),
@@ -95,27 +107,23 @@ LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMaski
     "larger targets (0.3 to 0.4)": (changed(masks={"target_scale": (0.3, 0.4)}), MultiBlockMasking),
     "predictor depth 2": (changed(predictor={"depth": 2}), MultiBlockMasking),
     "predictor width 64": (changed(predictor={"width": 64}), MultiBlockMasking),
-    "lr doubled": (changed(schedule={"lr": 1e-3}), MultiBlockMasking),
     "weight decay 0.05 throughout": (
         changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05}), MultiBlockMasking,
     ),
     "crops of 0.6 to 1.0": (changed(augmentation={"crop_scale": (0.6, 1.0)}), MultiBlockMasking),
-    "flaw: edges never reached": (changed(), Edges),
-    "flaw: context cut in raster order": (changed(), Raster),
-    "flaw: one number for scale and aspect": (changed(), Shared),
 }  # fmt: skip
 
 
-def recipe(seed: int, steps: int) -> Experiment:
-    """The small recipe on the sample, in float32."""
+def recipe(seed: int, steps: int, precision: Literal["bf16", "float32"]) -> Experiment:
+    """The small recipe on the sample."""
     made = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
-    return replace(made, seed=seed, training=replace(made.training, steps=steps, precision="float32"))
+    return replace(made, seed=seed, training=replace(made.training, steps=steps, precision=precision))
 
 
-def run(lever: str, seed: int, steps: int, splits: Splits) -> dict[str, Any]:
+def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"], splits: Splits) -> dict[str, Any]:
     """Train, and judge the target encoder."""
     change, sampler = LEVERS[lever]
-    experiment = change(recipe(seed, steps))
+    experiment = change(recipe(seed, steps, precision))
     masking = sampler(experiment.encoder.grid, experiment.masks, seed=seed)
     objective = experiment.objective().train()
     step = Step(
@@ -143,7 +151,7 @@ def run(lever: str, seed: int, steps: int, splits: Splits) -> dict[str, Any]:
     parts = [_features(source, experiment, objective.eval().representation) for source in (splits.train, splits.test)]
     found = {"knn": KNN().classify(*parts).scores(), "probe": LinearProbe().classify(*parts).scores()}
     return {
-        "lever": lever, "seed": seed, "steps": steps, "seconds": seconds,
+        "lever": lever, "seed": seed, "steps": steps, "precision": precision, "seconds": seconds,
         **{name: scores["accuracy"] for name, scores in found.items()},
     }  # fmt: skip
 
@@ -189,7 +197,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append results to this file")
     parser.add_argument("--table", type=Path, help="print the table of this file")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--precision", choices=("bf16", "float32"), default="float32")
     parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS), metavar="NAME")
     given = parser.parse_args()
     if given.table is not None:
@@ -197,6 +206,8 @@ def main() -> None:
         return
     if given.out is None:
         parser.error("say where to put the results (--out), or which to show (--table)")
+    suit_the_process()
+    torch.set_num_threads(1)  # so that two studies side by side are no different from one
     lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     done = {(line["lever"], line["seed"], line["steps"]) for line in lines}
     splits = open_data(None)
@@ -204,7 +215,7 @@ def main() -> None:
         for lever in given.levers:
             if (lever, seed, given.steps) in done:
                 continue
-            found = run(lever, seed, given.steps, splits)
+            found = run(lever, seed, given.steps, given.precision, splits)
             with given.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")
             print(found, flush=True)

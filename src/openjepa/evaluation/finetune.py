@@ -106,7 +106,7 @@ class FineTuning:
 
     epochs: int = 10
     batch: int = 32
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     layer_decay: float = 0.75
     weight_decay: float = 0.05
     warmup: float = 0.1
