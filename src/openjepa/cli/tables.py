@@ -20,7 +20,8 @@ def print_plan(facts: dict[str, Any]) -> None:
         "masks": f"{masks['shape']}: {kept} seen, {blocks} of {masks['target_tokens']} asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
-        "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x {facts['threads']} threads",
+        "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "
+        f"{'1 thread' if facts['threads'] == 1 else str(facts['threads']) + ' threads'}",
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
         f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }

@@ -40,7 +40,7 @@ def cost_section(run: RunFolder) -> str:
     machine = [str(run.planned(name)) for name in ("device", "precision") if run.planned(name) is not None]
     threads = run.planned("threads")
     if machine or threads is not None:
-        machine += [f"{threads} threads"] if threads is not None else []
+        machine += ["1 thread" if threads == 1 else f"{threads} threads"] if threads is not None else []
         pairs.append(("Machine", escape(", ".join(machine))))
     versions = run.planned("versions")
     if isinstance(versions, dict) and versions:

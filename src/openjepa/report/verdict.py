@@ -266,7 +266,8 @@ def _cost(run: RunFolder) -> Answer:
     parts += [f"{memory(peak)} at the peak"] if peak is not None else []
     device, threads = run.planned("device"), run.planned("threads")
     if device:
-        parts += [f"on {device}" + (f" with {threads} threads" if is_number(threads) else "")]
+        worked = " with 1 thread" if threads == 1 else f" with {threads} threads" if is_number(threads) else ""
+        parts += [f"on {device}{worked}"]
     because = f"{', '.join(parts)}." if parts else "The log holds no speed."
     answer = duration(seconds) if seconds is not None else "Not logged"
     return Answer(question="What did it cost?", answer=answer, because=because, standing="unknown")
