@@ -81,20 +81,16 @@ def changed(**parts: dict[str, Any]) -> Callable[[Experiment], Experiment]:
     )
 
 
-def _standardised(kind: str) -> Callable[[Experiment], Experiment]:
-    return changed(ijepa={"target_norm": kind, "statistics_momentum": 0.95})
-
-
 LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMasking]]] = {
     "unchanged": (changed(), MultiBlockMasking),
     "flaw: edges never reached": (changed(), Edges),
     "flaw: context cut in raster order": (changed(), Raster),
     "flaw: one number for scale and aspect": (changed(), Shared),
     "no variance-covariance term": (changed(ijepa={"variance_covariance": 0.0}), MultiBlockMasking),
-    "variance-covariance 0.05": (changed(ijepa={"variance_covariance": 0.05}), MultiBlockMasking),
-    "targets: whitened": (_standardised("whiten"), MultiBlockMasking),
-    "targets: per feature": (_standardised("feature"), MultiBlockMasking),
-    "targets: per feature and place": (_standardised("position"), MultiBlockMasking),
+    "variance-covariance 0.01": (changed(ijepa={"variance_covariance": 0.01}), MultiBlockMasking),
+    "targets: LayerNorm alone": (changed(ijepa={"target_norm": "layer"}), MultiBlockMasking),
+    "targets: per feature": (changed(ijepa={"target_norm": "feature"}), MultiBlockMasking),
+    "targets: per feature and place": (changed(ijepa={"target_norm": "position"}), MultiBlockMasking),
     "targets of two depths (3, 6)": (changed(ijepa={"target_depths": (3, 6)}), MultiBlockMasking),
     "width 96, depth 4": (changed(encoder={"width": 96, "depth": 4}), MultiBlockMasking),
     "batch 32": (changed(training={"batch": 32}), MultiBlockMasking),
@@ -110,7 +106,7 @@ LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMaski
     "weight decay 0.05 throughout": (
         changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05}), MultiBlockMasking,
     ),
-    "crops of 0.6 to 1.0": (changed(augmentation={"crop_scale": (0.6, 1.0)}), MultiBlockMasking),
+    "crops of 0.3 to 1.0": (changed(augmentation={"crop_scale": (0.3, 1.0)}), MultiBlockMasking),
 }  # fmt: skip
 
 
