@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,28 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_p
     asked = torch.get_num_threads() + 1
     assert call("pretrain", images, "--dry-run", "--steps", "2", *SMALL, "--training.threads", str(asked)) == 0
     assert f"1 x {asked} threads" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_the_command_line_keeps_freed_memory_and_lets_threads_sleep():
+    code = """
+import os, sys
+from openjepa.cli import suit_the_process
+if sys.argv[1] == "suited":
+    suit_the_process()
+block = bytearray(2**27)
+del block
+print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    plain, suited = (
+        subprocess.run(
+            [sys.executable, "-c", code, way], env=environment, check=True, capture_output=True, text=True
+        ).stdout.split()
+        for way in ("plain", "suited")
+    )
+    assert int(suited[0]) - int(plain[0]) > 2**26
+    assert (plain[1], suited[1]) == ("None", "PASSIVE")
 
 
 def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path, capsys):
