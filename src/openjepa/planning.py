@@ -216,24 +216,22 @@ def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, lo
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
-    trial = _trial(experiment, splits, processes)
-    begin = time.perf_counter()
-    for _ in range(3):
-        next(trial)
-    slow = time.perf_counter() - begin > 2 * look
-    counts = [experiment.training.threads] if slow else _thread_counts(experiment.training, processes)
-    timed = dict.fromkeys(counts, math.inf)
-    for _ in range(2 if len(counts) > 1 else 1):
-        for count in counts:
+    with closing(_trial(experiment, splits, processes)) as trial:
+        begin = time.perf_counter()
+        for _ in range(3):
+            next(trial)
+        slow = time.perf_counter() - begin > 2 * look
+        counts = [experiment.training.threads] if slow else _thread_counts(experiment.training, processes)
+        rounds = 2 if len(counts) > 1 else 1
+        timed = dict.fromkeys(counts, math.inf)
+        for count in counts * rounds:
             with cpu_threads(count):
-                timed[count] = min(timed[count], _seconds(trial, look / len(counts) / 2))
-    trial.close()
+                timed[count] = min(timed[count], _seconds(trial, look / len(counts) / rounds))
     fastest = min(timed.values())
     # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
     threads = next(count for count in counts if timed[count] < 1.05 * fastest)
     memory = peak_memory(processes.device)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
-        del trial
         torch.cuda.empty_cache()
     return threads, timed[threads], memory
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,17 +98,24 @@ class FeatureCache:
             if not _KEY.fullmatch(words.stem):  # somebody's own file
                 continue
             try:
-                found.append((words.stat().st_mtime_ns, words.with_suffix(".npy").stat().st_size, words))
+                size = words.with_suffix(".npy").stat().st_size
+                found.append((words.stat().st_mtime_ns, size, (words, words.with_suffix(".npy"))))
             except FileNotFoundError:
                 continue
-        total = sum(size for _, size, _ in found)
-        for _, size, words in sorted(found):
-            if total <= self.limit:
-                return
-            if words.stem != keep:
-                words.unlink(missing_ok=True)
-                words.with_suffix(".npy").unlink(missing_ok=True)
-                total -= size
+        remove_oldest(found, self.limit, keep=keep)
+
+
+def remove_oldest(entries: Sequence[tuple[int, int, tuple[Path, ...]]], limit: int, *, keep: str) -> None:
+    """Remove entries (time of last use, size, files) from the oldest on until the sizes add up to ``limit`` or less,
+    but never the one whose files are called ``keep``."""
+    total = sum(size for _, size, _ in entries)
+    for _, size, files in sorted(entries):
+        if total <= limit:
+            return
+        if files[0].stem != keep:
+            for path in files:
+                path.unlink(missing_ok=True)
+            total -= size
 
 
 def cache_at(folder: Path, note: Callable[[str], None]) -> FeatureCache:

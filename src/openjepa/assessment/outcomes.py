@@ -1,5 +1,6 @@
 """What an evaluator found, kept by what it was asked: comparisons judge the same baselines many times."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import openjepa.evaluation
-from openjepa.assessment.cache import FeatureCache, key_of, replace_file
+from openjepa.assessment.cache import FeatureCache, key_of, remove_oldest, replace_file
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.suite import Found, Judge, judge
 
@@ -79,17 +80,15 @@ def _write(path: Path, found: Found, note: Callable[[str], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, write)
-        _shrink(path.parent)
+        _shrink(path.parent, keep=path.stem)
     except OSError as error:
         note(f"results cannot be kept in {path.parent} ({error.strerror or error})")
 
 
-def _shrink(folder: Path) -> None:
+def _shrink(folder: Path, keep: str) -> None:
     """Remove the results longest unused until no more than ``MOST`` are left; others may be doing the same."""
-    with os.scandir(folder) as entries:
-        kept = [entry.path for entry in entries if entry.name.endswith(".npz")]
-    if len(kept) <= MOST:
-        return
-    ages = sorted((os.stat(path).st_mtime_ns, path) for path in kept if os.path.exists(path))
-    for _, path in ages[: len(ages) - MOST]:
-        Path(path).unlink(missing_ok=True)
+    found = []
+    for path in folder.glob("*.npz"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, 1, (path,)))
+    remove_oldest(found, MOST, keep=keep)

@@ -71,8 +71,9 @@ def suit_the_process() -> None:
     # Threads that sleep cost a step of small matrices more than they bring, so `pretrain` measures how many to take.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # glibc gives every large block back to the kernel when it is freed, and a training step, which frees and asks for
-    # the same blocks over and over, spends a fifth of its time on new pages (benchmarks/process.py). It may keep them.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    # the same blocks over and over, spends up to a sixth of its time on new pages (benchmarks/README.md). It may keep
+    # them.
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or another kind of loader
         allocator = ctypes.CDLL(None)
         allocator.gnu_get_libc_version  # noqa: B018
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):

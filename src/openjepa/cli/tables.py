@@ -7,6 +7,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from openjepa.report.formats import counted_threads
+
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
     kept = "all visible" if masks["shape"] in ("packed", "reference") else f"{masks['context_tokens']}"
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
@@ -21,7 +23,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "
-        f"{'1 thread' if facts['threads'] == 1 else str(facts['threads']) + ' threads'}",
+        f"{counted_threads(facts['threads'])}",
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
         f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }

@@ -59,6 +59,11 @@ def memory(size: Number) -> str:
     return f"{plain(size / 2**30)} GiB" if size >= 2**30 else f"{plain(size / 2**20)} MiB"
 
 
+def counted_threads(number: Any) -> str:
+    """A number of threads as a plan holds it, which may be anything: 1 thread, 2 threads."""
+    return f"{number} thread" if number == 1 else f"{number} threads"
+
+
 def duration(seconds: Number) -> str:
     """A time in its two largest units, such as 3 h 20 min."""
     if seconds < 59.95:

@@ -7,7 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from openjepa.report.formats import count, duration, escape, facts, is_number, memory, percent, plain, scaled, table
+from openjepa.report.formats import (
+    count,
+    counted_threads,
+    duration,
+    escape,
+    facts,
+    is_number,
+    memory,
+    percent,
+    plain,
+    scaled,
+    table,
+)
 from openjepa.report.run_folder import RunFolder, nested
 
 _MOST_BAD = 100
@@ -40,7 +52,7 @@ def cost_section(run: RunFolder) -> str:
     machine = [str(run.planned(name)) for name in ("device", "precision") if run.planned(name) is not None]
     threads = run.planned("threads")
     if machine or threads is not None:
-        machine += ["1 thread" if threads == 1 else f"{threads} threads"] if threads is not None else []
+        machine += [counted_threads(threads)] if threads is not None else []
         pairs.append(("Machine", escape(", ".join(machine))))
     versions = run.planned("versions")
     if isinstance(versions, dict) and versions:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openjepa.report.formats import count, duration, is_number, listed, memory, percent, plain, points
+from openjepa.report.formats import count, counted_threads, duration, is_number, listed, memory, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
 
 Relation = Literal["above", "below", "level"]
@@ -266,8 +266,7 @@ def _cost(run: RunFolder) -> Answer:
     parts += [f"{memory(peak)} at the peak"] if peak is not None else []
     device, threads = run.planned("device"), run.planned("threads")
     if device:
-        worked = " with 1 thread" if threads == 1 else f" with {threads} threads" if is_number(threads) else ""
-        parts += [f"on {device}{worked}"]
+        parts += [f"on {device}" + (f" with {counted_threads(threads)}" if is_number(threads) else "")]
     because = f"{', '.join(parts)}." if parts else "The log holds no speed."
     answer = duration(seconds) if seconds is not None else "Not logged"
     return Answer(question="What did it cost?", answer=answer, because=because, standing="unknown")
