@@ -158,7 +158,10 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
 
 def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_path, capsys):
     settled, planned = (json.loads((run / name).read_text()) for name in ("experiment.json", "plan.json"))
-    assert 1 <= settled["training"]["threads"] == planned["threads"] <= torch.get_num_threads()
+    training = settled["training"]
+    assert training["replicas"] >= 1
+    assert training["threads"] >= 1
+    assert training["replicas"] * training["threads"] == planned["threads"] <= torch.get_num_threads()
     asked = torch.get_num_threads() + 1
     assert call("pretrain", images, "--dry-run", "--steps", "2", *SMALL, "--training.threads", str(asked)) == 0
     assert f"1 x {asked} threads" in capsys.readouterr().out

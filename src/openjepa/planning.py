@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,8 +121,8 @@ def plan(
         raise InputError(str(error)) from error
     _refuse(experiment, seen, len(source), processes)
     # Where the time given decides on the steps it is worth a longer look.
-    threads, seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
-    experiment = replace(experiment, training=replace(experiment.training, threads=threads))
+    training, seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
+    experiment = replace(experiment, training=training)
     experiment = _settle_length(experiment, wishes, len(source), seconds)
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
 
@@ -208,61 +208,68 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
         )
 
 
-def _measure(experiment: Experiment, splits: Splits, processes: Processes, *, look: float) -> tuple[int, float, int]:
-    """Threads to train with (0: not ours to say), seconds of a step with them, and peak memory in bytes, from real
-    steps on real batches with weights that are thrown away.
+def _measure(
+    experiment: Experiment, splits: Splits, processes: Processes, *, look: float
+) -> tuple[TrainingConfig, float, int]:
+    """The training settings with the fastest replicas and threads, seconds of a step with them, and peak memory in
+    bytes, from real steps on real batches with weights that are thrown away.
 
     It takes ``look`` seconds or a few steps, whichever is longer.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
+    given = experiment.training
     with closing(_trial(experiment, splits, processes)) as trial:
+        next(trial)
         begin = time.perf_counter()
         for _ in range(3):
-            next(trial)
+            trial.send(given)
         slow = time.perf_counter() - begin > 2 * look
-        counts = [experiment.training.threads] if slow else _thread_counts(experiment.training, processes)
-        rounds = 2 if len(counts) > 1 else 1
-        timed = dict.fromkeys(counts, math.inf)
-        for count in counts * rounds:
-            with cpu_threads(count):
-                timed[count] = min(timed[count], _seconds(trial, look / len(counts) / rounds))
+        ways = [given] if slow else _ways(given, processes)
+        rounds = 2 if len(ways) > 1 else 1
+        timed = dict.fromkeys(ways, math.inf)
+        for way in ways * rounds:
+            with cpu_threads(way.threads):
+                timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds))
     fastest = min(timed.values())
     # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
-    threads = next(count for count in counts if timed[count] < 1.05 * fastest)
+    chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
     memory = peak_memory(processes.device)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
         torch.cuda.empty_cache()
-    return threads, timed[threads], memory
+    return chosen, timed[chosen], memory
 
 
-def _thread_counts(training: TrainingConfig, processes: Processes) -> list[int]:
-    """Numbers of threads worth trying: small matrices are multiplied faster by one than by many that wait in turn."""
-    if training.threads or processes.device.type != "cpu" or processes.world > 1:
-        return [training.threads]
+def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
+    """Replicas and threads worth trying, the fewest first: all of one kind, so that there are not too many."""
+    if training.replicas or training.threads or processes.device.type != "cpu" or processes.world > 1:
+        return [training]
     most = torch.get_num_threads()
-    return [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]
+    piece = training.batch // training.accumulate
+    ways = []
+    for count in [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]:
+        if count > 1 and piece % count == 0 and not training.compile:
+            ways.append(replace(training, replicas=count, threads=1))
+        ways.append(replace(training, replicas=1, threads=count))
+    return ways
 
 
-def _seconds(trial: Iterator[None], look: float) -> float:
+def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, look: float) -> float:
     """Mean seconds of a step, over ``look`` seconds and 3 steps at least, and 200 at most."""
-    next(trial)
+    for _ in range(2):
+        trial.send(way)
     begin, count = time.perf_counter(), 0
     while count < 3 or (count < 200 and time.perf_counter() - begin < look):
-        next(trial)
+        trial.send(way)
         count += 1
     return (time.perf_counter() - begin) / count
 
 
-def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Generator[None, None, None]:
-    """Takes a real step each time it is asked."""
-    objective = experiment.objective().to(processes.device).train()
+def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Generator[None, TrainingConfig, None]:
+    """Takes a real step in the way that it is sent, with new weights for each new way."""
+    way = yield
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
-    training = replace(experiment.training, compile=False, steps=10**6, batch=share)
-    step = Step(
-        objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=alone
-    )
     batches = training_batches(
         splits.train,
         experiment.preprocessing,
@@ -270,12 +277,17 @@ def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Gene
         experiment.masking(),
         batch=share,
         seed=experiment.seed,
-        workers=training.workers,
+        workers=experiment.training.workers,
         start_step=0,
     )
+    taken: TrainingConfig | None = None
+    step: Step | None = None
     with closing(batches):
         for number, batch in enumerate(batches):
             assert batch.masks is not None
+            if step is None or way != taken:
+                step = None  # its memory first
+                step, taken = _step(experiment, replace(way, compile=False, steps=10**6, batch=share), alone), way
             x = experiment.preprocessing.normalise(batch.images.to(processes.device))
             try:
                 step(x, batch.masks.to(processes.device), number)
@@ -284,7 +296,14 @@ def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Gene
                     f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
                     f"the images"
                 ) from error
-            yield
+            way = yield
+
+
+def _step(experiment: Experiment, training: TrainingConfig, processes: Processes) -> Step:
+    objective = experiment.objective().to(processes.device).train()
+    return Step(
+        objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=processes
+    )
 
 
 def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds: float) -> Experiment:
@@ -373,7 +392,7 @@ def _facts(
         "device": _device_name(processes.device),
         "processes": processes.world,
         "precision": training.precision,
-        "threads": training.threads or torch.get_num_threads(),
+        "threads": max(1, training.replicas) * (training.threads or torch.get_num_threads()),
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
     }

@@ -130,9 +130,11 @@ def test_a_run_has_its_threads_and_gives_them_back(tmp_path):
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("precision", "workers", "accumulate"), [("float32", 0, 1), ("bf16", 2, 2)])
-def test_sixty_steps_are_thirty_and_thirty(tmp_path, precision, workers, accumulate):
-    settings = {"precision": precision, "accumulate": accumulate, "log_every": 1}
+@pytest.mark.parametrize(
+    ("precision", "workers", "accumulate", "replicas"), [("float32", 0, 1, 1), ("bf16", 2, 2, 1), ("bf16", 1, 1, 2)]
+)
+def test_sixty_steps_are_thirty_and_thirty(tmp_path, precision, workers, accumulate, replicas):
+    settings = {"precision": precision, "accumulate": accumulate, "replicas": replicas, "log_every": 1}
     straight = trainer(tmp_path / "straight", **settings)
     assert straight.train(show=False) is None
     # 8 images a step of 50 are 6 steps an epoch: 32 is in the middle of one.

@@ -27,6 +27,7 @@ from openjepa.training.distributed import Processes, parallelise, restore_state,
 from openjepa.training.energy import EnergyMeter
 from openjepa.training.metrics import Meter, MetricsLog, peak_memory
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
+from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig, progress
 from openjepa.transformer import Stack
 
@@ -48,8 +49,10 @@ class TrainingConfig:
         recompute: recompute activations in the backward pass, to save memory.
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
-        threads: of PyTorch while it trains on a CPU; 0 leaves them to PyTorch. ``pretrain`` measures which number is
-            the fastest and settles it, since another one shows in the last bits of a run's numbers.
+        replicas: threads on a CPU that share a batch, each working through a part of it as DDP's processes do
+            (``replicas.py``); 0 is one, the whole batch.
+        threads: of PyTorch on a CPU, inside each of the replicas; 0 leaves them to PyTorch. ``pretrain`` measures which
+            replicas and threads are the fastest and settles them: others show in the last bits of a run's numbers.
         log_every: steps between rows of metrics.
         watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
         save_every: steps between checkpoints.
@@ -66,6 +69,7 @@ class TrainingConfig:
     recompute: bool = False
     shard: bool = False
     workers: int = 1
+    replicas: int = 0
     threads: int = 0
     log_every: int = 10
     watch_every: int = 200
@@ -78,13 +82,19 @@ class TrainingConfig:
         for name in ("steps", "batch", "accumulate", "log_every", "watch_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "threads"):
+        for name in ("workers", "replicas", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative, got {getattr(self, name)}")
         if not 0 <= self.bad_images <= 1:
             raise ValueError(f"bad_images is a share from 0 to 1, got {self.bad_images}")
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
+        if self.replicas > 1 and (self.batch // self.accumulate) % self.replicas:
+            raise ValueError(
+                f"{self.batch // self.accumulate} images cannot be shared evenly by {self.replicas} replicas"
+            )
+        if self.replicas > 1 and self.compile:
+            raise ValueError("replicas and compile do not go together: a compiled objective has threads of its own")
 
 
 class Step:
@@ -93,6 +103,9 @@ class Step:
     Args:
         objective: holds every weight.
         call: the module to call in its place (DDP's wrapper, or the objective itself).
+
+    Raises:
+        InputError: replicas beside several processes, which do the same.
     """
 
     def __init__(
@@ -108,6 +121,11 @@ class Step:
         self.objective, self.schedule, self.training, self.processes = objective, schedule, training, processes
         self.call = call or objective
         objective.add_up = processes.add_up
+        if training.replicas > 1 and (processes.world > 1 or processes.device.type != "cpu"):
+            raise InputError(
+                f"training.replicas is for one process on a CPU; here are {processes.world} on {processes.device}"
+            )
+        self.replicas = Replicas(objective, max(1, training.replicas))
         self.clip = optimizer.clip
         self.optimizer = build_optimizer(objective, optimizer)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -136,27 +154,41 @@ class Step:
         return row | scheduled | self.objective.settings(along)
 
     def backward(self, x: torch.Tensor, masks: Masks) -> dict[str, float]:
-        """Accumulate the gradient of the mean loss over the micro-batches; returns loss and metrics."""
+        """Accumulate the gradient of the mean loss over replicas and micro-batches; returns loss and metrics."""
         pieces = self.training.accumulate
+        count = pieces * max(1, self.training.replicas)
         sets = len(masks.context) // len(x)
-        bounds = [len(x) * i // pieces for i in range(pieces + 1)]
-        totals: dict[str, torch.Tensor] = {}
+        bounds = [len(x) * i // count for i in range(count + 1)]
         parts = [(x[a:b], masks.rows(a * sets, b * sets)) for a, b in itertools.pairwise(bounds)]
-        if pieces > 1:
-            with self._autocast(x):
-                self.objective.survey(parts)
+
+        def share(replica: Objective, place: int) -> dict[str, torch.Tensor]:
+            return self._share(replica, parts[place * pieces : (place + 1) * pieces], len(x))
+
+        shares = self.replicas(share)
+        self.replicas.gather()
+        mean = torch.stack([torch.stack(list(totals.values())).double() for totals in shares]).sum(0)
+        self.processes.add_up([mean])
+        return dict(zip(shares[0], (mean / self.processes.world).tolist(), strict=True))
+
+    def _share(
+        self, replica: Objective, parts: list[tuple[torch.Tensor, Masks]], images: int
+    ) -> dict[str, torch.Tensor]:
+        """A replica's part of :meth:`backward`, of a step of so many images."""
+        call = self.call if replica is self.objective else replica
+        totals: dict[str, torch.Tensor] = {}
+        if len(parts) > 1:
+            with self._autocast(parts[0][0]):
+                replica.survey(parts)
         for part in parts:
-            weight, last = len(part[0]) / len(x), part is parts[-1]
-            sync = last or not hasattr(self.call, "no_sync")
-            with nullcontext() if sync else self.call.no_sync():  # type: ignore[operator]
-                with self._autocast(x):
-                    output = self.call(*part)
+            weight, last = len(part[0]) / images, part is parts[-1]
+            sync = last or not hasattr(call, "no_sync")
+            with nullcontext() if sync else call.no_sync():  # type: ignore[operator]
+                with self._autocast(part[0]):
+                    output = call(*part)
                 (output.loss * weight).backward()
             for name, value in {"loss": output.loss, **output.metrics}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + weight * value.detach()
-        mean = torch.stack(list(totals.values())).double()
-        self.processes.add_up([mean])
-        return dict(zip(totals, (mean / self.processes.world).tolist(), strict=True))
+        return totals
 
     def _autocast(self, x: torch.Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.training.precision == "bf16")
@@ -347,7 +379,8 @@ class Trainer:
         return interruption.asked
 
     def _look(self, window: "_Window") -> dict[str, float]:
-        found = self.watch()
+        with cpu_threads(max(1, self.training.replicas) * self.training.threads):
+            found = self.watch()
         self.objective.train()
         self.seconds += window.pause()
         return found

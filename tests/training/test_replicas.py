@@ -1,0 +1,107 @@
+"""Threads that share a step: the same step as one thread's, the same bits every time, and no hanging when one fails."""
+
+import threading
+
+import pytest
+import torch
+
+from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.errors import InputError
+from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking
+from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+from openjepa.objectives.mae import MAE
+from openjepa.training.distributed import Processes
+from openjepa.training.optimizer import OptimizerConfig
+from openjepa.training.replicas import Replicas
+from openjepa.training.schedules import ScheduleConfig
+from openjepa.training.trainer import Step, TrainingConfig
+
+ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
+PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def ijepa() -> IJEPA:
+    config = IJEPAConfig(target_norm="whiten", variance_covariance=0.5, momentum=(0.9, 1.0))
+    return IJEPA(ENCODER, PREDICTOR, config, generator=torch.Generator().manual_seed(0)).train()
+
+
+def mae() -> MAE:
+    return MAE(ENCODER, PREDICTOR, generator=torch.Generator().manual_seed(0)).train()
+
+
+def trained(objective, *, steps=3, **training):
+    """The objective after some steps, and what each of them told."""
+    step = Step(
+        objective,
+        schedule=ScheduleConfig(lr=1e-3),
+        optimizer=OptimizerConfig(clip=1.0),
+        training=TrainingConfig(**{"steps": 10, "batch": 16, "precision": "float32"} | training),
+        processes=ALONE,
+    )
+    if isinstance(objective, IJEPA):
+        masking = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(targets=2))
+    else:
+        masking = RandomMasking(ENCODER.grid, 0.25)
+    told = []
+    for number in range(steps):
+        x = torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(number))
+        told.append(step(x, masking(torch.arange(16), number), number))
+    return objective, told
+
+
+@pytest.mark.parametrize("make", [ijepa, mae])
+@pytest.mark.parametrize(("replicas", "accumulate"), [(2, 1), (4, 1), (2, 2)])
+def test_replicas_take_the_same_steps_as_one(make, replicas, accumulate):
+    one, alone = trained(make())
+    many, shared = trained(make(), replicas=replicas, accumulate=accumulate)
+    for a, b in zip(alone, shared, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+    states = one.state_dict(), many.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_the_same_replicas_give_the_same_bits():
+    one, first = trained(ijepa(), replicas=4, steps=5)
+    two, second = trained(ijepa(), replicas=4, steps=5)
+    assert first == second
+    for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_error_in_one_replica_is_raised_and_the_others_do_not_wait_for_ever():
+    replicas = Replicas(ijepa(), 3)
+    main = threading.get_ident()
+
+    def failing(replica, place):
+        if place == 1:
+            raise ZeroDivisionError("one of them fails")
+        replica.add_up([torch.ones(1)])
+
+    def meeting(replica, place):
+        number = torch.full((2,), float(place + 1))
+        replica.add_up([number])
+        return number[0].item(), threading.get_ident() == main
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError, match="one of them"):
+            replicas(failing)
+        assert replicas(meeting) == [(6.0, True), (6.0, False), (6.0, False)]
+
+
+def test_replicas_are_refused_where_they_cannot_be():
+    with pytest.raises(ValueError, match="16 images cannot be shared evenly by 3 replicas"):
+        TrainingConfig(batch=16, replicas=3)
+    with pytest.raises(ValueError, match="compile"):
+        TrainingConfig(batch=16, replicas=2, compile=True)
+    with pytest.raises(InputError, match="one process on a CPU"):
+        Step(
+            ijepa(),
+            schedule=ScheduleConfig(),
+            optimizer=OptimizerConfig(),
+            training=TrainingConfig(batch=16, replicas=2),
+            processes=Processes(0, 2, torch.device("cpu")),
+        )
