@@ -14,6 +14,7 @@ from openjepa.assessment.extraction import Chosen, extract_kinds
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Splits
 from openjepa.data.idx import ArraySource
+from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import choose
@@ -89,6 +90,21 @@ def test_whatever_the_features_depend_on_is_another_entry(cache, passes):
     other.preprocessing = Preprocessing(size=(16, 16), channels=1, mean=(0.4,), std=(0.25,))
     taken(other, cache)
     assert passes == [3, 1, 3, 3, 3]
+
+
+def test_files_that_changed_under_the_same_name_and_size_are_other_images(cache, passes, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(source(6).images):
+        np.save(folder / f"{number}.npy", image)
+    parts = []
+    for _ in range(2):
+        parts.append(taken(ours(), cache, images=open_data(str(folder)).train, indices=np.arange(4)))
+        np.save(folder / "0.npy", source(6, seed=1).images[0])
+    assert passes == [3, 3]
+    for kind, before in parts[0].items():
+        changed = (before.values != parts[1][kind].values).any(1)
+        assert changed.tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "words", "shape"])

@@ -52,6 +52,9 @@ class Spoilt(Source):
     def header(self, index):
         return Header(18, 18, 1, 8, "L")
 
+    def encoded(self, index):
+        return self.images[index].tobytes()
+
     def identity(self):
         yield b"spoilt"
 

@@ -54,7 +54,7 @@ def extract_kinds(
     """
     wanted = {kind: network for network in panel.networks for kind in network.kinds if kind in kinds}
     asked = {kind: part.of(kind, panel.tokens) for kind in wanted}
-    made = preparation(panel.preprocessing), part.source.fingerprint
+    made = preparation(panel.preprocessing), part.source.content(part.indices) if cache else ""
     keys = {kind: key_of(one.identity, *kind, *made, asked[kind].tolist()) for kind, one in wanted.items()}
     found = {}
     if cache is not None:

@@ -93,7 +93,7 @@ class Source(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the content (names and sizes), for resume and caches; it doesn't depend on where the data lie."""
+        """Identity of the set (names and sizes), for resume; it doesn't depend on where the data lie."""
         digest = hashlib.sha256()
         for part in self.identity():
             digest.update(part + b"\0")
@@ -102,6 +102,26 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> Iterator[bytes]:
         """What the fingerprint is taken of."""
+
+    def content(self, indices: Int64[np.ndarray, "n"]) -> str:
+        """A digest of what these images hold, byte for byte, for caches of what was computed from them."""
+        digest = hashlib.sha256()
+        for index in indices:
+            try:
+                held = self.encoded(int(index))
+            except BadImage as error:
+                held = str(error).encode()
+            # Each one's own digest, so that bytes cannot move from one image to the next unseen.
+            digest.update(hashlib.sha256(held).digest())
+        return digest.hexdigest()
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes | memoryview:
+        """The bytes that image ``index`` is decoded from.
+
+        Raises:
+            BadImage: there are none to be had.
+        """
 
     def prepare(self) -> None:  # noqa: B027  (most sources need none)
         """Make reading in random order fast; called once, before workers start."""

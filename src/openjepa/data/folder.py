@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from openjepa.data.base import Header, Picture, Skipped, Source, Splits, merged_classes
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes
 from openjepa.data.decode import IMAGE_SUFFIXES, decode, looks_like_image, read_header
 from openjepa.errors import InputError
 
@@ -75,6 +75,14 @@ class FolderSource(Source):
             raise IndexError(f"image {index} of {len(self)}")
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._paths[start : self._ends[index]])
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes."""
+        try:
+            with open(os.path.join(self.root, self.path(index)), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BadImage(self.reference(index), f"cannot be read: {error.strerror}") from error
 
     def identity(self) -> Iterator[bytes]:
         """The files' names and sizes."""

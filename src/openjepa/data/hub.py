@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, by their id, through the `datasets` library (extra `hub`)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,14 @@ class HubSource(Source):
         """The id, the split, the number of rows and their size."""
         for part in (self.name, self.split, len(self), self._rows.info.dataset_size):
             yield str(part).encode()
+
+    def encoded(self, index: int) -> bytes:
+        """The image's bytes in the data set, or in the file that it names."""
+        found = self._encoded(index)
+        try:
+            return Path(found).read_bytes() if isinstance(found, str) else found
+        except OSError as error:
+            raise BadImage(self.reference(index), f"cannot be read: {error.strerror}") from error
 
     def _encoded(self, index: int) -> bytes | str:
         value = self._rows[index][self._column]

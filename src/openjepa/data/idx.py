@@ -65,6 +65,10 @@ class ArraySource(Source):
         """The image's number."""
         return f"{self.name}, image {index}"
 
+    def encoded(self, index: int) -> bytes:
+        """The image's pixels."""
+        return self.images[index].tobytes()
+
     def identity(self) -> Iterator[bytes]:
         """The shape and every pixel."""
         yield str(self.images.shape).encode()

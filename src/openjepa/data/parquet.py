@@ -60,11 +60,11 @@ class ParquetSource(Source):
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Picture:
         """The image, decoded from its bytes."""
-        return decode(self._bytes(index), self.reference(index), at_least)
+        return decode(self.encoded(index), self.reference(index), at_least)
 
     def header(self, index: int) -> Header:
         """Size and kind, from the first bytes."""
-        return read_header(self._bytes(index), self.reference(index))
+        return read_header(self.encoded(index), self.reference(index))
 
     def reference(self, index: int) -> str:
         """The file and the row in it."""
@@ -90,7 +90,8 @@ class ParquetSource(Source):
         else:
             self._copy = self._on_disk()
 
-    def _bytes(self, index: int) -> bytes | memoryview:
+    def encoded(self, index: int) -> bytes | memoryview:
+        """The image's bytes in the file."""
         if self._copy is not None:
             content, ends = self._copy
             return content[ends[index - 1] if index else 0 : ends[index]].tobytes()
