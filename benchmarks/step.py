@@ -1,191 +1,206 @@
-"""A whole training step side by side: openjepa's against lightly's I-JEPA, same shapes, images, masks and precision.
+"""A whole training step side by side: openjepa's, lightly's I-JEPA, and a plain eager one in the published code's style;
+and an encoder's forward pass beside that of transformers' IJepaModel.
 
-    python benchmarks/step.py [--json FILE] [--rounds N] [--quick] [--device cuda] [--precision float32]
+    python benchmarks/step.py [--json FILE] [--rounds N] [--sizes small vit-s vit-b clip] [--threads 1] [--device cuda]
 
-Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made to both, under bfloat16
-autocast or, where the processor has no instructions for that, in float32. Ours goes through
-``openjepa.training.trainer.Step``, which also takes the gradient norm and refuses numbers that are not finite. The two
-take turns within one run; medians are compared.
+Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made, under bfloat16 autocast
+or, where the processor has no instructions for that, in float32. Each contender has a process of its own and works as its
+users would have it: ours as the ``openjepa`` command sets it up, with as many replicas as there are threads, the others
+as PyTorch comes. They take turns, one step each, and medians are compared. Memory is what a process grew by at its peak
+since it had the images.
 """
 
 import argparse
 import importlib.util
 import json
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
-
-from measure import alternate, gemm_peak, machine, precision, spread
-from openjepa.encoder import EncoderConfig, PredictorConfig
-from openjepa.masking import Masks, MultiBlockMasking
-from openjepa.objectives.ijepa import IJEPA
-from openjepa.training.distributed import Processes
-from openjepa.training.optimizer import OptimizerConfig
-from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, TrainingConfig
+# name: whether it is ours; the order of the table
+TRAINING = {"ours": True, "plain": False, "lightly": False}
+FORWARD = {"encoder": True, "transformers": False}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """One thing to measure."""
+def contend(options: argparse.Namespace) -> None:
+    """In a process of its own: answer every line with the seconds of a step, and the end with the peak of memory."""
+    own = {**TRAINING, **FORWARD}[options.contender]
+    if own:
+        from openjepa.cli import suit_the_process
 
-    name: str
-    encoder: EncoderConfig
-    predictor: PredictorConfig
-    batch: int
+        suit_the_process()
+    import torch
 
+    import contenders
+    from measure import gemm_peak, machine, precision, seconds
+    from openjepa.training.metrics import peak_memory
 
-SIZES = (
-    Size(
-        name="ViT-S/16 224 px batch 16",
-        encoder=EncoderConfig(signal=(224, 224), patch=(16, 16), width=384, depth=12, heads=6),
-        predictor=PredictorConfig(width=192, depth=6, heads=6),
-        batch=16,
-    ),
-    Size(
-        name="ViT 192x6 8x8 tokens batch 256",
-        encoder=EncoderConfig(signal=(32, 32), patch=(4, 4), width=192, depth=6, heads=3),
-        predictor=PredictorConfig(width=96, depth=4, heads=3),
-        batch=256,
-    ),
-)
-
-
-class OpenJepaStep:
-    """Our step, as the trainer takes it."""
-
-    def __init__(self, size: Size, device: torch.device, dtype: str) -> None:
-        self.objective = IJEPA(size.encoder, size.predictor).to(device)
-        self.step = Step(
-            self.objective,
-            schedule=ScheduleConfig(),
-            optimizer=OptimizerConfig(),
-            training=TrainingConfig(
-                steps=100_000, batch=size.batch, precision="bf16" if dtype == "bfloat16" else "float32"
-            ),
-            processes=Processes(0, 1, device),
-        )
-        self.done = 0
-
-    def __call__(self, x: torch.Tensor, masks: Masks) -> dict[str, float]:
-        """Take one step; returns its numbers."""
-        row = self.step(x, masks, self.done)
-        self.done += 1
-        return row
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    threads = torch.get_num_threads()
+    peaks = {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+    task = contenders.Task(contenders.SIZES[options.size], device, precision(peaks, options.precision))
+    before = _resident()
+    try:
+        if options.contender == "ours" and device.type == "cpu" and threads > 1:
+            torch.set_num_threads(1)
+            step = contenders.ours(task, replicas=threads)
+        else:
+            step = getattr(contenders, options.contender)(task)
+    except LookupError as error:
+        print(json.dumps({"refused": str(error)}), flush=True)
+        return
+    for _ in range(2):
+        step()
+    shape = [*task.masks.context.shape[1:], *task.masks.targets.shape[1:]]
+    facts = machine(device) | {"threads": threads}
+    flops = contenders.flops(task, training=options.contender in TRAINING)
+    told = {"flops": flops, "peaks": peaks, "dtype": task.dtype, "machine": facts, "tokens": shape}
+    print(json.dumps(told), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        print(json.dumps(seconds(step, device)), flush=True)
+    print(json.dumps(peak_memory(device) - (before if device.type == "cpu" else 0)), flush=True)
 
 
-def measure(
-    size: Size, device: torch.device, *, dtype: str, rounds: int, peak: float, plain_peer: bool
-) -> dict[str, object]:
-    """One row of the table."""
-    from lightly_step import LightlyStep
-
-    torch.manual_seed(0)
-    x = torch.randn(size.batch, size.encoder.channels, *size.encoder.signal, device=device)
-    masks = MultiBlockMasking(size.encoder.grid)(torch.arange(size.batch), 0).to(device)
-    ours = OpenJepaStep(size, device, dtype)
-    peer = LightlyStep(
-        size.encoder,
-        size.predictor,
-        device=device,
-        autocast=dtype == "bfloat16",
-        momentum=ours.objective.config.momentum[0],
-        plain_attention=plain_peer,
-    )
-    with FlopCounterMode(display=False) as counter:
-        ours(x, masks)
-    times = alternate({"ours": lambda: ours(x, masks), "peer": lambda: peer(x, masks)}, device, rounds=rounds)
-    mine, theirs = spread(times["ours"]), spread(times["peer"])
-    flops = counter.get_total_flops()
-    ratios = [b / a for a, b in zip(times["ours"], times["peer"], strict=True)]
-    return {
-        "size": size.name,
-        "ours": mine,
-        "peer": theirs,
-        "images_per_s": size.batch / mine["median"],
-        "peer_images_per_s": size.batch / theirs["median"],
-        "ratio": theirs["median"] / mine["median"],
-        "ratio_by_round": spread(ratios),
-        "gemm_share": flops / mine["median"] / peak,
-        "flops_per_step": flops,
-        "context_tokens": masks.context.shape[1],
-        "target_blocks": masks.targets.shape[1],
-        "target_tokens": masks.targets.shape[2],
-        "peer_attention": "plain" if plain_peer else "fused (timm's default)",
-        "rounds": rounds,
-    }
+def _resident() -> int:
+    """Bytes of memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def table(rows: list[dict], peaks: dict[str, float], facts: dict[str, object]) -> Table:
-    """What is printed."""
+class Contender:
+    """A process that takes a step whenever it is asked."""
+
+    def __init__(self, name: str, size: str, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--contender", name, "--size", size, "--device", options.device]
+        command += ["--precision", options.precision]
+        command += ["--threads", str(options.threads)] if options.threads else []
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = self._answer()
+        self.seconds: list[float] = []
+
+    def step(self) -> None:
+        """Have it take one."""
+        self.seconds.append(self._ask("step"))
+
+    def end(self) -> int:
+        """Have it go; returns the bytes that it took at its peak."""
+        found = self._ask("end")
+        self._process.wait()
+        return found
+
+    def _ask(self, word: str) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a contender ended by itself; its message is above")
+        return json.loads(line)
+
+
+def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> dict[str, Any]:
+    """One row of a table: seconds, memory and what was refused, of each contender by name."""
+    from measure import spread
+
+    taking, refused = {}, {}
+    for name in kind:
+        contender = Contender(name, size, options)
+        if "refused" in contender.facts:
+            refused[name] = contender.facts["refused"]
+        else:
+            taking[name] = contender
+    for turn in range(options.rounds):
+        for name in list(taking)[:: 1 if turn % 2 == 0 else -1]:
+            time.sleep(0.02)  # until the others' threads have gone to sleep
+            taking[name].step()
+    first = taking[next(iter(kind))]
+    row: dict[str, Any] = {"size": size, "rounds": options.rounds, "refused": refused, "contenders": {}}
+    row |= {name: first.facts[name] for name in ("dtype", "tokens", "machine", "peaks", "flops")}
+    for name, contender in taking.items():
+        ratios = [theirs / mine for mine, theirs in zip(first.seconds, contender.seconds, strict=True)]
+        row["contenders"][name] = {
+            "seconds": spread(contender.seconds),
+            "ratio": spread(ratios),
+            "gemm_share": row["flops"] / spread(contender.seconds)["median"] / row["peaks"][row["dtype"]],
+            "memory": contender.end(),
+        }
+    return row
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Print a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from contenders import SIZES
+
+    facts, peaks = rows[0]["machine"], rows[0]["peaks"]
     shown = Table(
-        title=f"A whole I-JEPA training step, {rows[0]['dtype']}, images/s",
-        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
-        f"lightly {facts['lightly']}, timm {facts['timm']}; matrix products peak at "
+        title=f"{title}, {rows[0]['dtype']}",
+        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, lightly {facts['lightly']}, "
+        f"timm {facts['timm']}; matrix products peak at "
         + " and ".join(f"{flops / 1e9:.0f} GFLOP/s in {name}" for name, flops in peaks.items()),
     )
-    for heading in ("size", "tokens", "openjepa", "lightly", "ratio (quartiles)", "of its GEMM peak"):
-        shown.add_column(heading, justify="left" if heading == "size" else "right")
+    for heading in ("size", "who", "images/s", "ours is faster by (quartiles)", "of the GEMM peak", "memory, MiB"):
+        shown.add_column(heading, justify="left" if heading in ("size", "who") else "right")
     for row in rows:
-        by_round = row["ratio_by_round"]
-        shown.add_row(
-            row["size"],
-            f"{row['context_tokens']} + {row['target_blocks']} x {row['target_tokens']}",
-            f"{row['images_per_s']:.1f}",
-            f"{row['peer_images_per_s']:.1f}",
-            f"{row['ratio']:.2f} ({by_round['low']:.2f} to {by_round['high']:.2f})",
-            f"{row['gemm_share']:.0%}",
-        )
-    return shown
+        batch = SIZES[row["size"]].batch
+        for number, (name, found) in enumerate(row["contenders"].items()):
+            ratio = found["ratio"]
+            shown.add_row(
+                "" if number else SIZES[row["size"]].name,
+                name,
+                f"{batch / found['seconds']['median']:.1f}",
+                f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if number else "",
+                f"{found['gemm_share']:.0%}",
+                f"{found['memory'] / 2**20:,.0f}",
+            )
+        for name, why in row["refused"].items():
+            shown.add_row("", name, why)
+    Console().print(shown)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each, after two to warm up")
-    parser.add_argument("--quick", action="store_true", help="3 rounds: a look, not a measurement")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; default: its own choice")
-    parser.add_argument(
-        "--plain-peer", action="store_true", help="give lightly plain attention too, not timm's default"
-    )
+    parser.add_argument("--rounds", type=int, default=11, help="timed steps of each, after some to warm up")
+    parser.add_argument("--sizes", nargs="+", choices=("small", "vit-s", "vit-b", "clip"), default=["small", "vit-s"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="cores of a CPU to use; default: all")
     parser.add_argument(
         "--precision",
         choices=("auto", "bfloat16", "float32"),
         default="auto",
         help="auto: the one whose matrix products are faster here",
     )
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--size", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    missing = [name for name in ("lightly", "timm") if importlib.util.find_spec(name) is None]
+    if options.contender:
+        contend(options)
+        return
+    missing = [name for name in ("lightly", "timm", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"{' and '.join(missing)} missing: pip install -e '.[parity]'")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    facts = machine(options.device)
-    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    rows = []
-    peaks: dict[str, float] = {}
-    for size in SIZES:
-        peaks = {name: gemm_peak(dtype, options.device) for name, dtype in dtypes.items()}
-        dtype = precision(peaks, options.precision)
-        row = measure(
-            size,
-            options.device,
-            dtype=dtype,
-            rounds=3 if options.quick else options.rounds,
-            peak=peaks[dtype],
-            plain_peer=options.plain_peer,
-        )
-        name = "bfloat16 autocast" if dtype == "bfloat16" else dtype
-        rows.append(row | {"dtype": name, "gemm_peak_flops": peaks} | facts)
-        if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    Console().print(table(rows, peaks, facts))
+    tables: dict[str, list[dict[str, Any]]] = {"training": [], "forward": []}
+    for size in options.sizes:
+        for kind, names in (("training", TRAINING), ("forward", FORWARD)):
+            tables[kind].append(measure(size, names, options))
+            if options.json:
+                options.json.write_text(json.dumps(tables, indent=1) + "\n")
+    show(tables["training"], "A whole I-JEPA training step")
+    show(tables["forward"], "An encoder's forward pass")
 
 
 if __name__ == "__main__":

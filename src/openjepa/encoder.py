@@ -141,9 +141,12 @@ class Encoder(nn.Module):
         rows, valid = self._rows(x, keep, valid)
         return self._own(self.stack(rows, valid))
 
-    def depths(self, x: Float[Tensor, "B C *S"]) -> list[Tensor]:
-        """The residual stream "B N D" of all tokens before the first block and after each, without the final norm."""
-        return [self._own(stream) for stream in self.stack.depths(self._rows(x, None, None)[0])]
+    def depths(self, x: Float[Tensor, "B C *S"], until: int | None = None) -> list[Tensor]:
+        """The residual stream "B N D" of all tokens before the first block and after each, without the final norm.
+
+        No block is computed beyond number ``until`` (from 1), where given.
+        """
+        return [self._own(stream) for stream in self.stack.depths(self._rows(x, None, None)[0], until=until)]
 
     def _rows(self, x: Tensor, keep: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the transformer is given, the class token in front where there is one."""
@@ -167,7 +170,9 @@ class Encoder(nn.Module):
         positions = self.positions(TokenGrid.of(x.shape[2:], self.config.patch)).expand(len(x), -1, -1)
         if keep is not None:
             patches, positions = take(patches, keep), take(positions, keep)
-        return self.embed(patches) + positions
+        embedded = self.embed(patches)
+        # In the products' precision: the residual stream of a transformer needs no more, and memory moves are its cost.
+        return embedded + positions.to(embedded.dtype)
 
 
 class Predictor(nn.Module):
@@ -219,7 +224,8 @@ class Predictor(nn.Module):
     ) -> Float[Tensor, "B M T O"]:
         """Predictions for every token of every target block; ``valid`` marks the context's padding."""
         batch, blocks, tokens = target_at.shape
-        seen = self.embed(context) + self.table[context_at]
+        seen = self.embed(context)
+        seen = seen + self.table[context_at].to(seen.dtype)
         asked = (self.mask_token + self.table[target_at]).to(seen.dtype)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if valid is not None:
@@ -230,4 +236,5 @@ class Predictor(nn.Module):
 
     def reconstruct(self, features: Float[Tensor, "B K D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K O"]:
         """Values at the very tokens whose features are given, with no mask tokens: an autoencoder's decoder."""
-        return self.project(self.stack(self.embed(features) + self.table[at]))
+        rows = self.embed(features)
+        return self.project(self.stack(rows + self.table[at].to(rows.dtype)))

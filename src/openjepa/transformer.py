@@ -111,14 +111,19 @@ class Stack(nn.Module):
         return self.norm(features if last is None else features[:, -last:])
 
     def depths(
-        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+        self,
+        x: Float[Tensor, "B N D"],
+        valid: Bool[Tensor, "B N"] | None = None,
+        last: int | None = None,
+        until: int | None = None,
     ) -> list[Tensor]:
-        """The residual stream before the first block and after each one, without the final norm.
+        """The residual stream before the first block and after each one, up to number ``until`` where given, without
+        the final norm.
 
         "B N D", but after the last block "B Q D" with only the ``last`` tokens, where given.
         """
         stream = [x]
-        for number, block in enumerate(self.blocks, 1):
+        for number, block in enumerate(self.blocks[:until], 1):
             wanted = last if number == len(self.blocks) else None
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, valid, wanted, use_reentrant=False)

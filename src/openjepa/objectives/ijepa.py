@@ -114,7 +114,7 @@ class IJEPA(Objective):
         """The normalised features of every token, from the target encoder that sees the whole signal."""
         teacher = self.target_encoder
         if self.config.target_depths:
-            stream = teacher.depths(x)
+            stream = teacher.depths(x, until=max(self.config.target_depths))
             layers = [stream[depth] for depth in self.config.target_depths]
         else:
             layers = [teacher(x)]
