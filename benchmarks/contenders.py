@@ -141,7 +141,8 @@ def transformers(task: Task) -> Callable[[], object]:
         patch_size=size.patch[0],
         num_channels=size.channels,
     )
-    model = IJepaModel(config).to(task.device).eval()
+    model = IJepaModel(config).eval()
+    nn.Module.to(model, task.device)
     return _forward(task, lambda: model(task.x).last_hidden_state)
 
 
@@ -173,6 +174,8 @@ class _PlainBlock(nn.Module):
 
 
 class _PlainEncoder(nn.Module):
+    table: Tensor
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.patch = config.patch
@@ -183,7 +186,7 @@ class _PlainEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        tokens = self.embed(patchify(x, self.patch)) + self.table
+        tokens: Tensor = self.embed(patchify(x, self.patch)) + self.table
         if keep is not None:
             tokens = _gathered(tokens, keep)
         for block in self.blocks:
@@ -192,6 +195,8 @@ class _PlainEncoder(nn.Module):
 
 
 class _PlainPredictor(nn.Module):
+    table: Tensor
+
     def __init__(self, config: PredictorConfig, encoder: EncoderConfig) -> None:
         super().__init__()
         self.embed = nn.Linear(encoder.width, config.width)
@@ -217,8 +222,8 @@ def _gathered(tokens: Tensor, index: Tensor) -> Tensor:
 
 def plain(task: Task) -> Callable[[], object]:
     """An eager step in the published code's style, from the method's description: patches embedded before they are
-    chosen, attention written out, one EMA update a parameter, AdamW as PyTorch has it by default; masks of equal lengths,
-    as truncation to the batch's shortest gives."""
+    chosen, attention written out, one EMA update a parameter, AdamW as PyTorch has it by default; masks of equal
+    lengths, as truncation to the batch's shortest gives."""
     size = task.size
     context_encoder = _PlainEncoder(size.encoder).to(task.device)
     predictor = _PlainPredictor(size.predictor, size.encoder).to(task.device)

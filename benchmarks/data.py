@@ -2,11 +2,11 @@
 
     python benchmarks/data.py PHOTOS [--json FILE] [--workers 1] [--seconds 8]
 
-PHOTOS is a folder of photographs. From them are made, in a temporary folder: 12-megapixel JPEGs, 28-pixel grey PNGs, and a
-Parquet file of the photographs as they are. Everybody crops 0.3 to 1 of the area at random, to 224 pixels (28 for the small
-ones), and normalises; ours draws the masks as well. The peers have the transforms of torchvision's documentation and
-PyTorch's DataLoader. All take turns with the same number of workers; the rate is that of whole batches of 32 after the
-first two.
+PHOTOS is a folder of photographs. From them are made, in a temporary folder: 12-megapixel JPEGs, 28-pixel grey PNGs,
+and a Parquet file of the photographs as they are. Everybody crops 0.3 to 1 of the area at random, to 224 pixels (28 for
+the small ones), and normalises; ours draws the masks as well. The peers have the transforms of torchvision's
+documentation and PyTorch's DataLoader. All take turns with the same number of workers; the rate is that of whole
+batches of 32 after the first two.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def make(photos: Path, folder: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), folder / "Parquet" / "train.parquet", row_group_size=100)
 
 
-def ours(name: str, folder: Path, workers: int) -> Iterator[int]:
+def ours(name: str, folder: Path, workers: int) -> Generator[int, None, None]:
     """The sizes of our batches, one after the other."""
     edge, channels = (28, 1) if "28" in name else (224, 3)
     patch = 7 if "28" in name else 16
@@ -91,7 +91,7 @@ def _transform(name: str) -> Callable[[Image.Image], torch.Tensor]:
     )
 
 
-def image_folder(name: str, folder: Path, workers: int) -> Iterator[int]:
+def image_folder(name: str, folder: Path, workers: int) -> Generator[int, None, None]:
     """The sizes of torchvision's batches; for Parquet, Hugging Face datasets' with the same transforms."""
     transform = _transform(name)
     if name == "Parquet":
@@ -102,20 +102,20 @@ def image_folder(name: str, folder: Path, workers: int) -> Iterator[int]:
         rows = load_dataset("parquet", data_files=str(folder / name / "train.parquet"), split="train", cache_dir=cache)
         rows = rows.cast_column("image", ImageColumn())
         rows.set_transform(lambda batch: {"image": [transform(image.convert("RGB")) for image in batch["image"]]})
-        data, take = rows, lambda batch: batch["image"]
+        data: Any = rows
+        key: Any = "image"
     else:
 
         def load(path: str) -> Image.Image:
             with open(path, "rb") as file:
                 return Image.open(file).convert("L" if "28" in name else "RGB")
 
-        data, take = datasets.ImageFolder(str(folder / name), transform, loader=load), lambda batch: batch[0]
-    loader = DataLoader(
-        data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
-    )
+        data = datasets.ImageFolder(str(folder / name), transform, loader=load)
+        key = 0
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
     while True:
         for batch in loader:
-            yield len(take(batch))
+            yield len(batch[key])
 
 
 def rate(batches: Iterator[int], seconds: float) -> float:

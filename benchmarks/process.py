@@ -1,4 +1,5 @@
-"""What the threads' waiting and the allocator cost a training step: every combination in a process of its own.
+"""What the threads' waiting, replicas and the allocator make of a training step: every combination in a process of its
+own.
 
     python benchmarks/process.py [--width 192] [--depth 6] [--tokens 8] [--batch 64] [--busy] [--json FILE]
 
@@ -20,19 +21,22 @@ from typing import Any
 
 from openjepa.cli import suit_the_process
 
-# name: environment, threads (0: all), whether the process is suited as the command line does it
-WAYS: dict[str, tuple[dict[str, str], int, bool]] = {
-    "as PyTorch comes": ({}, 0, False),
-    "one thread": ({}, 1, False),
-    "passive waiting": ({"OMP_WAIT_POLICY": "PASSIVE"}, 0, False),
-    "the command line, all threads": ({}, 0, True),
-    "the command line, one thread": ({}, 1, True),
+# name: environment, replicas and threads of each (0: as many as PyTorch takes), whether the process is suited as the
+# command line does it
+WAYS: dict[str, tuple[dict[str, str], int, int, bool]] = {
+    "as PyTorch comes": ({}, 1, 0, False),
+    "one thread": ({}, 1, 1, False),
+    "passive waiting": ({"OMP_WAIT_POLICY": "PASSIVE"}, 1, 0, False),
+    "short spinning": ({"GOMP_SPINCOUNT": "3000"}, 1, 0, False),
+    "the command line, all threads": ({}, 1, 0, True),
+    "the command line, one thread": ({}, 1, 1, True),
+    "the command line, replicas": ({}, 0, 1, True),
 }
 
 
 def measure(options: argparse.Namespace) -> None:
     """In a process of its own: the seconds of a step, and the machine, as JSON."""
-    _, threads, suited = WAYS[options.way]
+    _, replicas, threads, suited = WAYS[options.way]
     if suited:
         suit_the_process()
     import torch
@@ -47,8 +51,8 @@ def measure(options: argparse.Namespace) -> None:
     from openjepa.training.trainer import Step, TrainingConfig
 
     cpu = torch.device("cpu")
-    if threads:
-        torch.set_num_threads(threads)
+    replicas, most = replicas or torch.get_num_threads(), torch.get_num_threads()
+    torch.set_num_threads(threads or most)
     kind = precision({name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}, "auto")
     encoder = EncoderConfig(
         signal=(4 * options.tokens,) * 2, patch=(4, 4), width=options.width, depth=options.depth, heads=3
@@ -58,7 +62,9 @@ def measure(options: argparse.Namespace) -> None:
         objective,
         schedule=ScheduleConfig(),
         optimizer=OptimizerConfig(),
-        training=TrainingConfig(precision="bf16" if kind == "bfloat16" else "float32"),
+        training=TrainingConfig(
+            batch=options.batch, precision="bf16" if kind == "bfloat16" else "float32", replicas=replicas
+        ),
         processes=Processes(0, 1, cpu),
     )
     x = torch.randn(options.batch, 3, *encoder.signal)
@@ -102,9 +108,11 @@ def main() -> None:
     machine: dict[str, Any] = {}
     with busy_core(options.busy):
         for _ in range(options.rounds):
-            for way, (environment, _, _) in WAYS.items():
+            for way, (environment, *_) in WAYS.items():
                 settings = {
-                    name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MALLOC_"))
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(("OMP_", "GOMP_", "MALLOC_"))
                 }
                 command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
                 told = subprocess.run(command, env=settings | environment, check=True, capture_output=True, text=True)

@@ -1,13 +1,13 @@
-"""A whole training step side by side: openjepa's, lightly's I-JEPA, and a plain eager one in the published code's style;
-and an encoder's forward pass beside that of transformers' IJepaModel.
+"""A whole training step side by side: openjepa's, lightly's I-JEPA, and a plain eager one in the published code's
+style; and an encoder's forward pass beside that of transformers' IJepaModel.
 
     python benchmarks/step.py [--json FILE] [--rounds N] [--sizes small vit-s vit-b clip] [--threads 1] [--device cuda]
 
-Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made, under bfloat16 autocast
-or, where the processor has no instructions for that, in float32. Each contender has a process of its own and works as its
-users would have it: ours as the ``openjepa`` command sets it up, with as many replicas as there are threads, the others
-as PyTorch comes. They take turns, one step each, and medians are compared. Memory is what a process grew by at its peak
-since it had the images.
+Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made, under bfloat16
+autocast or, where the processor has no instructions for that, in float32. Each contender has a process of its own and
+works as its users would have it: ours as the ``openjepa`` command sets it up, with as many replicas as there are
+threads, the others as PyTorch comes. They take turns, one step each, and medians are compared. Memory is what a process
+grew by at its peak since it had the images.
 """
 
 import argparse
@@ -147,8 +147,8 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     facts, peaks = rows[0]["machine"], rows[0]["peaks"]
     shown = Table(
         title=f"{title}, {rows[0]['dtype']}",
-        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, lightly {facts['lightly']}, "
-        f"timm {facts['timm']}; matrix products peak at "
+        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, "
+        f"lightly {facts['lightly']}, timm {facts['timm']}; matrix products peak at "
         + " and ".join(f"{flops / 1e9:.0f} GFLOP/s in {name}" for name, flops in peaks.items()),
     )
     for heading in ("size", "who", "images/s", "ours is faster by (quartiles)", "of the GEMM peak", "memory, MiB"):

@@ -89,7 +89,7 @@ def open_hub(name: str) -> Splits:
         ) from error
     if not isinstance(found, DatasetDict):
         raise InputError(f"{name} cannot be read by number; download it and give the folder instead")
-    return hub_splits(name, found)
+    return hub_splits(name, {str(split): rows for split, rows in found.items()})
 
 
 def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
