@@ -91,6 +91,7 @@ LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMaski
     "targets: LayerNorm alone": (changed(ijepa={"target_norm": "layer"}), MultiBlockMasking),
     "targets: per feature": (changed(ijepa={"target_norm": "feature"}), MultiBlockMasking),
     "targets: per feature and place": (changed(ijepa={"target_norm": "position"}), MultiBlockMasking),
+    "targets of depth 3 alone": (changed(ijepa={"target_depths": (3,)}), MultiBlockMasking),
     "targets of two depths (3, 6)": (changed(ijepa={"target_depths": (3, 6)}), MultiBlockMasking),
     "width 96, depth 4": (changed(encoder={"width": 96, "depth": 4}), MultiBlockMasking),
     "batch 32": (changed(training={"batch": 32}), MultiBlockMasking),
