@@ -4,9 +4,9 @@
 
 PHOTOS is a folder of photographs. From them are made, in a temporary folder: 12-megapixel JPEGs, 28-pixel grey PNGs,
 and a Parquet file of the photographs as they are. Everybody crops 0.3 to 1 of the area at random, to 224 pixels (28 for
-the small ones), and normalises; ours draws the masks as well. The peers have the transforms of torchvision's
-documentation and PyTorch's DataLoader. All take turns with the same number of workers; the rate is that of whole
-batches of 32 after the first two.
+the small ones), and normalises; ours draws the masks as well, and has a second row with --cache. The peers have the
+transforms of torchvision's documentation and PyTorch's DataLoader. All take turns with the same number of workers; the
+rate is that of whole batches of 32 after the first two.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from torchvision import datasets, transforms
 
 from measure import machine
 from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.copies import Copies
 from openjepa.data.loader import training_batches
 from openjepa.data.sources import open_data
 from openjepa.grid import TokenGrid
@@ -39,6 +40,7 @@ from openjepa.masking import MultiBlockMasking
 
 BATCH = 32
 COUNTS = {"photos": 200, "12 megapixels": 48, "28 px, grey": 4000, "Parquet": 200}
+COPIED = " with --cache"  # our own rate from copies, beside the peer's from the files
 
 
 def make(photos: Path, folder: Path) -> None:
@@ -69,12 +71,14 @@ def ours(name: str, folder: Path, workers: int) -> Generator[int, None, None]:
     """The sizes of our batches, one after the other."""
     edge, channels = (28, 1) if "28" in name else (224, 3)
     patch = 7 if "28" in name else 16
-    source = open_data(str(folder / name)).train
+    source = open_data(str(folder / name.removesuffix(COPIED))).train
+    augmentation = Augmentation(crop_scale=(0.3, 1.0))
+    if name.endswith(COPIED):
+        source = Copies(source, augmentation.at_least((edge, edge)), folder / "copies")
+        source.write()
     preprocessing = Preprocessing(size=(edge, edge), channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels)
     masking = MultiBlockMasking(TokenGrid((edge // patch, edge // patch)))
-    batches = training_batches(
-        source, preprocessing, Augmentation(crop_scale=(0.3, 1.0)), masking, batch=BATCH, seed=0, workers=workers
-    )
+    batches = training_batches(source, preprocessing, augmentation, masking, batch=BATCH, seed=0, workers=workers)
     with closing(batches):
         for batch in batches:
             yield len(preprocessing.normalise(batch.images))
@@ -93,6 +97,7 @@ def _transform(name: str) -> Callable[[Image.Image], torch.Tensor]:
 
 def image_folder(name: str, folder: Path, workers: int) -> Generator[int, None, None]:
     """The sizes of torchvision's batches; for Parquet, Hugging Face datasets' with the same transforms."""
+    name = name.removesuffix(COPIED)
     transform = _transform(name)
     if name == "Parquet":
         from datasets import Image as ImageColumn
@@ -142,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make(options.photos, folder)
-        for name in COUNTS:
+        for name in (*COUNTS, "12 megapixels" + COPIED):
             rates[name] = {"ours": [], "peer": []}
             for _ in range(options.rounds):
                 for who, run in (("ours", ours), ("peer", image_folder)):

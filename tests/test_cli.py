@@ -156,6 +156,25 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
         assert part in said
 
 
+def test_copies_are_announced_written_once_used_and_written_again(tmp_path, capsys):
+    data, run = stripes(tmp_path / "large", count=8, size=(300, 300)), tmp_path / "run"
+    kept = Path(os.environ["OPENJEPA_CACHE"]) / "copies"
+    asked = ("pretrain", data, "--cache", "--steps", "2", *SMALL)
+    assert call(*asked, "--dry-run") == 0
+    assert "copies of 24 images: about" in capsys.readouterr().out
+    assert not kept.exists()
+    assert call(*asked, "--out", run) == 0
+    (place,) = kept.iterdir()
+    written = (place / "images").read_bytes()
+    assert len(written) > 24 * 1000
+    assert "copies of 24" in capsys.readouterr().out
+    assert call(*asked, "--dry-run") == 0
+    assert "copies of" not in capsys.readouterr().out
+    shutil.rmtree(place)
+    assert call("resume", run) == 0
+    assert (place / "images").read_bytes() == written
+
+
 def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_path, capsys):
     settled, planned = (json.loads((run / name).read_text()) for name in ("experiment.json", "plan.json"))
     training = settled["training"]

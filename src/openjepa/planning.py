@@ -12,7 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa._version import __version__
-from openjepa.data.base import Splits
+from openjepa.data.base import Source, Splits
+from openjepa.data.copies import Copies
 from openjepa.data.loader import training_batches
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
@@ -99,12 +100,14 @@ def plan(
     processes: Processes,
     opened: str | None,
     override: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+    copied: Callable[[Source, Experiment], Source] = lambda source, experiment: source,
 ) -> Plan:
     """Look at the data, settle the experiment, and estimate its cost from a few real steps.
 
     Args:
         opened: what ``open_data`` was given, to open it again on resume.
         override: applies the settings given on the command line to the recipe's.
+        copied: gives the source to train from in place of the images themselves (:class:`Copies` of them).
 
     Raises:
         InputError: the data or the settings cannot be used.
@@ -120,6 +123,7 @@ def plan(
     except ValueError as error:
         raise InputError(str(error)) from error
     _refuse(experiment, seen, len(source), processes)
+    splits = replace(splits, train=copied(source, experiment))
     # Where the time given decides on the steps it is worth a longer look.
     training, seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
     experiment = replace(experiment, training=training)
@@ -372,6 +376,7 @@ def _facts(
             "labelled": source.labels is not None,
             "split": splits.sentence,
             "fingerprint": source.fingerprint,
+            "copies": list(source.at_least) if isinstance(source, Copies) else None,
         },
         "recipe": {"name": experiment.recipe, "why": why},
         "objective": experiment.method,

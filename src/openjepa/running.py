@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from openjepa import draws
 from openjepa.data.base import Source, Splits
+from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.diagnosis import choose
@@ -134,7 +135,7 @@ class Run:
         if workers is not None:
             self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
         self.splits = own_data(run, self.plan)
-        source = self.splits.train
+        source = self._source(self.splits.train)
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
         self.encoder = copy.deepcopy(self.objective.representation)
@@ -171,6 +172,17 @@ class Run:
             experiment=dataclasses.asdict(experiment),
         )
         self.exported, self.choice = 0, ""
+
+    def _source(self, images: Source) -> Source:
+        """What the run reads in training: the images, or their copies (written again where somebody removed them)."""
+        if not self.plan["data"].get("copies"):
+            return images
+        height, width = self.plan["data"]["copies"]
+        copies = Copies(images, (height, width), copies_folder())
+        if self.processes.first:
+            copies.write()
+        self.processes.wait()
+        return copies
 
     def _saved(self, weights: dict[str, Any]) -> None:
         """After a checkpoint: the encoder in it, so that a run that is killed leaves one too."""

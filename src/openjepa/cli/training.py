@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,8 @@ def pretrain_verb(arguments: list[str]) -> int:
                 (owner/name), or nothing for the bundled sample.
             out: the run's folder, which must be new.
             dry_run: print the plan and stop.
+            cache: before the run, copy large images once at the size that training needs, so that every epoch reads
+                them faster; how much room that takes is said first. Later runs on the same images use the copies.
             recipe: auto, small, standard, or published-b16, -l16, -h14, -h16-448, -g16.
             objective: ijepa, mae or denoising: what is predicted from what (ijepa, or the saved experiment's).
             experiment: a saved experiment.json to begin with instead of a recipe.
@@ -70,6 +73,7 @@ def pretrain_verb(arguments: list[str]) -> int:
         data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
         out: Path | None = None
         dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         recipe: str = "auto"
         objective: Method | None = None
         experiment: Path | None = None
@@ -145,7 +149,8 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
             opened = given.data
             if opened is not None and Path(opened).expanduser().exists():
                 opened = str(Path(opened).expanduser().resolve())
-            planned = plan(open_data(given.data), wishes, processes, opened, override)
+            copied = partial(_copied, write=not given.dry_run) if given.cache else lambda source, experiment: source
+            planned = plan(open_data(given.data), wishes, processes, opened, override, copied)
             print_plan(planned.facts)
             if not given.dry_run:
                 make_run(given.out, planned)
@@ -155,6 +160,25 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
         return _train(given.out, processes)
     finally:
         distributed.leave()
+
+
+def _copied(source: Any, experiment: Any, *, write: bool) -> Any:
+    """The copies of the images, written where they are not yet; without ``write`` only their size is said."""
+    from openjepa.assessment.progress import progress
+    from openjepa.data.copies import Copies, check_room, copies_folder
+
+    size = experiment.preprocessing.size
+    copies = Copies(source, experiment.augmentation.at_least(size), copies_folder())
+    missing = len(copies) - copies.done
+    if missing:
+        wanted = copies.estimate() * missing // len(copies)
+        print(f"copies of {missing:,} images: about {wanted / 1e6:,.0f} MB in {copies.place}")
+        check_room(wanted, copies.place)
+    if not write:
+        return source
+    with progress("copies") as count:
+        copies.write(count)
+    return copies
 
 
 def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:

@@ -1,0 +1,204 @@
+"""Copies of large images at the size that training needs, written once, so that no epoch decodes the whole images.
+
+The copies lie in one file, one after the other, with an index beside it; both only ever grow, so a stopped writer goes
+on where it was.
+"""
+
+import contextlib
+import io
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from openjepa import draws
+from openjepa.data.base import BadImage, Header, Picture, Source
+from openjepa.data.decode import decode
+from openjepa.data.idx import cache_folder
+from openjepa.errors import InputError
+
+# A copy is worth its place where it has at most this share of the original's pixels.
+_WORTHWHILE = 0.5
+_QUALITY = 95
+_LOOKED_AT = 24
+_TOGETHER = 64
+# Of an image: where its copy ends in the file, and the copy's checksum; no bytes where the original is as good.
+_RECORD = np.dtype([("end", "<u8"), ("crc", "<u4")])
+
+Count = Callable[[int, int], None]
+
+
+class Copies(Source):
+    """A source that reads an image's copy, and the image itself where there is none or it is damaged.
+
+    Args:
+        source: the images.
+        at_least: height and width in pixels that a copy keeps of its image at least.
+        folder: where the copies of all such sources are kept.
+
+    Attributes:
+        place: this source's own folder there.
+    """
+
+    def __init__(self, source: Source, at_least: tuple[int, int], folder: Path) -> None:
+        self.source, self.at_least = source, at_least
+        self.name, self.labels, self.classes, self.skipped = source.name, source.labels, source.classes, source.skipped
+        self.place = folder / f"{source.fingerprint[:24]}-{at_least[0]}x{at_least[1]}"
+        self._index: np.ndarray | None = None
+        self._content: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int, at_least: tuple[int, int] | None = None) -> Picture:
+        """The copy of image ``index``; of less than ``at_least``, or damaged, it gives way to the image itself."""
+        small = at_least is not None and at_least[0] <= self.at_least[0] and at_least[1] <= self.at_least[1]
+        content = self._copy(index) if small else b""
+        if content:
+            with contextlib.suppress(BadImage):
+                return decode(content, self.reference(index))
+        return self.source.read(index, at_least)
+
+    def header(self, index: int) -> Header:
+        """Size and kind of the image itself."""
+        return self.source.header(index)
+
+    def reference(self, index: int) -> str:
+        """Where the image itself is."""
+        return self.source.reference(index)
+
+    def encoded(self, index: int) -> bytes | memoryview:
+        """The bytes of the image itself."""
+        return self.source.encoded(index)
+
+    def identity(self) -> Iterator[bytes]:
+        """The images', whose copies these are."""
+        return self.source.identity()
+
+    def prepare(self) -> None:
+        """Open the copies."""
+        self.source.prepare()
+        self._index = np.fromfile(self.place / "index", _RECORD)
+        content = self.place / "images"
+        self._content = np.memmap(content, np.uint8, "r") if content.stat().st_size else np.empty(0, np.uint8)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_index": None, "_content": None}
+
+    def _copy(self, index: int) -> bytes:
+        if self._index is None or self._content is None:
+            self.prepare()
+        assert self._index is not None and self._content is not None  # noqa: PT018
+        start, record = int(self._index[index - 1]["end"]) if index else 0, self._index[index]
+        content = self._content[start : int(record["end"])].tobytes()
+        return content if zlib.crc32(content) == record["crc"] else b""
+
+    @property
+    def done(self) -> int:
+        """How many images have been looked at and copied where it was worthwhile."""
+        index = self.place / "index"
+        return index.stat().st_size // _RECORD.itemsize if index.exists() else 0
+
+    def estimate(self) -> int:
+        """Bytes of all copies, from a few images."""
+        chosen = draws.permutation(len(self.source), "copies")[:_LOOKED_AT]
+        sizes = [len(self._made(int(number))) for number in chosen]
+        return round(sum(sizes) / len(sizes) * len(self.source))
+
+    def write(self, count: Count = lambda done, total: None) -> None:
+        """Write what is missing; ``count`` is told the images done and their number.
+
+        Raises:
+            InputError: the disk has no room, the folder cannot be written, or another process is writing there.
+        """
+        total = len(self.source)
+        if self.done == total:
+            return
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+            with open(self.place / "images", "ab") as images, open(self.place / "index", "ab") as index:
+                _lock(images, self.place)
+                begun = self._whole(images, index)
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    for start in range(begun, total, _TOGETHER):
+                        numbers = range(start, min(start + _TOGETHER, total))
+                        _append(images, index, list(pool.map(self._made, numbers)))
+                        count(numbers.stop, total)
+        except OSError as error:
+            raise InputError(
+                f"the copies cannot be written to {self.place} ({error.strerror or error}): make room, set "
+                f"OPENJEPA_CACHE to another folder, or go without --cache; what was written is kept"
+            ) from error
+
+    def _whole(self, images: io.BufferedWriter, index: io.BufferedWriter) -> int:
+        """Cut off what a stopped writer left unfinished; returns the images that are done."""
+        records = np.fromfile(self.place / "index", _RECORD)
+        size = (self.place / "images").stat().st_size
+        kept = int((records["end"] <= size).cumprod().sum())
+        index.truncate(kept * _RECORD.itemsize)
+        images.seek(images.truncate(int(records["end"][kept - 1]) if kept else 0))
+        return kept
+
+    def _made(self, index: int) -> bytes:
+        """The copy's bytes; none where the image is hardly larger, has no 8 bits or more than colour, or is bad."""
+        try:
+            image = self.source.read(index, self.at_least)
+            header = self.source.header(index)
+        except BadImage:
+            return b""
+        if not isinstance(image, Image.Image) or image.mode not in ("L", "RGB"):
+            return b""
+        factor = max(self.at_least[0] / image.height, self.at_least[1] / image.width)
+        size = math.ceil(image.width * factor), math.ceil(image.height * factor)
+        if size[0] * size[1] > _WORTHWHILE * header.height * header.width:
+            return b""
+        if factor < 1:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        content = io.BytesIO()
+        image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
+        return content.getvalue()
+
+
+def copies_folder() -> Path:
+    """Where copies are kept: ``copies`` in the cache folder."""
+    return cache_folder() / "copies"
+
+
+def check_room(bytes_wanted: int, folder: Path) -> None:
+    """Refuse copies that the disk has no room for (InputError)."""
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(standing).free
+    if free < 1.1 * bytes_wanted:
+        raise InputError(
+            f"the copies need about {bytes_wanted / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there: "
+            f"set OPENJEPA_CACHE to a folder with more room, or go without --cache"
+        )
+
+
+def _append(images: io.BufferedWriter, index: io.BufferedWriter, copies: list[bytes]) -> None:
+    """The copies first, so that the index never speaks of what is not there."""
+    ends = images.tell() + np.cumsum([len(copy) for copy in copies])
+    images.write(b"".join(copies))
+    images.flush()
+    os.fsync(images.fileno())
+    records = np.zeros(len(copies), _RECORD)
+    records["end"], records["crc"] = ends, [zlib.crc32(copy) for copy in copies]
+    index.write(records.tobytes())
+    index.flush()
+
+
+def _lock(file: io.BufferedWriter, place: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nothing keeps two writers apart
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is writing the copies in {place}: wait for it, then begin again") from error

@@ -1,0 +1,136 @@
+"""Copies of large images: near enough to them, written once, gone on with, checked, and given up where damaged."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openjepa.data import copies as module
+from openjepa.data.base import BadImage
+from openjepa.data.copies import Copies, check_room
+from openjepa.data.sources import open_data
+from openjepa.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Large photographs (smooth colours), a small one, one with alpha, one of 16 bits, and one that is damaged."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        coarse.resize((800, 600), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=95)
+    coarse.resize((80, 60)).save(folder / "small.png")
+    coarse.convert("RGBA").resize((800, 600)).save(folder / "alpha.png")
+    Image.fromarray(rng.integers(0, 2**16, (300, 300), dtype=np.uint16)).save(folder / "sixteen.png")
+    (folder / "bad.jpg").write_bytes((folder / "0.jpg").read_bytes()[:3000])
+    return folder
+
+
+def made(folder, tmp_path, at_least=(100, 100)) -> Copies:
+    return Copies(open_data(str(folder)).train, at_least, tmp_path / "copies")
+
+
+def by_name(source) -> dict[str, int]:
+    return {source.reference(index): index for index in range(len(source))}
+
+
+def test_copies_are_as_small_as_may_be_and_look_like_the_images(folder, tmp_path, monkeypatch):
+    copies = made(folder, tmp_path)
+    seen = []
+    copies.write(lambda done, total: seen.append((done, total)))
+    assert seen == [(14, 14)]
+    assert copies.done == len(copies) == 14
+    numbers = by_name(copies)
+    monkeypatch.setattr(copies.source, "read", lambda *_: pytest.fail("the original was read"))
+    for number in range(10):
+        copy = copies.read(numbers[f"{number}.jpg"], (100, 100))
+        assert copy.size == (134, 100)
+        whole = Image.open(folder / f"{number}.jpg").resize(copy.size, Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(copy, float) - np.asarray(whole, float)).mean() < 3
+
+
+def test_what_has_no_copy_is_read_itself(folder, tmp_path):
+    copies, plain = made(folder, tmp_path), open_data(str(folder)).train
+    copies.write()
+    numbers = by_name(copies)
+    for name in ("small.png", "alpha.png", "sixteen.png"):
+        one, other = (np.asarray(source.read(numbers[name], (100, 100))) for source in (copies, plain))
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(BadImage):
+        copies.read(numbers["bad.jpg"], (100, 100))
+    assert copies.read(numbers["1.jpg"], (300, 300)).height >= 300  # more than the copy holds
+    assert copies.read(numbers["1.jpg"]).size == (800, 600)
+    assert copies.fingerprint == plain.fingerprint
+    assert copies.estimate() == pytest.approx((copies.place / "images").stat().st_size, rel=1e-6)
+
+
+def test_a_stopped_writer_goes_on_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):
+    straight = made(folder, tmp_path / "straight")
+    straight.write()
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    copies = made(folder, tmp_path / "parts")
+
+    def stop(done, total):
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copies.write(stop)
+    assert copies.done == 8
+    with open(copies.place / "images", "ab") as file:  # what a power cut leaves: copies that no record speaks of ...
+        file.write(b"half a copy")
+    with open(copies.place / "index", "ab") as file:  # ... and half a record
+        file.write(b"\0\1\2")
+    seen = []
+    made(folder, tmp_path / "parts").write(lambda done, total: seen.append(done))
+    assert seen == [12, 14]
+    for name in ("images", "index"):
+        assert (copies.place / name).read_bytes() == (straight.place / name).read_bytes()
+
+
+def test_a_damaged_copy_gives_way_to_its_image(folder, tmp_path):
+    copies = made(folder, tmp_path)
+    copies.write()
+    blob = bytearray((copies.place / "images").read_bytes())
+    blob[200] ^= 1
+    (copies.place / "images").write_bytes(blob)
+    again = made(folder, tmp_path)
+    numbers = by_name(again)
+    assert again.read(numbers["0.jpg"], (100, 100)).size != (134, 100)
+    assert again.read(numbers["1.jpg"], (100, 100)).size == (134, 100)
+
+
+def test_other_images_and_sizes_have_copies_of_their_own(folder, tmp_path):
+    first = made(folder, tmp_path)
+    assert made(folder, tmp_path, (64, 64)).place != first.place
+    shutil.copy(folder / "1.jpg", folder / "another.jpg")
+    assert made(folder, tmp_path).place != first.place
+
+
+def test_two_writers_do_not_mix(folder, tmp_path):
+    copies, refused = made(folder, tmp_path), []
+
+    def second(done, total):
+        def write():
+            with pytest.raises(InputError, match="another process"):
+                made(folder, tmp_path).write()
+            refused.append(done)
+
+        other = threading.Thread(target=write)
+        other.start()
+        other.join()
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(module, "_TOGETHER", 8)
+        copies.write(second)
+    assert refused == [8]  # after the last ones there is nothing left to write
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match=r"about 1000000000\.0 GB .* are free"):
+        check_room(10**18, tmp_path / "not" / "yet")
