@@ -1,0 +1,100 @@
+"""How much a minute teaches: our default, the published recipe's settings and MAE, trained for several budgets of time.
+
+    python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 2]
+
+Every (recipe, budget, seed) is a whole run with its own schedule, made and judged by the commands that a person would
+type (``openjepa pretrain --minutes``), all with the encoder of our default; nothing else should
+run meanwhile. Runs that are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark
+is what the published settings reach with the longest budget; told is the smallest budget with which each of the others
+reaches it. ``results.json`` in FOLDER holds the numbers.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+OPENJEPA = [sys.executable, "-m", "openjepa"]
+# The published settings (recipes/published.py) where they are not an architecture's or ImageNet's, with a
+# fair mask of as many tokens as the published sampler leaves on 8x8 (its own never ends on small grids).
+REFERENCE = (
+    "--masks.context-share 0.3125 --ijepa.target-norm layer --ijepa.variance-covariance 0 "
+    "--ijepa.momentum 0.996 1.0 --training.batch 256 --schedule.lr 1e-3 --schedule.start-lr 2e-4 --optimizer.betas 0.9 "
+    "0.999 --augmentation.crop-scale 0.3 1.0 --predictor.width 96 --predictor.depth 4 --predictor.heads 3"
+).split()
+RECIPES = {"openjepa": [], "published settings": REFERENCE, "MAE": ["--objective", "mae"]}
+
+
+def train(data: str, run: Path, options: list[str]) -> None:
+    """Begin the run, or go on with it."""
+    begun = (run / "checkpoints").is_dir()
+    command = ["resume", str(run)] if begun else ["pretrain", data, "--out", str(run), *options]
+    subprocess.run([*OPENJEPA, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def found_by(run: Path) -> dict[str, Any]:
+    """k-NN and probe of the run's encoder and of the baselines, and what the run took."""
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    found = {f"{row['features']}, {row['evaluator']}": row["value"] for row in rows if row["metric"] == "accuracy"}
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"accuracy": found, "steps": last["step"] + 1, "seconds": last["seconds"]}
+
+
+def told(results: list[dict[str, Any]], evaluator: str) -> str:
+    """The table of one evaluator as Markdown, and the time to the mark."""
+    budgets = sorted({result["minutes"] for result in results})
+    heading = " | ".join(f"{budget:g} min" for budget in budgets)
+    rows = [f"| {evaluator} | {heading} |", f"|{'---|' * (len(budgets) + 1)}"]
+    means: dict[tuple[str, float], float] = {}
+    for recipe in RECIPES:
+        cells = []
+        for budget in budgets:
+            own = [
+                100 * result["accuracy"][f"trained encoder, {evaluator}"]
+                for result in results
+                if (result["recipe"], result["minutes"]) == (recipe, budget)
+            ]
+            if own:
+                means[recipe, budget] = statistics.mean(own)
+            cells.append(" ".join(f"{value:.1f}" for value in own))
+        rows.append(f"| {recipe} | {' | '.join(cells)} |")
+    mark = means.get(("published settings", budgets[-1]))
+    for recipe in RECIPES if mark is not None else ():
+        reached = [budget for budget in budgets if means.get((recipe, budget), 0.0) >= mark]
+        rows.append(f"{recipe}: {f'{reached[0]:g} minutes' if reached else 'not reached'} to {mark:.1f}")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 7.0, 30.0])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="NAME")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.json"
+    results: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    done = {(result["recipe"], result["minutes"], result["seed"]) for result in results}
+    for seed in range(options.seeds):
+        for minutes in sorted(options.minutes):
+            for recipe in options.recipes:
+                if (recipe, minutes, seed) in done:
+                    continue
+                run = options.out / f"{recipe.replace(' ', '-')}-{minutes:g}-{seed}"
+                train(options.data, run, ["--minutes", str(minutes), "--seed", str(seed), *RECIPES[recipe]])
+                found = found_by(run)
+                results.append({"recipe": recipe, "minutes": minutes, "seed": seed, **found})
+                path.write_text(json.dumps(results, indent=1) + "\n")
+                print(recipe, minutes, seed, found["steps"], "steps", found["accuracy"], flush=True)
+    for evaluator in ("linear probe", "k-NN"):
+        print(told(results, evaluator), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
