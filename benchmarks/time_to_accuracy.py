@@ -3,10 +3,10 @@
     python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 2]
 
 Every (recipe, budget, seed) is a whole run with its own schedule, made and judged by the commands that a person would
-type (``openjepa pretrain --minutes``), all with the encoder of our default; nothing else should
-run meanwhile. Runs that are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark
-is what the published settings reach with the longest budget; told is the smallest budget with which each of the others
-reaches it. ``results.json`` in FOLDER holds the numbers.
+type (``openjepa pretrain --minutes``), all with the encoder of our default; nothing else should run meanwhile. Runs
+that are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark is what the
+published settings reach with the longest budget; told is the smallest budget with which each of the others reaches it.
+``results.json`` in FOLDER holds the numbers.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from typing import Any
 OPENJEPA = [sys.executable, "-m", "openjepa"]
 # The published settings (recipes/published.py) where they are not an architecture's or ImageNet's, with a
 # fair mask of as many tokens as the published sampler leaves on 8x8 (its own never ends on small grids).
-REFERENCE = (
-    "--masks.context-share 0.3125 --ijepa.target-norm layer --ijepa.variance-covariance 0 "
-    "--ijepa.momentum 0.996 1.0 --training.batch 256 --schedule.lr 1e-3 --schedule.start-lr 2e-4 --optimizer.betas 0.9 "
-    "0.999 --augmentation.crop-scale 0.3 1.0 --predictor.width 96 --predictor.depth 4 --predictor.heads 3"
-).split()
-RECIPES = {"openjepa": [], "published settings": REFERENCE, "MAE": ["--objective", "mae"]}
+REFERENCE = """
+    --masks.context-share 0.3125 --ijepa.target-norm layer --ijepa.variance-covariance 0 --ijepa.momentum 0.996 1.0
+    --training.batch 256 --schedule.lr 1e-3 --schedule.start-lr 2e-4 --optimizer.betas 0.9 0.999
+    --augmentation.crop-scale 0.3 1.0 --predictor.width 96 --predictor.depth 4 --predictor.heads 3
+"""
+RECIPES = {"openjepa": [], "published settings": REFERENCE.split(), "MAE": ["--objective", "mae"]}
 
 
 def train(data: str, run: Path, options: list[str]) -> None:
