@@ -62,9 +62,10 @@ def told(results: list[dict[str, Any]], evaluator: str) -> str:
             cells.append(" ".join(f"{value:.1f}" for value in own))
         rows.append(f"| {recipe} | {' | '.join(cells)} |")
     mark = means.get(("published settings", budgets[-1]))
-    for recipe in RECIPES if mark is not None else ():
-        reached = [budget for budget in budgets if means.get((recipe, budget), 0.0) >= mark]
-        rows.append(f"{recipe}: {f'{reached[0]:g} minutes' if reached else 'not reached'} to {mark:.1f}")
+    if mark is not None:
+        for recipe in RECIPES:
+            reached = [budget for budget in budgets if means.get((recipe, budget), 0.0) >= mark]
+            rows.append(f"{recipe}: {f'{reached[0]:g} minutes' if reached else 'not reached'} to {mark:.1f}")
     return "\n".join(rows)
 
 
