@@ -3,9 +3,9 @@ start-up.
 
     python benchmarks/evaluation.py [--json FILE] [--images 50000 10000] [--width 384]
 
-Features are drawn (ten clusters that overlap), and each evaluator has a process of its own, whose peak of memory is
-told without what it held before. ``encode`` is given uint8 arrays of 224 px; the bare pass has the same images as one
-tensor. Start-up is the median of five processes.
+Features are drawn (ten clusters that overlap), and each evaluator has a process of its own; told is by how much it
+raised the process' peak of memory, that of drawing the features. ``encode`` is given uint8 arrays of 224 px; the bare
+pass has the same images as one tensor. Start-up is the median of five processes.
 """
 
 import argparse

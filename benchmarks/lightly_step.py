@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from lightly.models import utils
 from lightly.models.modules import IJEPAPredictorTIMM, MaskedVisionTransformerTIMM
-from timm.layers import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -25,7 +24,6 @@ class LightlyStep:
         encoder, predictor: the architecture.
         autocast: compute under bfloat16 autocast, else in float32.
         momentum: of the EMA.
-        plain_attention: take timm's own matrix products instead of PyTorch's fused attention, its default.
     """
 
     def __init__(
@@ -36,9 +34,7 @@ class LightlyStep:
         device: torch.device,
         autocast: bool,
         momentum: float,
-        plain_attention: bool = False,
     ) -> None:
-        set_fused_attn(not plain_attention)
         vit = VisionTransformer(
             img_size=encoder.signal[0],
             patch_size=encoder.patch[0],

@@ -51,7 +51,8 @@ def measure(options: argparse.Namespace) -> None:
     from openjepa.training.trainer import Step, TrainingConfig
 
     cpu = torch.device("cpu")
-    replicas, most = replicas or torch.get_num_threads(), torch.get_num_threads()
+    most = torch.get_num_threads()
+    replicas = replicas or max(count for count in range(1, most + 1) if options.batch % count == 0)
     torch.set_num_threads(threads or most)
     kind = precision({name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}, "auto")
     encoder = EncoderConfig(

@@ -6,8 +6,8 @@ style; and an encoder's forward pass beside that of transformers' IJepaModel.
 Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made, under bfloat16
 autocast or, where the processor has no instructions for that, in float32. Each contender has a process of its own and
 works as its users would have it: ours as the ``openjepa`` command sets it up, with as many replicas as there are
-threads, the others as PyTorch comes. They take turns, one step each, and medians are compared. Memory is what a process
-grew by at its peak since it had the images.
+threads (the command would measure whether that is best), the others as PyTorch comes. They take turns, one step each,
+and medians are compared. Memory is what a process grew by at its peak since it had imported all it needs.
 """
 
 import argparse
@@ -42,13 +42,15 @@ def contend(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
+    before = _resident()
     peaks = {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
     task = contenders.Task(contenders.SIZES[options.size], device, precision(peaks, options.precision))
-    before = _resident()
     try:
         if options.contender == "ours" and device.type == "cpu" and threads > 1:
-            torch.set_num_threads(1)
-            step = contenders.ours(task, replicas=threads)
+            # As many as share the batch evenly; each has its part of the threads.
+            replicas = max(count for count in range(1, threads + 1) if task.size.batch % count == 0)
+            torch.set_num_threads(threads // replicas)
+            step = contenders.ours(task, replicas)
         else:
             step = getattr(contenders, options.contender)(task)
     except LookupError as error:
@@ -76,9 +78,9 @@ def _resident() -> int:
 class Contender:
     """A process that takes a step whenever it is asked."""
 
-    def __init__(self, name: str, size: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, size: str, options: argparse.Namespace, precision: str) -> None:
         command = [sys.executable, __file__, "--contender", name, "--size", size, "--device", options.device]
-        command += ["--precision", options.precision]
+        command += ["--precision", precision]
         command += ["--threads", str(options.threads)] if options.threads else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._answer()
@@ -112,13 +114,14 @@ def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> di
     """One row of a table: seconds, memory and what was refused, of each contender by name."""
     from measure import spread
 
-    taking, refused = {}, {}
+    taking, refused, precision = {}, {}, options.precision
     for name in kind:
-        contender = Contender(name, size, options)
+        contender = Contender(name, size, options, precision)
         if "refused" in contender.facts:
             refused[name] = contender.facts["refused"]
         else:
             taking[name] = contender
+            precision = contender.facts["dtype"]  # the first one's for all
     for turn in range(options.rounds):
         for name in list(taking)[:: 1 if turn % 2 == 0 else -1]:
             time.sleep(0.02)  # until the others' threads have gone to sleep

@@ -19,6 +19,7 @@ from PIL import Image
 
 import openjepa
 from openjepa.cli import main
+from openjepa.data.copies import Copies
 from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
@@ -156,10 +157,17 @@ def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
         assert part in said
 
 
-def test_copies_are_announced_written_once_used_and_written_again(tmp_path, capsys):
+def test_copies_are_announced_written_once_used_and_written_again(tmp_path, capsys, monkeypatch):
+    read, copy = [], Copies._copy
+
+    def noted(self, index):
+        read.append(copy(self, index))
+        return read[-1]
+
+    monkeypatch.setattr(Copies, "_copy", noted)
     data, run = stripes(tmp_path / "large", count=8, size=(300, 300)), tmp_path / "run"
     kept = Path(os.environ["OPENJEPA_CACHE"]) / "copies"
-    asked = ("pretrain", data, "--cache", "--steps", "2", *SMALL)
+    asked = ("pretrain", data, "--cache", "--steps", "2", *SMALL, "--workers", "0")
     assert call(*asked, "--dry-run") == 0
     assert "copies of 24 images: about" in capsys.readouterr().out
     assert not kept.exists()
@@ -168,11 +176,31 @@ def test_copies_are_announced_written_once_used_and_written_again(tmp_path, caps
     written = (place / "images").read_bytes()
     assert len(written) > 24 * 1000
     assert "copies of 24" in capsys.readouterr().out
+    assert json.loads((run / "plan.json").read_text())["data"]["copies"] == [210, 210]
+    assert any(read)  # in training, from copies
+    read.clear()
     assert call(*asked, "--dry-run") == 0
     assert "copies of" not in capsys.readouterr().out
     shutil.rmtree(place)
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
     assert call("resume", run) == 0
+    assert any(read)
     assert (place / "images").read_bytes() == written
+
+
+def test_without_a_large_image_nothing_is_copied(images, tmp_path, capsys):
+    assert call("pretrain", images, "--cache", "--steps", "2", *SMALL, "--out", tmp_path / "run") == 0
+    assert "no image is so large" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["data"]["copies"] is None
+
+
+def test_replicas_stay_on_the_machine_that_has_them(run):
+    saved = Experiment.from_json((run / "experiment.json").read_text(), origin="run")
+    two = dataclasses.replace(saved, training=dataclasses.replace(saved.training, replicas=2, threads=1))
+    assert two.on("cpu", 1) == two
+    for elsewhere in (two.on("cuda", 1), two.on("cpu", 2)):
+        assert (elsewhere.training.replicas, elsewhere.training.threads) == (0, 0)
 
 
 def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_path, capsys):

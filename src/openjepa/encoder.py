@@ -167,12 +167,11 @@ class Encoder(nn.Module):
                 f"got a tensor of shape {tuple(x.shape)}"
             )
         patches = patchify(x, self.config.patch)
-        positions = self.positions(TokenGrid.of(x.shape[2:], self.config.patch)).expand(len(x), -1, -1)
-        if keep is not None:
-            patches, positions = take(patches, keep), take(positions, keep)
-        embedded = self.embed(patches)
+        table = self.positions(TokenGrid.of(x.shape[2:], self.config.patch))
+        embedded = self.embed(patches if keep is None else take(patches, keep))
         # In the products' precision: the residual stream of a transformer needs no more, and memory moves are its cost.
-        return embedded + positions.to(embedded.dtype)
+        positions = table.to(embedded.dtype).expand(len(x), -1, -1)
+        return embedded + (positions if keep is None else take(positions, keep))
 
 
 class Predictor(nn.Module):
@@ -224,9 +223,10 @@ class Predictor(nn.Module):
     ) -> Float[Tensor, "B M T O"]:
         """Predictions for every token of every target block; ``valid`` marks the context's padding."""
         batch, blocks, tokens = target_at.shape
-        seen = self.embed(context)
-        seen = seen + self.table[context_at].to(seen.dtype)
-        asked = (self.mask_token + self.table[target_at]).to(seen.dtype)
+        embedded = self.embed(context)
+        table = self.table.to(embedded.dtype)
+        seen = embedded + table[context_at]
+        asked = self.mask_token.to(embedded.dtype) + table[target_at]
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if valid is not None:
             padded = torch.cat([valid, valid.new_ones(batch, tokens)], 1)
@@ -236,5 +236,5 @@ class Predictor(nn.Module):
 
     def reconstruct(self, features: Float[Tensor, "B K D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K O"]:
         """Values at the very tokens whose features are given, with no mask tokens: an autoencoder's decoder."""
-        rows = self.embed(features)
-        return self.project(self.stack(rows + self.table[at].to(rows.dtype)))
+        embedded = self.embed(features)
+        return self.project(self.stack(embedded + self.table.to(embedded.dtype)[at]))

@@ -94,6 +94,13 @@ class Experiment:
             return WholeMasking(grid, seed=self.seed)
         return MultiBlockMasking(grid, self.masks, seed=self.seed)
 
+    def on(self, device: str, processes: int) -> "Experiment":
+        """The experiment on a ``device`` (cpu, cuda) with so many processes, which do what replicas on one CPU did."""
+        if device == "cpu" and processes == 1:
+            return self
+        training = dataclasses.replace(self.training, replicas=0, threads=0)
+        return dataclasses.replace(self, training=training)
+
     def to_json(self) -> str:
         """As JSON text; :meth:`from_json` is the inverse."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"

@@ -28,6 +28,8 @@ from openjepa.training.trainer import Step, TrainingConfig, cpu_threads
 FEWEST_IMAGES = 16
 # What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
 _BESIDES = 0.05
+# Images of a replica: each has gradients of all weights, and few images do not pay for them.
+_LEAST_SHARE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def plan(
         raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
     seen = survey(source, seed=wishes.seed or 0)
     try:
-        experiment, why = _settle(splits, seen, wishes, processes.device)
+        experiment, why = _settle(splits, seen, wishes, processes)
         experiment = override(experiment)
         experiment.masking()
     except ValueError as error:
@@ -131,9 +133,9 @@ def plan(
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
 
 
-def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) -> tuple[Experiment, str]:
+def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        saved = _with_objective(wishes.experiment, wishes.objective)
+        saved = _with_objective(wishes.experiment, wishes.objective).on(processes.device.type, processes.world)
         return _begun(saved, wishes), "taken from a saved experiment.json"
     channels = wishes.channels or seen.channels
     size = wishes.image_size or seen.median
@@ -148,10 +150,10 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, device: torch.device) 
         mean=mean,
         std=std,
         images=len(splits.train),
-        device=device.type,
+        device=processes.device.type,
         wanted=wishes.image_size,
     )
-    if device.type == "cpu" and not _fast_bfloat16():
+    if processes.device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why
 
@@ -205,6 +207,11 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
             f"a batch of {training.batch} needs as many images and there are {images}; "
             f"use --training.batch {images} or fewer"
         )
+    if training.replicas > 1 and (processes.world > 1 or processes.device.type != "cpu"):
+        raise InputError(
+            f"--training.replicas {training.replicas} is for one process on a CPU; here are {processes.world} on "
+            f"{processes.device}: leave it out"
+        )
     if training.batch % (processes.world * training.accumulate):
         raise InputError(
             f"a batch of {training.batch} cannot be shared evenly by {processes.world} processes with "
@@ -218,7 +225,7 @@ def _measure(
     """The training settings with the fastest replicas and threads, seconds of a step with them, and peak memory in
     bytes, from real steps on real batches with weights that are thrown away.
 
-    It takes ``look`` seconds or a few steps, whichever is longer.
+    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
@@ -226,19 +233,20 @@ def _measure(
     with closing(_trial(experiment, splits, processes)) as trial:
         next(trial)
         begin = time.perf_counter()
-        for _ in range(3):
-            trial.send(given)
+        with cpu_threads(given.threads_each):
+            for _ in range(3):
+                trial.send(given)
         slow = time.perf_counter() - begin > 2 * look
+        memory = peak_memory(processes.device)
         ways = [given] if slow else _ways(given, processes)
         rounds = 2 if len(ways) > 1 else 1
         timed = dict.fromkeys(ways, math.inf)
         for way in ways * rounds:
-            with cpu_threads(way.threads):
+            with cpu_threads(way.threads_each):
                 timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds))
     fastest = min(timed.values())
     # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
     chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
-    memory = peak_memory(processes.device)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
         torch.cuda.empty_cache()
     return chosen, timed[chosen], memory
@@ -252,7 +260,7 @@ def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig
     piece = training.batch // training.accumulate
     ways = []
     for count in [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]:
-        if count > 1 and piece % count == 0 and not training.compile:
+        if count > 1 and piece % count == 0 and piece >= _LEAST_SHARE * count and not training.compile:
             ways.append(replace(training, replicas=count, threads=1))
         ways.append(replace(training, replicas=1, threads=count))
     return ways
@@ -397,7 +405,7 @@ def _facts(
         "device": _device_name(processes.device),
         "processes": processes.world,
         "precision": training.precision,
-        "threads": max(1, training.replicas) * (training.threads or torch.get_num_threads()),
+        "threads": training.threads_together or torch.get_num_threads(),
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
     }

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,18 +126,27 @@ class Run:
     Args:
         run: the folder, which holds ``experiment.json`` and ``plan.json``.
         workers: another number of loader processes than the experiment's; it does not change the run.
+        write: writes what copies are missing, where the run trains from copies.
 
     Attributes:
         choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
     """
 
-    def __init__(self, run: Path, processes: Processes, *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        run: Path,
+        processes: Processes,
+        *,
+        workers: int | None = None,
+        write: Callable[[Copies], None] = Copies.write,
+    ) -> None:
         self.folder, self.processes = run, processes
-        self.experiment, self.plan = read_experiment(run)
+        saved, self.plan = read_experiment(run)
+        self.experiment = saved.on(processes.device.type, processes.world)
         if workers is not None:
             self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
         self.splits = own_data(run, self.plan)
-        source = self._source(self.splits.train)
+        source = self._source(self.splits.train, write)
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
         self.encoder = copy.deepcopy(self.objective.representation)
@@ -173,16 +184,17 @@ class Run:
         )
         self.exported, self.choice = 0, ""
 
-    def _source(self, images: Source) -> Source:
-        """What the run reads in training: the images, or their copies (written again where somebody removed them)."""
+    def _source(self, images: Source, write: Callable[[Copies], None]) -> Source:
+        """What the run reads in training: the images, or their copies, written where there are none (or no more)."""
         if not self.plan["data"].get("copies"):
             return images
         height, width = self.plan["data"]["copies"]
         copies = Copies(images, (height, width), copies_folder())
-        if self.processes.first:
-            copies.write()
-        self.processes.wait()
-        return copies
+        if self.processes.first_here:
+            write(copies)
+        while not copies.complete:  # not a barrier, which would give up on a long wait
+            time.sleep(1)
+        return copies if copies.size else images
 
     def _saved(self, weights: dict[str, Any]) -> None:
         """After a checkpoint: the encoder in it, so that a run that is killed leaves one too."""

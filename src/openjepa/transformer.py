@@ -108,6 +108,8 @@ class Stack(nn.Module):
     ) -> Float[Tensor, "B Q D"]:
         """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work."""
         features = self.depths(x, valid, last)[-1]
+        # What leaves the network is rounded once less: in the precision of the weights.
+        features = features.to(self.norm.weight.dtype)
         return self.norm(features if last is None else features[:, -last:])
 
     def depths(

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -65,7 +66,15 @@ def test_what_has_no_copy_is_read_itself(folder, tmp_path):
     assert copies.read(numbers["1.jpg"], (300, 300)).height >= 300  # more than the copy holds
     assert copies.read(numbers["1.jpg"]).size == (800, 600)
     assert copies.fingerprint == plain.fingerprint
-    assert copies.estimate() == pytest.approx((copies.place / "images").stat().st_size, rel=1e-6)
+    assert copies.estimate() == pytest.approx(copies.size, rel=1e-6)
+
+
+def test_the_size_is_estimated_from_a_few_images(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LOOKED_AT", 7)
+    copies = made(folder, tmp_path)
+    guess = copies.estimate()
+    copies.write()
+    assert 0.5 * copies.size < guess < 1.5 * copies.size
 
 
 def test_a_stopped_writer_goes_on_and_gives_the_same_bytes(folder, tmp_path, monkeypatch):
@@ -83,8 +92,8 @@ def test_a_stopped_writer_goes_on_and_gives_the_same_bytes(folder, tmp_path, mon
     assert copies.done == 8
     with open(copies.place / "images", "ab") as file:  # what a power cut leaves: copies that no record speaks of ...
         file.write(b"half a copy")
-    with open(copies.place / "index", "ab") as file:  # ... and half a record
-        file.write(b"\0\1\2")
+    with open(copies.place / "index", "ab") as file:  # ... a record of zeros, and half a one
+        file.write(bytes(12) + b"\0\1\2")
     seen = []
     made(folder, tmp_path / "parts").write(lambda done, total: seen.append(done))
     assert seen == [12, 14]
@@ -108,13 +117,42 @@ def test_other_images_and_sizes_have_copies_of_their_own(folder, tmp_path):
     first = made(folder, tmp_path)
     assert made(folder, tmp_path, (64, 64)).place != first.place
     shutil.copy(folder / "1.jpg", folder / "another.jpg")
-    assert made(folder, tmp_path).place != first.place
+    second = made(folder, tmp_path)
+    assert second.place != first.place
+    size = (folder / "1.jpg").stat().st_size
+    (folder / "1.jpg").write_bytes((folder / "2.jpg").read_bytes()[:size].ljust(size, b"\0"))  # as long as before
+    third = made(folder, tmp_path)
+    assert third.place != second.place
+    assert third.fingerprint == second.fingerprint
+
+
+def test_writing_leaves_warnings_as_they_were(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    before = list(warnings.filters)
+    made(folder, tmp_path).write()
+    assert list(warnings.filters) == before
+
+
+def test_what_a_file_says_beside_its_pixels_is_not_copied(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        image = Image.fromarray(rng.integers(0, 256, (400, 400), dtype=np.uint8))
+        image.save(folder / f"{number}.gif", comment=b"long " * 14_000)
+    copies = made(folder, tmp_path)
+    copies.write()
+    assert copies.complete
+    assert copies.size < 3 * 40_000
 
 
 def test_two_writers_do_not_mix(folder, tmp_path):
     copies, refused = made(folder, tmp_path), []
 
     def second(done, total):
+        if done != 8:
+            return
+
         def write():
             with pytest.raises(InputError, match="another process"):
                 made(folder, tmp_path).write()
@@ -128,7 +166,7 @@ def test_two_writers_do_not_mix(folder, tmp_path):
     with monkey.context() as patch:
         patch.setattr(module, "_TOGETHER", 8)
         copies.write(second)
-    assert refused == [8]  # after the last ones there is nothing left to write
+    assert refused == [8]
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path):

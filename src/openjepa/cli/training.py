@@ -55,7 +55,8 @@ def pretrain_verb(arguments: list[str]) -> int:
             out: the run's folder, which must be new.
             dry_run: print the plan and stop.
             cache: before the run, copy large images once at the size that training needs, so that every epoch reads
-                them faster; how much room that takes is said first. Later runs on the same images use the copies.
+                them faster; how much room that takes is said first. With it, later runs on the same images at that
+                size use the same copies.
             recipe: auto, small, standard, or published-b16, -l16, -h14, -h16-448, -g16.
             objective: ijepa, mae or denoising: what is predicted from what (ijepa, or the saved experiment's).
             experiment: a saved experiment.json to begin with instead of a recipe.
@@ -149,7 +150,10 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
             opened = given.data
             if opened is not None and Path(opened).expanduser().exists():
                 opened = str(Path(opened).expanduser().resolve())
-            copied = partial(_copied, write=not given.dry_run) if given.cache else lambda source, experiment: source
+            write = (
+                processes.world == 1 and not given.dry_run
+            )  # several write when the run begins, each machine its own
+            copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
             planned = plan(open_data(given.data), wishes, processes, opened, override, copied)
             print_plan(planned.facts)
             if not given.dry_run:
@@ -163,29 +167,44 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
 
 
 def _copied(source: Any, experiment: Any, *, write: bool) -> Any:
-    """The copies of the images, written where they are not yet; without ``write`` only their size is said."""
-    from openjepa.assessment.progress import progress
-    from openjepa.data.copies import Copies, check_room, copies_folder
+    """The images' copies, to train from: written where they are not yet, or with ``write`` false only announced."""
+    from openjepa.data.copies import Copies, copies_folder
 
     size = experiment.preprocessing.size
     copies = Copies(source, experiment.augmentation.at_least(size), copies_folder())
-    missing = len(copies) - copies.done
-    if missing:
-        wanted = copies.estimate() * missing // len(copies)
-        print(f"copies of {missing:,} images: about {wanted / 1e6:,.0f} MB in {copies.place}")
-        check_room(wanted, copies.place)
-    if not write:
+    if write:
+        _write(copies)
+    else:
+        _announce(copies)
+    if copies.complete and not copies.size:
+        print("no image is so large that a copy of it would help")
         return source
+    return copies
+
+
+def _announce(copies: Any) -> int:
+    """Say what is to be written; returns its bytes."""
+    missing = len(copies) - copies.done
+    wanted = copies.estimate() * missing // len(copies) if missing else 0
+    if missing:
+        print(f"copies of {missing:,} images: about {wanted / 1e6:,.0f} MB in {copies.place}")
+    return wanted
+
+
+def _write(copies: Any) -> None:
+    from openjepa.assessment.progress import progress
+    from openjepa.data.copies import check_room
+
+    check_room(_announce(copies), copies.place)
     with progress("copies") as count:
         copies.write(count)
-    return copies
 
 
 def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
     from openjepa.running import Run, has_begun
     from openjepa.training.trainer import TrainingStopped
 
-    training = Run(run, processes, workers=workers)
+    training = Run(run, processes, workers=workers, write=_write)
     if resume and has_begun(run):
         for damaged in training.trainer.resume():
             print(f"openjepa: passed over: {damaged}", file=sys.stderr)

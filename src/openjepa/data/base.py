@@ -103,6 +103,10 @@ class Source(ABC):
     def identity(self) -> Iterator[bytes]:
         """What the fingerprint is taken of."""
 
+    def state(self) -> Iterator[bytes]:
+        """What changes when an image is changed in place, as far as that shows without reading them all."""
+        return self.identity()
+
     def content(self, indices: Int64[np.ndarray, "n"]) -> str:
         """A digest of what these images hold, byte for byte, for caches of what was computed from them."""
         digest = hashlib.sha256()

@@ -1,14 +1,16 @@
 """Copies of large images at the size that training needs, written once, so that no epoch decodes the whole images.
 
-The copies lie in one file, one after the other, with an index beside it; both only ever grow, so a stopped writer goes
-on where it was.
+The copies lie in one file, one after the other, with an index beside it; both only grow, so a stopped writer goes on
+where it was, less what it left unfinished.
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +51,8 @@ class Copies(Source):
     def __init__(self, source: Source, at_least: tuple[int, int], folder: Path) -> None:
         self.source, self.at_least = source, at_least
         self.name, self.labels, self.classes, self.skipped = source.name, source.labels, source.classes, source.skipped
-        self.place = folder / f"{source.fingerprint[:24]}-{at_least[0]}x{at_least[1]}"
+        key = hashlib.sha256(b"\0".join(source.state())).hexdigest()[:24]
+        self.place = folder / f"{key}-{at_least[0]}x{at_least[1]}"
         self._index: np.ndarray | None = None
         self._content: np.ndarray | None = None
 
@@ -82,8 +85,14 @@ class Copies(Source):
         return self.source.identity()
 
     def prepare(self) -> None:
-        """Open the copies."""
+        """Open the images and the copies."""
         self.source.prepare()
+        self._open()
+
+    def _open(self) -> None:
+        if not self.done:
+            self._index, self._content = np.empty(0, _RECORD), np.empty(0, np.uint8)
+            return
         self._index = np.fromfile(self.place / "index", _RECORD)
         content = self.place / "images"
         self._content = np.memmap(content, np.uint8, "r") if content.stat().st_size else np.empty(0, np.uint8)
@@ -93,11 +102,13 @@ class Copies(Source):
 
     def _copy(self, index: int) -> bytes:
         if self._index is None or self._content is None:
-            self.prepare()
+            self._open()
         assert self._index is not None and self._content is not None  # noqa: PT018
+        if index >= len(self._index):
+            return b""
         start, record = int(self._index[index - 1]["end"]) if index else 0, self._index[index]
         content = self._content[start : int(record["end"])].tobytes()
-        return content if zlib.crc32(content) == record["crc"] else b""
+        return content if _checksum(content) == record["crc"] else b""
 
     @property
     def done(self) -> int:
@@ -105,8 +116,20 @@ class Copies(Source):
         index = self.place / "index"
         return index.stat().st_size // _RECORD.itemsize if index.exists() else 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether all images were looked at."""
+        return self.done == len(self.source)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the copies so far."""
+        images = self.place / "images"
+        return images.stat().st_size if images.exists() else 0
+
     def estimate(self) -> int:
         """Bytes of all copies, from a few images."""
+        self.source.prepare()
         chosen = draws.permutation(len(self.source), "copies")[:_LOOKED_AT]
         sizes = [len(self._made(int(number))) for number in chosen]
         return round(sum(sizes) / len(sizes) * len(self.source))
@@ -118,14 +141,16 @@ class Copies(Source):
             InputError: the disk has no room, the folder cannot be written, or another process is writing there.
         """
         total = len(self.source)
-        if self.done == total:
+        if self.complete:
             return
+        self.source.prepare()
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             with open(self.place / "images", "ab") as images, open(self.place / "index", "ab") as index:
                 _lock(images, self.place)
                 begun = self._whole(images, index)
-                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                # Decoding silences warnings for a moment, and in several threads only the outermost can restore them.
+                with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
                     for start in range(begun, total, _TOGETHER):
                         numbers = range(start, min(start + _TOGETHER, total))
                         _append(images, index, list(pool.map(self._made, numbers)))
@@ -140,7 +165,9 @@ class Copies(Source):
         """Cut off what a stopped writer left unfinished; returns the images that are done."""
         records = np.fromfile(self.place / "index", _RECORD)
         size = (self.place / "images").stat().st_size
-        kept = int((records["end"] <= size).cumprod().sum())
+        rising = records["end"] >= np.concatenate([[0], records["end"][:-1]])
+        sound = rising & (records["end"] <= size) & (records["crc"] != 0)  # a power cut may leave zeros
+        kept = int(sound.cumprod().sum())
         index.truncate(kept * _RECORD.itemsize)
         images.seek(images.truncate(int(records["end"][kept - 1]) if kept else 0))
         return kept
@@ -161,7 +188,10 @@ class Copies(Source):
         if factor < 1:
             image = image.resize(size, Image.Resampling.BICUBIC)
         content = io.BytesIO()
-        image.save(content, "JPEG", quality=_QUALITY, subsampling=0)
+        try:
+            image.save(content, "JPEG", quality=_QUALITY, subsampling=0, comment=b"")
+        except (OSError, ValueError):  # more than JPEG can hold
+            return b""
         return content.getvalue()
 
 
@@ -188,9 +218,15 @@ def _append(images: io.BufferedWriter, index: io.BufferedWriter, copies: list[by
     images.flush()
     os.fsync(images.fileno())
     records = np.zeros(len(copies), _RECORD)
-    records["end"], records["crc"] = ends, [zlib.crc32(copy) for copy in copies]
+    records["end"], records["crc"] = ends, [_checksum(copy) for copy in copies]
     index.write(records.tobytes())
     index.flush()
+    os.fsync(index.fileno())
+
+
+def _checksum(content: bytes) -> int:
+    """Never 0 for no bytes, so that a record of zeros is none."""
+    return zlib.crc32(content, 1)
 
 
 def _lock(file: io.BufferedWriter, place: Path) -> None:

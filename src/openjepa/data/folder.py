@@ -84,6 +84,17 @@ class FolderSource(Source):
         except OSError as error:
             raise BadImage(self.reference(index), f"cannot be read: {error.strerror}") from error
 
+    def state(self) -> Iterator[bytes]:
+        """The files' names, sizes and times of change."""
+        for index in range(len(self)):
+            path = self.path(index)
+            yield os.fsencode(path)
+            try:
+                found = os.stat(os.path.join(self.root, path))
+            except OSError:
+                continue
+            yield f"{found.st_size} {found.st_mtime_ns}".encode()
+
     def identity(self) -> Iterator[bytes]:
         """The files' names and sizes."""
         for index in range(len(self)):

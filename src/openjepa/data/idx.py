@@ -66,8 +66,8 @@ class ArraySource(Source):
         return f"{self.name}, image {index}"
 
     def encoded(self, index: int) -> bytes:
-        """The image's pixels."""
-        return self.images[index].tobytes()
+        """The image's shape and pixels."""
+        return str(self.images.shape[1:]).encode() + self.images[index].tobytes()
 
     def identity(self) -> Iterator[bytes]:
         """The shape and every pixel."""

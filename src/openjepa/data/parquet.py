@@ -77,6 +77,12 @@ class ParquetSource(Source):
             yield file.encode("utf-8", "surrogateescape")
             yield str((self.root / file).stat().st_size).encode()
 
+    def state(self) -> Iterator[bytes]:
+        """The files' names, sizes and times of change."""
+        yield from self.identity()
+        for file in self.files:
+            yield str((self.root / file).stat().st_mtime_ns).encode()
+
     def prepare(self) -> None:
         """Hold the encoded images in memory, or in one memory-mapped file in the cache folder when they are many.
 

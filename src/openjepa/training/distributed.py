@@ -30,6 +30,11 @@ class Processes:
         """Whether this is the process that writes files and talks."""
         return self.rank == 0
 
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.world == 1 or int(os.environ.get("LOCAL_RANK", self.rank)) == 0
+
     def any(self, flag: bool) -> bool:
         """Whether any process raised ``flag``."""
         return bool(self.total(float(flag)))

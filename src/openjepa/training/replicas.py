@@ -61,8 +61,8 @@ class Replicas:
         """Bring the gradients and the sums of all replicas into the first, and empty the others'."""
         for other in self._all[1:]:
             for mine, theirs in zip(self._all[0].parameters(), other.parameters(), strict=True):
-                if mine.grad is not None and theirs.grad is not None:
-                    mine.grad += theirs.grad
+                if theirs.grad is not None:
+                    mine.grad = theirs.grad if mine.grad is None else mine.grad.add_(theirs.grad)
             other.zero_grad(set_to_none=True)
             for mine, theirs in zip(self._all[0].gathered, other.gathered, strict=True):
                 mine += theirs

@@ -51,7 +51,8 @@ class TrainingConfig:
         workers: loader processes; they do not change a run's numbers.
         replicas: threads on a CPU that share a batch, each working through a part of it as DDP's processes do
             (``replicas.py``); 0 is one, the whole batch.
-        threads: of PyTorch on a CPU, inside each of the replicas; 0 leaves them to PyTorch. ``pretrain`` measures which
+        threads: of PyTorch on a CPU, inside each of the replicas; 0 leaves them to PyTorch, or is one where there are
+            replicas. ``pretrain`` measures which
             replicas and threads are the fastest and settles them: others show in the last bits of a run's numbers.
         log_every: steps between rows of metrics.
         watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
@@ -77,6 +78,16 @@ class TrainingConfig:
     keep: int = 2
     keep_best: bool = False
     bad_images: float = 0.01
+
+    @property
+    def threads_each(self) -> int:
+        """PyTorch's threads inside each replica; 0 leaves them to PyTorch."""
+        return self.threads or (1 if self.replicas > 1 else 0)
+
+    @property
+    def threads_together(self) -> int:
+        """Threads that compute, over all replicas; 0 leaves them to PyTorch."""
+        return max(1, self.replicas) * self.threads_each
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "log_every", "watch_every", "save_every", "keep"):
@@ -324,7 +335,7 @@ class Trainer:
         log = MetricsLog(self.run / "metrics.jsonl", start=self.done) if self.processes.first else None
         try:
             with (
-                cpu_threads(self.training.threads),
+                cpu_threads(self.training.threads_each),
                 Interruption() as interruption,
                 Meter(self.training.steps, self.done, show=show and bool(log)) as meter,
             ):
@@ -379,7 +390,7 @@ class Trainer:
         return interruption.asked
 
     def _look(self, window: "_Window") -> dict[str, float]:
-        with cpu_threads(max(1, self.training.replicas) * self.training.threads):
+        with cpu_threads(self.training.threads_together):
             found = self.watch()
         self.objective.train()
         self.seconds += window.pause()
