@@ -23,6 +23,7 @@ from openjepa.data.copies import Copies
 from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
+from openjepa.training.distributed import Processes
 
 SMALL = [
     *("--encoder.width", "24", "--encoder.depth", "2", "--predictor.width", "24", "--predictor.depth", "1"),
@@ -198,8 +199,9 @@ def test_without_a_large_image_nothing_is_copied(images, tmp_path, capsys):
 def test_replicas_stay_on_the_machine_that_has_them(run):
     saved = Experiment.from_json((run / "experiment.json").read_text(), origin="run")
     two = dataclasses.replace(saved, training=dataclasses.replace(saved.training, replicas=2, threads=1))
-    assert two.on("cpu", 1) == two
-    for elsewhere in (two.on("cuda", 1), two.on("cpu", 2)):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert two.on(Processes(0, 1, cpu)) == two
+    for elsewhere in (two.on(Processes(0, 1, cuda)), two.on(Processes(0, 2, cpu))):
         assert (elsewhere.training.replicas, elsewhere.training.threads) == (0, 0)
 
 

@@ -18,6 +18,7 @@ from openjepa.objectives.base import Objective
 from openjepa.objectives.denoising import Denoising, DenoisingConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE, MAEConfig
+from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.trainer import TrainingConfig
@@ -94,9 +95,9 @@ class Experiment:
             return WholeMasking(grid, seed=self.seed)
         return MultiBlockMasking(grid, self.masks, seed=self.seed)
 
-    def on(self, device: str, processes: int) -> "Experiment":
-        """The experiment on a ``device`` (cpu, cuda) with so many processes, which do what replicas on one CPU did."""
-        if device == "cpu" and processes == 1:
+    def on(self, processes: Processes) -> "Experiment":
+        """The experiment as these processes can have it: replicas and their threads are one CPU's."""
+        if processes.one_cpu:
             return self
         training = dataclasses.replace(self.training, replicas=0, threads=0)
         return dataclasses.replace(self, training=training)

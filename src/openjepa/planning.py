@@ -135,7 +135,7 @@ def plan(
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        saved = _with_objective(wishes.experiment, wishes.objective).on(processes.device.type, processes.world)
+        saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
         return _begun(saved, wishes), "taken from a saved experiment.json"
     channels = wishes.channels or seen.channels
     size = wishes.image_size or seen.median
@@ -207,7 +207,7 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
             f"a batch of {training.batch} needs as many images and there are {images}; "
             f"use --training.batch {images} or fewer"
         )
-    if training.replicas > 1 and (processes.world > 1 or processes.device.type != "cpu"):
+    if training.replicas > 1 and not processes.one_cpu:
         raise InputError(
             f"--training.replicas {training.replicas} is for one process on a CPU; here are {processes.world} on "
             f"{processes.device}: leave it out"
@@ -254,7 +254,7 @@ def _measure(
 
 def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
     """Replicas and threads worth trying, the fewest first: all of one kind, so that there are not too many."""
-    if training.replicas or training.threads or processes.device.type != "cpu" or processes.world > 1:
+    if training.replicas or training.threads or not processes.one_cpu:
         return [training]
     most = torch.get_num_threads()
     piece = training.batch // training.accumulate

@@ -142,7 +142,7 @@ class Run:
     ) -> None:
         self.folder, self.processes = run, processes
         saved, self.plan = read_experiment(run)
-        self.experiment = saved.on(processes.device.type, processes.world)
+        self.experiment = saved.on(processes)
         if workers is not None:
             self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
         self.splits = own_data(run, self.plan)

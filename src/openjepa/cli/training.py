@@ -150,9 +150,8 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
             opened = given.data
             if opened is not None and Path(opened).expanduser().exists():
                 opened = str(Path(opened).expanduser().resolve())
-            write = (
-                processes.world == 1 and not given.dry_run
-            )  # several write when the run begins, each machine its own
+            # Several processes write when the run begins, the first one of each machine.
+            write = processes.world == 1 and not given.dry_run
             copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
             planned = plan(open_data(given.data), wishes, processes, opened, override, copied)
             print_plan(planned.facts)

@@ -89,18 +89,14 @@ class FolderSource(Source):
         for index in range(len(self)):
             path = self.path(index)
             yield os.fsencode(path)
-            try:
-                found = os.stat(os.path.join(self.root, path))
-            except OSError:
-                continue
-            yield f"{found.st_size} {found.st_mtime_ns}".encode()
+            yield "{} {}".format(*_size_and_time(os.path.join(self.root, path))).encode()
 
     def identity(self) -> Iterator[bytes]:
         """The files' names and sizes."""
         for index in range(len(self)):
             path = self.path(index)
             yield os.fsencode(path)
-            yield str(_size(os.path.join(self.root, path))).encode()
+            yield str(_size_and_time(os.path.join(self.root, path))[0]).encode()
 
 
 def scan(root: str) -> Found:
@@ -245,8 +241,10 @@ def _first_bytes(path: str) -> bytes:
         return b""
 
 
-def _size(path: str) -> int:
+def _size_and_time(path: str) -> tuple[int, int]:
+    """Bytes, and the time of the last change in nanoseconds; -1 where the file is gone."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
-        return -1
+        return -1, -1
+    return found.st_size, found.st_mtime_ns

@@ -31,6 +31,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def one_cpu(self) -> bool:
+        """Whether this is one process alone on a CPU, where replicas do what several processes do elsewhere."""
+        return self.world == 1 and self.device.type == "cpu"
+
+    @property
     def first_here(self) -> bool:
         """Whether this is the first process of its machine."""
         return self.world == 1 or int(os.environ.get("LOCAL_RANK", self.rank)) == 0

@@ -52,8 +52,8 @@ class TrainingConfig:
         replicas: threads on a CPU that share a batch, each working through a part of it as DDP's processes do
             (``replicas.py``); 0 is one, the whole batch.
         threads: of PyTorch on a CPU, inside each of the replicas; 0 leaves them to PyTorch, or is one where there are
-            replicas. ``pretrain`` measures which
-            replicas and threads are the fastest and settles them: others show in the last bits of a run's numbers.
+            replicas. ``pretrain`` measures which replicas and threads are the fastest and settles them: others show in
+            the last bits of a run's numbers.
         log_every: steps between rows of metrics.
         watch_every: steps between looks at the representation (RankMe, LiDAR, k-NN and more).
         save_every: steps between checkpoints.
@@ -132,7 +132,7 @@ class Step:
         self.objective, self.schedule, self.training, self.processes = objective, schedule, training, processes
         self.call = call or objective
         objective.add_up = processes.add_up
-        if training.replicas > 1 and (processes.world > 1 or processes.device.type != "cpu"):
+        if training.replicas > 1 and not processes.one_cpu:
             raise InputError(
                 f"training.replicas is for one process on a CPU; here are {processes.world} on {processes.device}"
             )
