@@ -12,7 +12,8 @@ from PIL import Image
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage
 from openjepa.data.decode import opened
-from openjepa.data.folder import FolderSource, scan
+from openjepa.data.folder import FolderSource
+from openjepa.data.listing import Files, scan
 from openjepa.data.pixels import Pixels, nearest
 from openjepa.errors import InputError
 
@@ -69,7 +70,7 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
     found_images, found_masks = (_paths(folder, kind) for folder, kind in ((images, "images"), (masks, "masks")))
     pairs = _pairs(found_images, found_masks, images, masks)
     paths = tuple(masks / mask for _, mask in pairs)
-    source = FolderSource(str(images), str(images), [image for image, _ in pairs])
+    source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs))
     seen, resized = set[int](), 0
     for number, path in enumerate(paths):
         try:
@@ -124,7 +125,7 @@ def read_mask(path: Path) -> Int64[np.ndarray, "H W"]:
 def _paths(folder: Path, kind: str) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder} with the {kind}")
-    found = scan(str(folder)).images
+    found = list(scan(str(folder)).images)
     if not found:
         raise InputError(f"the folder {folder} holds no {kind}")
     return found

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits
 from openjepa.data.decode import IMAGE_SUFFIXES
-from openjepa.data.folder import FolderSource, open_folder, scan
+from openjepa.data.folder import FolderSource, open_folder
 from openjepa.data.hub import open_hub
 from openjepa.data.idx import ArraySource, has_idx_files, open_fashion_mnist, open_idx, open_sample
+from openjepa.data.listing import Files, scan
 from openjepa.data.parquet import ParquetSource, open_parquet
 from openjepa.errors import InputError
 
@@ -81,6 +82,6 @@ def _open_file(name: str, path: Path) -> Splits:
     if is_parquet:
         return open_parquet(name, path.parent, [path.name])
     if suffix in IMAGE_SUFFIXES:
-        source = FolderSource(name, str(path.parent), [path.name])
+        source = FolderSource(name, str(path.parent), Files.of([path.name]))
         return Splits(train=source, test=None, sentence="The data are one image.")
     raise InputError(f"{name} is neither an image ({' '.join(sorted(IMAGE_SUFFIXES))}) nor a Parquet file")

@@ -1,0 +1,309 @@
+"""Which files lie below a folder: found in one pass, held in little memory, and remembered while nothing changes.
+
+A folder of a million images takes seconds to walk, on a network drive minutes. What was found is therefore kept in the
+cache folder, with the time of change of every folder: adding, removing or renaming a file changes its folder's time, so
+a look at the folders shows whether the list still holds. A file that was overwritten in place changes none of them;
+the sizes of some files are compared too, so that a set which was written anew is noticed.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Int64
+
+from openjepa.data.base import Skipped
+from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
+from openjepa.data.idx import cache_folder
+from openjepa.errors import InputError
+
+# A folder with fewer files is walked again each time: that takes no longer than to ask whether it has changed.
+REMEMBERED_FROM = 10_000
+_COMPARED = 256
+# A folder that changed so shortly before it was read may change again without a new time (seconds).
+_SETTLED = 2.0
+_FORMAT = 1
+
+# A folder with its last separator ("" for the root), the number of its first file, and of the one after its last.
+Run = tuple[str, int, int]
+
+
+class Files:
+    """Paths relative to a folder, sorted, as a few arrays: a million take some ten megabytes.
+
+    Args:
+        runs: folders, with their last separator ("" for the root), each with names that follow one another in it.
+        sizes: bytes of each file, -1 where it could not be asked, or None where nobody looked.
+    """
+
+    def __init__(self, runs: Iterable[tuple[str, list[str]]], sizes: Int64[np.ndarray, "n"] | None = None) -> None:
+        names = bytearray()
+        lengths, begins, folders = [], [], []
+        for folder, run in runs:
+            begins.append(len(lengths))
+            folders.append(folder)
+            encoded = [os.fsencode(name) for name in run]
+            names += b"".join(encoded)
+            lengths.extend(map(len, encoded))
+        self._fill(folders, np.array(begins, np.int64), bytes(names), np.cumsum(lengths, dtype=np.int64), sizes)
+
+    def _fill(self, folders: list[str], begins: np.ndarray, names: bytes, ends: np.ndarray, sizes) -> "Files":
+        self.folders, self._begins, self.names, self._ends, self.sizes = folders, begins, names, ends, sizes
+        return self
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> "Files":
+        """These paths, in their order."""
+        split = (path.rpartition(os.sep) for path in paths)
+        parts = ((folder + separator, name) for folder, separator, name in split)
+        return cls(
+            (folder, [name for _, name in run]) for folder, run in itertools.groupby(parts, lambda part: part[0])
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"file {index} of {len(self)}")
+        run = int(np.searchsorted(self._begins, index, "right")) - 1
+        return self.folders[run] + self._name(index)
+
+    def __iter__(self) -> Iterator[str]:
+        for folder, start, stop in self.runs():
+            for index in range(start, stop):
+                yield folder + self._name(index)
+
+    def _name(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self.names[start : self._ends[index]])
+
+    def runs(self) -> Iterator[Run]:
+        """The files by folder, in order; a folder that has folders between its files comes more than once."""
+        stops = [*self._begins.tolist(), len(self)][1:]
+        yield from zip(self.folders, self._begins.tolist(), stops, strict=True)
+
+    def part(self, runs: list[Run]) -> "Files":
+        """The files of some of the :meth:`runs`, in that order."""
+        chosen = np.concatenate([np.arange(0), *(np.arange(start, stop) for _, start, stop in runs)])
+        starts = np.concatenate([[0], self._ends[:-1]])
+        names = b"".join(self.names[starts[start] : self._ends[stop - 1]] for _, start, stop in runs)
+        lengths = np.array([stop - start for _, start, stop in runs], np.int64)
+        sizes = None if self.sizes is None else self.sizes[chosen]
+        ends = np.cumsum((self._ends - starts)[chosen])
+        return Files([])._fill([folder for folder, _, _ in runs], np.cumsum(lengths) - lengths, names, ends, sizes)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What :meth:`from_arrays` makes the same files of."""
+        assert self.sizes is not None
+        folders = np.frombuffer(b"\0".join(os.fsencode(folder) for folder in self.folders), np.uint8)
+        names = np.frombuffer(self.names, np.uint8)
+        return {"folders": folders, "begins": self._begins, "names": names, "ends": self._ends, "sizes": self.sizes}
+
+    @classmethod
+    def from_arrays(cls, arrays) -> "Files":
+        """The files that :meth:`arrays` describes."""
+        folders = [os.fsdecode(folder) for folder in arrays["folders"].tobytes().split(b"\0")]
+        names = arrays["names"].tobytes()
+        return cls([])._fill(folders, arrays["begins"], names, arrays["ends"], arrays["sizes"])
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files below a folder; Parquet files apart from images.
+
+    Attributes:
+        images: image files.
+        parquet: Parquet files, sorted.
+        skipped: what is neither.
+        times: the time of change, in nanoseconds, of every folder that was read, by its path with a last separator.
+    """
+
+    images: Files
+    parquet: list[str]
+    skipped: list[Skipped]
+    times: dict[str, int]
+
+
+class _Entries(NamedTuple):
+    """A folder's images and folders, sorted as their paths are."""
+
+    images: list[str]
+    sizes: list[int]
+    folders: list[str]
+
+
+@dataclass
+class _Walk:
+    """What has been found so far below ``root``."""
+
+    root: str
+    entries: dict[str, _Entries] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
+    parquet: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def scan(root: str) -> Found:
+    """Every file below ``root``; hidden ones are ignored, links to folders are followed once.
+
+    The list of a large folder is kept in the cache folder, and taken from there while the folder is as it was.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    kept = _place(root)
+    found = _remembered(kept, root)
+    if found is None:
+        begun = time.time()
+        found = _walk(root)
+        if len(found.images) >= REMEMBERED_FROM and max(found.times.values()) < (begun - _SETTLED) * 1e9:
+            _remember(kept, found)
+    return found
+
+
+def _walk(root: str) -> Found:
+    walk = _Walk(root)
+    visited: set[tuple[int, int]] = set()
+    # Links wait until all real folders are known, so that a loop or a second way to a folder adds nothing.
+    waiting, links = [""], []
+    while waiting or links:
+        prefix = waiting.pop() if waiting else links.pop(0)
+        folder = os.path.join(root, prefix)
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as scanner:
+                entries = sorted(scanner, key=lambda entry: entry.name)
+        except OSError as error:
+            if not prefix:
+                raise InputError(f"the folder {root} cannot be read: {error.strerror}") from error
+            walk.skipped.append(Skipped(prefix, f"cannot be read: {error.strerror}"))
+            continue
+        walk.times[prefix] = status.st_mtime_ns
+        walk.entries[prefix] = here = _Entries([], [], [])
+        for entry in entries:
+            _sort_in(entry, prefix, walk, here, waiting, links)
+        here.folders.sort()
+    walk.parquet.sort()
+    walk.skipped.sort()
+    sizes: list[int] = []
+    images = Files(_in_order(walk.entries, sizes))
+    images.sizes = np.array(sizes, np.int64)
+    return Found(images, walk.parquet, walk.skipped, walk.times)
+
+
+def _sort_in(
+    entry: os.DirEntry, prefix: str, walk: _Walk, here: _Entries, waiting: list[str], links: list[str]
+) -> None:
+    """Put one entry of a folder where it belongs."""
+    if entry.name.startswith(".") or entry.name == "__MACOSX":
+        return
+    path = prefix + entry.name
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+        size = entry.stat().st_size if is_file else 0
+    except OSError as error:
+        walk.skipped.append(Skipped(path, f"cannot be read: {error.strerror}"))
+        return
+    if is_folder:
+        here.folders.append(entry.name + os.sep)
+        (links if entry.is_symlink() else waiting).append(path + os.sep)
+    elif not is_file:
+        walk.skipped.append(Skipped(path, "a broken link" if entry.is_symlink() else "not a regular file"))
+    else:
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if suffix in IMAGE_SUFFIXES or (not suffix and looks_like_image(_first_bytes(entry.path))):
+            here.images.append(entry.name)
+            here.sizes.append(size)
+        elif suffix in (".parquet", ".pq"):
+            walk.parquet.append(path)
+        else:
+            walk.skipped.append(Skipped(path, "not an image"))
+
+
+def _in_order(entries: dict[str, _Entries], sizes: list[int]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and names so that the whole paths are sorted; the files' sizes are added to ``sizes`` on the way."""
+    stack: list[Run | str] = [""]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, tuple):
+            prefix, start, stop = top
+            sizes += entries[prefix].sizes[start:stop]
+            yield prefix, entries[prefix].images[start:stop]
+        elif top in entries:  # neither unreadable nor reached another way
+            here, start, ahead = entries[top], 0, []
+            for folder in here.folders:
+                stop = bisect_left(here.images, folder)
+                ahead += [(top, start, stop)] * (stop > start) + [top + folder]
+                start = stop
+            ahead += [(top, start, len(here.images))] * (len(here.images) > start)
+            stack += reversed(ahead)
+
+
+def _place(root: str) -> Path:
+    """Where the list of ``root`` is kept."""
+    key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
+    return cache_folder() / "listings" / f"{key}.npz"
+
+
+def _remember(place: Path, found: Found) -> None:
+    """Keep the list; where that can't be done, nothing is lost but time."""
+    words = {"format": _FORMAT, "parquet": found.parquet, "skipped": found.skipped, "times": found.times}
+    arrays = {"words": np.frombuffer(json.dumps(words).encode(), np.uint8), **found.images.arrays()}
+    partial = place.with_name(f"{place.name}.{os.getpid()}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(partial, place)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _remembered(place: Path, root: str) -> Found | None:
+    """The list that was kept, if the folder still is what it was."""
+    try:
+        with open(place, "rb") as file, np.load(file, allow_pickle=False) as kept:
+            words = json.loads(kept["words"].tobytes())
+            if words["format"] != _FORMAT:
+                return None
+            images = Files.from_arrays(kept)
+    except (OSError, ValueError, KeyError, BadZipFile):  # there is none, or it is damaged
+        return None
+    found = Found(images, words["parquet"], [Skipped(*pair) for pair in words["skipped"]], words["times"])
+    return found if _unchanged(found, root) else None
+
+
+def _unchanged(found: Found, root: str) -> bool:
+    """Whether every folder's time, and the sizes of some files, are still what they were."""
+    files, sizes = found.images, found.images.sizes
+    assert sizes is not None
+    try:
+        if any(os.stat(os.path.join(root, prefix)).st_mtime_ns != time for prefix, time in found.times.items()):
+            return False
+        some = np.linspace(0, len(files) - 1, min(_COMPARED, len(files))).astype(np.int64)
+        return all(os.stat(os.path.join(root, files[int(n)])).st_size == sizes[n] for n in some)
+    except OSError:
+        return False
+
+
+def _first_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""
