@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masking import Masks, MultiBlockConfig
 from openjepa.planning import flops
 from openjepa.recipes.small import small
 
@@ -47,6 +48,29 @@ def test_floating_point_operations_are_those_of_the_networks():
     # Backward is twice the forward pass, but for the patches, which need no gradient. Whitening is a few percent more.
     least = whole + 3 * (context + predictor) - 2 * patch * width * seen
     assert least <= counted["step"] <= 1.1 * least
+
+
+def test_padding_costs_no_layer_anything():
+    made = experiment("packed")
+    objective, images = made.objective().train(), 8
+    masks = made.masking()(torch.arange(images), 0)
+    assert masks.context_packed is not None
+    # The same tokens, in rows that are twice as long.
+    rows, places = masks.context_packed // masks.context.shape[1], masks.context_packed % masks.context.shape[1]
+    wide = Masks(masks.context.repeat(1, 2), masks.targets, rows * 2 * masks.context.shape[1] + places)
+    x, found = torch.randn(images, 3, 32, 32), []
+    for these in (masks, wide):
+        with FlopCounterMode(display=False) as counter:
+            objective.predictor(objective.context_encoder(x, these.context, these.context_packed), *parts(these))
+        found.append(counter.get_total_flops())  # attention is fused and not counted
+    # Only patches and features on their way into a network are embedded before they are packed.
+    padding = (wide.context.numel() - masks.context.numel()) * (2 * 48 * 192 + 2 * 192 * made.predictor.width)
+    assert found[1] - found[0] == padding
+    assert padding < 0.02 * found[0]
+
+
+def parts(masks: Masks):
+    return masks.context, masks.targets, masks.context_packed
 
 
 def test_bytes_kept_for_the_backward_pass():

@@ -40,18 +40,71 @@ def test_hidden_tokens_have_no_influence():
     assert not torch.allclose(model(x)[0], model(x.flip(1))[0])
 
 
-def test_padding_has_no_influence():
+def packed(valid):
+    return valid.flatten().nonzero()[:, 0]
+
+
+LENGTHS = torch.tensor([4, 2, 1, 3])
+VALID = torch.arange(4) < LENGTHS[:, None]
+KEEP = torch.tensor([[0, 5, 7, 9], [3, 4, 0, 0], [8, 0, 0, 0], [2, 6, 11, 0]])
+
+
+def each_alone(model, predictor, x, at):
+    """Features and predictions of every image on its own, without any padding."""
+    for row, length in enumerate(LENGTHS):
+        keep = KEEP[row : row + 1, :length]
+        features = model(x[row : row + 1], keep)
+        yield features, predictor(features, keep, at[row : row + 1])
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_packed_rows_are_what_each_is_alone(dtype, class_token):
+    model = encoder(2, class_token=class_token).to(dtype)
+    predictor = Predictor(PredictorConfig(**SMALL), grid=model.config.grid, inputs=32, outputs=5).to(dtype)
+    x = torch.randn(4, 2, 16, 24).to(dtype)
+    at = torch.tensor([[[1, 2], [10, 8]]] * 4)
+    features = model(x, KEEP, packed(VALID))
+    predicted = predictor(features, KEEP, at, packed(VALID))
+    assert not features[~VALID].any()
+    rounding = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 0.1, "atol": 0.1}
+    for row, (alone, asked) in enumerate(each_alone(model, predictor, x, at)):
+        torch.testing.assert_close(features[row : row + 1, : LENGTHS[row]], alone, **rounding)
+        torch.testing.assert_close(predicted[row : row + 1], asked, **rounding)
+
+
+def test_packed_gradients_are_the_sum_of_each_alone():
     model = encoder(2)
-    x = torch.randn(2, 2, 16, 24, dtype=torch.float64)
-    keep = torch.tensor([[0, 5, 7, 9], [3, 4, 0, 0]])
-    valid = torch.tensor([[True] * 4, [True, True, False, False]])
-    padded = model(x, keep, valid)
-    torch.testing.assert_close(padded[0], model(x[:1], keep[:1])[0])
-    torch.testing.assert_close(padded[1, :2], model(x[1:], keep[1:, :2])[0])
     predictor = Predictor(PredictorConfig(**SMALL), grid=model.config.grid, inputs=32, outputs=5).double()
-    at = torch.tensor([[[1, 2], [10, 8]]])
-    long = predictor(padded, keep, at.expand(2, -1, -1), valid)
-    torch.testing.assert_close(long[1:], predictor(padded[1:, :2], keep[1:, :2], at))
+    weights = [*model.parameters(), *predictor.parameters()]
+    x, at = torch.randn(4, 2, 16, 24, dtype=torch.float64), torch.tensor([[[1, 2], [10, 8]]] * 4)
+    together = predictor(model(x, KEEP, packed(VALID)), KEEP, at, packed(VALID)).square().sum()
+    alone = torch.stack([asked.square().sum() for _, asked in each_alone(model, predictor, x, at)]).sum()
+    for mine, theirs in zip(torch.autograd.grad(together, weights), torch.autograd.grad(alone, weights), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("asking", [None, 1])
+def test_packed_attention_gives_a_gpu_kernel_the_right_rows(asking, monkeypatch):
+    """What the kernel is documented to do, done row by row, gives what the padded rows give."""
+
+    def kernel(q, k, v, starts_q, starts_k, most_q, most_k):
+        assert starts_q.dtype == starts_k.dtype == torch.int32
+        assert most_q >= starts_q.diff().max()
+        assert most_k >= starts_k.diff().max()
+        rows = []
+        for row in range(len(starts_q) - 1):
+            mine, theirs = (slice(starts[row], starts[row + 1]) for starts in (starts_q, starts_k))
+            scores = torch.einsum("qhe,khe->hqk", q[mine], k[theirs]) / q.shape[-1] ** 0.5
+            rows.append(torch.einsum("hqk,khe->qhe", scores.softmax(-1), v[theirs]))
+        return torch.cat(rows)
+
+    packing = transformer.Packing(packed(VALID), 4, 4)
+    asked = None if asking is None else torch.randn(4 * asking, 16, dtype=torch.float64)
+    projected = torch.randn(int(LENGTHS.sum()), 48 if asking is None else 32, dtype=torch.float64)
+    expected = packing.attention(asked, projected, 2)
+    monkeypatch.setattr(transformer, "_varlen", lambda _: kernel)
+    torch.testing.assert_close(packing.attention(asked, projected, 2), expected)
 
 
 def test_a_clip_of_one_frame_is_exactly_the_image():
@@ -107,9 +160,9 @@ def test_leaving_out_unused_tokens_at_the_end_changes_neither_features_nor_gradi
     stack = Stack(32, 2, 4).double()
     initialise(stack, torch.Generator().manual_seed(0))
     x = torch.randn(3, 9, 32, dtype=torch.float64)
-    valid = torch.arange(9) != 2 if padded else torch.ones(9, dtype=torch.bool)
+    places = packed((torch.arange(9) != 2).expand(3, -1)) if padded else None
     found = []
-    for features in (stack(x, valid.expand(3, -1))[:, -4:], stack(x, valid.expand(3, -1), last=4)):
+    for features in (stack(x, places)[:, -4:], stack(x, places, last=4)):
         stack.zero_grad()
         features.square().sum().backward()
         found.append([features, *(p.grad.clone() for p in stack.parameters())])

@@ -17,7 +17,7 @@ STATISTICS = json.loads((Path(__file__).parent / "parity" / "mask_stats.json").r
 
 def cover(masks: Masks, size: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each position is context and target, per image."""
-    valid = masks.context_valid if masks.context_valid is not None else torch.ones_like(masks.context, dtype=torch.bool)
+    valid = masks.context_valid
     context = torch.bincount(masks.context[valid], minlength=size).numpy() / len(masks.context)
     return context, torch.bincount(masks.targets.flatten(), minlength=size).numpy() / len(masks.context)
 
@@ -42,7 +42,7 @@ def test_sets_are_sound(grid, shape):
     masking = MultiBlockMasking(TokenGrid(grid), MultiBlockConfig(shape=shape))
     masks = masking(np.arange(300), 5)
     assert masks.targets.shape == (300, 4, masking.target_tokens)
-    valid = masks.context_valid if masks.context_valid is not None else torch.ones_like(masks.context, dtype=torch.bool)
+    valid = masks.context_valid
     if shape == "fixed":
         assert masks.context.shape == (300, masking.context_tokens)
     else:
@@ -86,8 +86,8 @@ def test_a_samples_mask_is_its_own_whatever_the_batch(shape):
         rows = together.rows(2 * sample, 2 * sample + 2)
         assert torch.equal(alone.targets, rows.targets)
         for row in range(2):
-            keep = slice(None) if rows.context_valid is None else rows.context_valid[row]
-            keep_alone = slice(None) if alone.context_valid is None else alone.context_valid[row]
+            keep = rows.context_valid[row]
+            keep_alone = alone.context_valid[row]
             assert torch.equal(alone.context[row][keep_alone], rows.context[row][keep])
     other = [MultiBlockMasking(TokenGrid((7, 10)), MultiBlockConfig(shape=shape, contexts=2), seed=s) for s in (3, 4)]
     assert torch.equal(other[0](np.arange(64), 9).targets, together.targets)

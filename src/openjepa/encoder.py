@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.errors import InputError
@@ -131,15 +131,18 @@ class Encoder(nn.Module):
         self,
         x: Float[Tensor, "B C *S"],
         keep: Int[Tensor, "B K"] | None = None,
-        valid: Bool[Tensor, "B K"] | None = None,
+        packed: Int[Tensor, "L"] | None = None,
     ) -> Float[Tensor, "B K D"]:
-        """Features after the final norm, of the tokens ``keep`` (None: all, K = N); padding is marked in ``valid``.
+        """Features after the final norm, of the tokens ``keep`` (None: all, K = N).
+
+        Where images keep different numbers of tokens, ``packed`` are the places of the flattened ``keep``, rising, that
+        count: nothing is computed for the others, whose features are zero.
 
         Raises:
             ValueError: the signal has the wrong channels, or its extents are no multiple of the patch.
         """
-        rows, valid = self._rows(x, keep, valid)
-        return self._own(self.stack(rows, valid))
+        rows, packed = self._rows(x, keep, packed)
+        return self._own(self.stack(rows, packed))
 
     def depths(self, x: Float[Tensor, "B C *S"], until: int | None = None) -> list[Tensor]:
         """The residual stream "B N D" of all tokens before the first block and after each, without the final norm.
@@ -148,13 +151,17 @@ class Encoder(nn.Module):
         """
         return [self._own(stream) for stream in self.stack.depths(self._rows(x, None, None)[0], until=until)]
 
-    def _rows(self, x: Tensor, keep: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, x: Tensor, keep: Tensor | None, packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the transformer is given, the class token in front where there is one."""
         rows = self.tokens(x, keep)
         if self.class_token is None:
-            return rows, valid
+            return rows, packed
         rows = torch.cat([self.class_token.to(rows.dtype).expand(len(rows), -1, -1), rows], 1)
-        return rows, None if valid is None else torch.cat([valid.new_ones(len(valid), 1), valid], 1)
+        if packed is not None:
+            batch, tokens = rows.shape[:2]
+            own = packed + packed // (tokens - 1) + 1
+            packed = torch.cat([torch.arange(0, batch * tokens, tokens, device=own.device), own]).sort().values
+        return rows, packed
 
     def _own(self, rows: Tensor) -> Tensor:
         return rows if self.class_token is None else rows[:, 1:]
@@ -219,19 +226,21 @@ class Predictor(nn.Module):
         context: Float[Tensor, "B K D"],
         context_at: Int[Tensor, "B K"],
         target_at: Int[Tensor, "B M T"],
-        valid: Bool[Tensor, "B K"] | None = None,
+        packed: Int[Tensor, "L"] | None = None,
     ) -> Float[Tensor, "B M T O"]:
-        """Predictions for every token of every target block; ``valid`` marks the context's padding."""
+        """Predictions for every token of every target block; ``packed`` as :meth:`Encoder.forward` has it."""
         batch, blocks, tokens = target_at.shape
         embedded = self.embed(context)
         table = self.table.to(embedded.dtype)
         seen = embedded + table[context_at]
         asked = self.mask_token.to(embedded.dtype) + table[target_at]
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
-        if valid is not None:
-            padded = torch.cat([valid, valid.new_ones(batch, tokens)], 1)
-            valid = padded.repeat_interleave(blocks, 0)
-        features = self.stack(rows, valid, last=tokens)
+        if packed is not None:
+            seen_at = packed // context.shape[1] * blocks * rows.shape[1] + packed % context.shape[1]
+            each = torch.arange(0, rows.shape[0] * rows.shape[1], rows.shape[1], device=packed.device)
+            asked_at = each[:, None] + torch.arange(context.shape[1], rows.shape[1], device=packed.device)
+            packed = torch.cat([(seen_at[:, None] + each[:blocks]).flatten(), asked_at.flatten()]).sort().values
+        features = self.stack(rows, packed, last=tokens)
         return self.project(features).view(batch, blocks, tokens, -1)
 
     def reconstruct(self, features: Float[Tensor, "B K D"], at: Int[Tensor, "B K"]) -> Float[Tensor, "B K O"]:

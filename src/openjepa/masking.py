@@ -26,14 +26,23 @@ _SURVEY = 1024
 class Masks:
     """The token indices of R mask sets, image by image: with E sets per image, row r belongs to image r // E.
 
-    ``context_valid`` is None when every row has K tokens; otherwise the False places of ``context`` are padding.
-    ``keys`` is a random number for each row, where an objective draws more than masks (noise).
+    ``context_packed`` is None when every row has K tokens; otherwise it holds the places of the flattened ``context``,
+    rising, that count, and the others are padding. ``keys`` is a random number for each row, where an objective draws
+    more than masks (noise).
     """
 
     context: Int[Tensor, "R K"]
     targets: Int[Tensor, "R M T"]
-    context_valid: Bool[Tensor, "R K"] | None = None
+    context_packed: Int64[Tensor, "L"] | None = None
     keys: Int64[Tensor, "R"] | None = None
+
+    @property
+    def context_valid(self) -> Bool[Tensor, "R K"]:
+        """Which places of ``context`` are no padding."""
+        if self.context_packed is None:
+            return torch.ones_like(self.context, dtype=torch.bool)
+        nowhere = torch.zeros_like(self.context, dtype=torch.bool)
+        return nowhere.flatten().index_fill(0, self.context_packed, True).view_as(nowhere)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
         """A copy on ``device``."""
@@ -45,11 +54,15 @@ class Masks:
 
     def rows(self, start: int, stop: int) -> "Masks":
         """The mask sets ``start`` to ``stop``."""
-        return self._map(lambda tensor: tensor[start:stop])
+        rows, packed = slice(start, stop), self.context_packed
+        if packed is not None:
+            first, end = start * self.context.shape[1], stop * self.context.shape[1]
+            packed = packed[(packed >= first) & (packed < end)] - first
+        return Masks(self.context[rows], self.targets[rows], packed, None if self.keys is None else self.keys[rows])
 
     def _map(self, change) -> "Masks":
-        valid, keys = (None if part is None else change(part) for part in (self.context_valid, self.keys))
-        return Masks(change(self.context), change(self.targets), valid, keys)
+        packed, keys = (None if part is None else change(part) for part in (self.context_packed, self.keys))
+        return Masks(change(self.context), change(self.targets), packed, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +71,7 @@ class MultiBlockConfig:
 
     Attributes:
         shape: ``fixed`` (a constant number of context tokens, a random subset of the visible ones: static shapes),
-            ``packed`` (all visible tokens, lengths vary and are padded) or ``reference`` (the published sampler).
+            ``packed`` (all visible tokens, lengths vary) or ``reference`` (the published sampler).
         targets: number of target blocks, M.
         target_scale: share of the grid that a target block covers, lowest and highest.
         target_aspect: extent along an axis over the extent along the next one, relative to the grid's own proportions.
@@ -180,7 +193,8 @@ class MultiBlockMasking:
         context_at = np.argsort(~rows, axis=1, kind="stable")[:, : lengths.max()]
         valid = np.arange(lengths.max()) < lengths[:, None]
         context_at = np.where(valid, context_at, 0)
-        return Masks(torch.from_numpy(context_at), torch.from_numpy(target_at), torch.from_numpy(valid))
+        packed = torch.from_numpy(np.flatnonzero(valid))
+        return Masks(torch.from_numpy(context_at), torch.from_numpy(target_at), packed)
 
     def _survey(self) -> None:
         """Settle T and K from many draws, and refuse what the grid cannot give."""

@@ -295,7 +295,6 @@ def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: 
         return
     masks = experiment.masking()(batch.samples, 0)
     first = torch.arange(len(batch.samples)) * (len(masks.context) // len(batch.samples))
-    valid = torch.ones_like(masks.context, dtype=torch.bool) if masks.context_valid is None else masks.context_valid
     normalised = experiment.preprocessing.normalise(batch.images)
     aside = path.with_name("writing-" + path.name)
     np.savez_compressed(
@@ -304,7 +303,7 @@ def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: 
         grid=np.asarray(experiment.encoder.grid.shape),
         patch=np.asarray(experiment.encoder.patch),
         context=masks.context[first].numpy(),
-        context_valid=valid[first].numpy(),
+        context_valid=masks.context_valid[first].numpy(),
         targets=masks.targets[first].numpy(),
         features=encoder.eval()(normalised).float().numpy(),
     )

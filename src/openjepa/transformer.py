@@ -1,8 +1,11 @@
 """A pre-norm transformer (Dosovitskiy et al. 2021; Vaswani et al. 2017): attention, block, stack, and nothing else."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -33,6 +36,99 @@ def attention(
     return scores.softmax(-1, dtype=scores.dtype) @ v
 
 
+def _varlen(q: Tensor) -> Callable[..., Any] | None:
+    """PyTorch's attention of rows of different lengths, where there is one."""
+    if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn
+
+
+class Packing:
+    """Rows of different lengths, one after the other without padding.
+
+    Args:
+        packed: the places of the tokens that are there, rising, in the flattened B * N places of the padded rows.
+        rows: B.
+        longest: N.
+    """
+
+    def __init__(self, packed: Int[Tensor, "L"], rows: int, longest: int) -> None:
+        self.packed, self.rows, self.longest = packed, rows, longest
+        self.valid = packed.new_zeros(rows * longest, dtype=torch.bool).index_fill(0, packed, True).view(rows, longest)
+        self.ends = self.valid.sum(1).cumsum(0)
+
+    def pack(self, x: Float[Tensor, "B N *D"]) -> Float[Tensor, "L *D"]:
+        """The tokens that are there."""
+        return _Pick.apply(x.flatten(0, 1), self.packed)
+
+    def unpack(self, x: Float[Tensor, "L *D"]) -> Float[Tensor, "B N *D"]:
+        """Rows padded with zeros."""
+        return _Place.apply(x, self.packed, self.rows * self.longest).unflatten(0, (self.rows, self.longest))
+
+    def last(self, x: Float[Tensor, "L *D"], count: int) -> Float[Tensor, "Q *D"]:
+        """The last ``count`` tokens of every row, none of which may be padding."""
+        return _Pick.apply(x, (self.ends[:, None] + torch.arange(-count, 0, device=x.device)).flatten())
+
+    def attention(
+        self, asking: Float[Tensor, "Q D"] | None, projected: Float[Tensor, "L P"], heads: int
+    ) -> Float[Tensor, "Q H E"]:
+        """Every token asks all of its row; or, where queries are given apart, only the last Q / B of every row.
+
+        ``projected`` are keys and values, side by side, behind queries where ``asking`` is None.
+        """
+        each = None if asking is None else len(asking) // self.rows
+        varlen = _varlen(projected)
+        if varlen is not None:
+            q, k, v = _heads(asking, projected, heads)
+            starts = F.pad(self.ends, (1, 0)).int()
+            if each is None:
+                return varlen(q, k, v, starts, starts, self.longest, self.longest)
+            begins = torch.arange(0, len(q) + 1, each, device=q.device, dtype=torch.int32)
+            return varlen(q, k, v, begins, starts, each, self.longest)
+        # Elsewhere attention alone is padded, a small part of a layer's work.
+        queries = None if asking is None or each is None else asking.unflatten(0, (self.rows, each))
+        q, k, v = (part.transpose(1, 2) for part in _heads(queries, self.unpack(projected), heads))
+        mixed = attention(q, k, v, self.valid).transpose(1, 2)
+        return self.pack(mixed) if each is None else mixed.flatten(0, 1)
+
+
+class _Pick(torch.autograd.Function):
+    """Some rows of a tensor, no row twice: so its gradient needs no sums, which are slow on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.rows = len(x)
+        return x.index_select(0, at)
+
+    @staticmethod
+    def backward(ctx, *slopes: Tensor) -> tuple[Tensor, None]:
+        (slope,), (at,) = slopes, ctx.saved_tensors
+        return slope.new_zeros(ctx.rows, *slope.shape[1:]).index_copy_(0, at, slope), None
+
+
+class _Place(torch.autograd.Function):
+    """The rows of a tensor at some places of ``rows``, and zeros between."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, at: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(at)
+        return x.new_zeros(rows, *x.shape[1:]).index_copy_(0, at, x)
+
+    @staticmethod
+    def backward(ctx, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        (slope,), (at,) = slopes, ctx.saved_tensors
+        return slope.index_select(0, at), None, None
+
+
+def _heads(asking: Tensor | None, projected: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values "... H E", the queries being part of ``projected`` or given apart."""
+    parts = projected.unflatten(-1, (3 if asking is None else 2, heads, -1)).unbind(-3)
+    return parts if asking is None else (asking.unflatten(-1, (heads, -1)), *parts)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection for queries, keys and values."""
 
@@ -45,19 +141,28 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
-    ) -> Float[Tensor, "B Q D"]:
+        self, x: Float[Tensor, "*N D"], packing: Packing | None = None, last: int | None = None
+    ) -> Float[Tensor, "*Q D"]:
         """Mix the tokens of each row; with ``last``, only the last so many ask (Q), and all answer."""
-        width = x.shape[-1]
+        width, asking = x.shape[-1], None
         if last is None:
-            q, k, v = self.qkv(x).chunk(3, -1)
+            projected = self.qkv(x)
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
-            asking, answering = (None, None) if bias is None else (bias[:width], bias[width:])
-            q = F.linear(x[:, -last:], weight[:width], asking)
-            k, v = F.linear(x, weight[width:], answering).chunk(2, -1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return self.out(attention(q, k, v, valid).transpose(1, 2).flatten(2))
+            of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
+            asking = F.linear(_last(x, packing, last), weight[:width], of_queries)
+            projected = F.linear(x, weight[width:], of_others)
+        if packing is None:
+            q, k, v = (part.transpose(1, 2) for part in _heads(asking, projected, self.heads))
+            mixed = attention(q, k, v).transpose(1, 2)
+        else:
+            mixed = packing.attention(asking, projected, self.heads)
+        return self.out(mixed.flatten(-2))
+
+
+def _last(x: Tensor, packing: Packing | None, count: int) -> Tensor:
+    """The last ``count`` tokens of every row."""
+    return x[:, -count:] if packing is None else packing.last(x, count)
 
 
 class Block(nn.Module):
@@ -72,11 +177,11 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(
-        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
-    ) -> Float[Tensor, "B Q D"]:
+        self, x: Float[Tensor, "*N D"], packing: Packing | None = None, last: int | None = None
+    ) -> Float[Tensor, "*Q D"]:
         """One layer; with ``last``, the last so many tokens of it (Q), without computing the others."""
-        kept = x if last is None else x[:, -last:]
-        kept = kept + self.attention(self.norm1(x), valid, last)
+        kept = x if last is None else _last(x, packing, last)
+        kept = kept + self.attention(self.norm1(x), packing, last)
         return kept + self.mlp(self.norm2(kept))
 
 
@@ -104,33 +209,39 @@ class Stack(nn.Module):
         self.norm = nn.LayerNorm(width, eps=norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], valid: Bool[Tensor, "B N"] | None = None, last: int | None = None
+        self, x: Float[Tensor, "B N D"], packed: Int[Tensor, "L"] | None = None, last: int | None = None
     ) -> Float[Tensor, "B Q D"]:
-        """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work."""
-        features = self.depths(x, valid, last)[-1]
+        """All layers and the final norm; with ``last``, only the last so many tokens (Q), which saves work.
+
+        ``packed`` are the places, of the B * N, that hold a token; nothing is computed for the others, which are zero.
+        """
+        packing = None if packed is None else Packing(packed, *x.shape[:2])
+        features = self._stream(x if packing is None else packing.pack(x), packing, last)[-1]
         # What leaves the network is rounded once less: in the precision of the weights.
         features = features.to(self.norm.weight.dtype)
-        return self.norm(features if last is None else features[:, -last:])
+        if last is not None and not self.blocks:
+            features = _last(features, packing, last)
+        features = self.norm(features)
+        if packing is None:
+            return features
+        return packing.unpack(features) if last is None else features.unflatten(0, (packing.rows, last))
 
-    def depths(
-        self,
-        x: Float[Tensor, "B N D"],
-        valid: Bool[Tensor, "B N"] | None = None,
-        last: int | None = None,
-        until: int | None = None,
+    def depths(self, x: Float[Tensor, "B N D"], until: int | None = None) -> list[Tensor]:
+        """The residual stream "B N D" before the first block and after each one, up to number ``until`` where given,
+        without the final norm."""
+        return self._stream(x, until=until)
+
+    def _stream(
+        self, x: Tensor, packing: Packing | None = None, last: int | None = None, until: int | None = None
     ) -> list[Tensor]:
-        """The residual stream before the first block and after each one, up to number ``until`` where given, without
-        the final norm.
-
-        "B N D", but after the last block "B Q D" with only the ``last`` tokens, where given.
-        """
+        """As :meth:`depths`, of rows that may be packed, and of the last block only the ``last`` tokens."""
         stream = [x]
         for number, block in enumerate(self.blocks[:until], 1):
             wanted = last if number == len(self.blocks) else None
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, valid, wanted, use_reentrant=False)
+                x = checkpoint(block, x, packing, wanted, use_reentrant=False)
             else:
-                x = block(x, valid, wanted)
+                x = block(x, packing, wanted)
             stream.append(x)
         return stream
 

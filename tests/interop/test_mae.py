@@ -169,8 +169,8 @@ def test_a_class_token_is_seen_by_all_and_is_no_feature(images):
     before = encoder(images)
     assert before.shape == (3, 16, 48)
     torch.testing.assert_close(encoder.stack.norm(encoder.depths(images)[-1]), before)
-    valid = torch.tensor([[True, True, False]] * 3)
-    padded = encoder(images, torch.tensor([[1, 2, 0]] * 3), valid)[:, :2]
+    packed = torch.tensor([0, 1, 3, 4, 6, 7])
+    padded = encoder(images, torch.tensor([[1, 2, 0]] * 3), packed)[:, :2]
     torch.testing.assert_close(padded, encoder(images, torch.tensor([[1, 2]] * 3)))
     with torch.no_grad():
         encoder.class_token[..., 0] += 1  # the same for all would be taken out by every LayerNorm

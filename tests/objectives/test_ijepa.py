@@ -91,7 +91,8 @@ def test_standardised_targets_have_unit_spread_in_every_feature(images):
 def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):
     model = build().double()
     full = Masks(torch.tensor([[0, 1, 2, 3]] * 5), torch.tensor([[[9, 10], [13, 14]]] * 5))
-    padded = Masks(torch.tensor([[0, 1, 2, 3, 0, 0]] * 5), full.targets, torch.tensor([[True] * 4 + [False] * 2] * 5))
+    packed = torch.tensor([place for place in range(30) if place % 6 < 4])
+    padded = Masks(torch.tensor([[0, 1, 2, 3, 0, 0]] * 5), full.targets, packed)
     torch.testing.assert_close(model(images.double(), full).loss, model(images.double(), padded).loss)
 
 
@@ -104,9 +105,9 @@ def test_momentum_outside_its_range_is_refused():
 def test_the_terms_of_the_spread_are_their_definition(images, padded):
     model = build(variance_covariance=0.3)
     context = torch.tensor([[0, 1, 2, 3]] * 5)
-    valid = torch.tensor([[True, True, True, not padded]] * 5) if padded else None
-    masks = Masks(context, torch.tensor([[[9, 10]]] * 5), valid)
-    features = model.context_encoder(images, masks.context, valid).detach().numpy()
+    packed = torch.tensor([place for place in range(20) if place % 4 < 3]) if padded else None
+    masks = Masks(context, torch.tensor([[[9, 10]]] * 5), packed)
+    features = model.context_encoder(images, masks.context, packed).detach().numpy()
     z = features[:, : 3 if padded else 4].mean(1)
     covariance = np.cov(z, rowvar=False)
     variance = np.mean([max(0.0, 1 - np.sqrt(v + 1e-4)) for v in np.diag(covariance)])

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
@@ -54,12 +54,10 @@ class IJEPAConfig:
             raise ValueError(f"a weight cannot be negative, got variance_covariance={self.variance_covariance}")
 
 
-def _mean(tokens: Float[Tensor, "R K D"], valid: Bool[Tensor, "R K"] | None) -> Float[Tensor, "R D"]:
-    """The mean over the tokens that are there."""
+def _mean(tokens: Float[Tensor, "R K D"], masks: Masks) -> Float[Tensor, "R D"]:
+    """The mean over the tokens that are there; padding is zero."""
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
-    if valid is None:
-        return tokens.mean(1)
-    return (tokens * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
+    return tokens.mean(1) if masks.context_packed is None else tokens.sum(1) / masks.context_valid.sum(1, keepdim=True)
 
 
 def _each_set(x: Float[Tensor, "B C *S"], masks: Masks) -> Float[Tensor, "R C *S"]:
@@ -127,8 +125,8 @@ class IJEPA(Objective):
         target = take(self.targets(x).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1
         )
-        context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_valid)
-        predicted = self.predictor(context, masks.context, masks.targets, masks.context_valid)
+        context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_packed)
+        predicted = self.predictor(context, masks.context, masks.targets, masks.context_packed)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         metrics = {"target_std": target.flatten(0, 2).std(0).mean()}
         for name, values in (("target", target), ("predicted", predicted)):
@@ -136,7 +134,7 @@ class IJEPA(Objective):
             metrics |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
         if self.config.variance_covariance:
             metrics["prediction_loss"] = loss
-            pooled, whole = _mean(context, masks.context_valid), self._surveyed
+            pooled, whole = _mean(context, masks), self._surveyed
             if whole is None:
                 whole = moments(pooled)
                 self.add_up([whole])
@@ -152,8 +150,8 @@ class IJEPA(Objective):
             return
         sums = []
         for x, masks in parts:
-            context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_valid)
-            sums.append(moments(_mean(context, masks.context_valid)))
+            context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_packed)
+            sums.append(moments(_mean(context, masks)))
         self._surveyed = torch.stack(sums).sum(0)
         self.add_up([self._surveyed])
 

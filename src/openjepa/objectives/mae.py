@@ -75,7 +75,7 @@ class MAE(Objective):
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
         """The mean squared error over the pixels of the hidden patches."""
-        context = self.encoder(x, masks.context, masks.context_valid)
-        predicted = self.decoder(context, masks.context, masks.targets, masks.context_valid)
+        context = self.encoder(x, masks.context, masks.context_packed)
+        predicted = self.decoder(context, masks.context, masks.targets, masks.context_packed)
         target = take(self.targets(x), masks.targets.flatten(1)).view_as(predicted)
         return Output(F.mse_loss(predicted.float(), target))
