@@ -1,8 +1,9 @@
-"""Attention forward and backward, plain matrix products against PyTorch's fused kernel, by number of tokens.
+"""Attention forward and backward, plain matrix products, the same in parts, and PyTorch's fused kernel, by tokens.
 
     python benchmarks/attention.py [--json FILE] [--rounds N]
 
-``openjepa.transformer.PLAIN_ATTENTION_TOKENS``, up to which the plain path is taken on a CPU, comes from this table.
+Memory is kept as the command line keeps it. What ``openjepa.transformer.attention_path`` takes on a CPU comes from this
+table.
 """
 
 import argparse
@@ -16,13 +17,15 @@ from rich.table import Table
 
 from measure import alternate, machine, spread
 from openjepa import transformer
+from openjepa.cli import suit_the_process
 
-TOKENS = (16, 35, 64, 108, 196, 256, 400, 576, 784, 1024)
+TOKENS = (16, 35, 64, 108, 196, 400, 784, 1568, 3136)
+PATHS = ("plain", "parts", "fused")
 HEADS, FEATURES = 6, 64  # ViT-S
 
 
 def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, rounds: int) -> dict[str, Any]:
-    """One row: seconds of both paths on ``total`` tokens in rows of ``tokens``, from the joint projection and back."""
+    """One row: seconds of each path on ``total`` tokens in rows of ``tokens``, from the joint projection and back."""
     batch = max(1, total // tokens)
     qkv = torch.randn(batch, tokens, 3, HEADS, FEATURES, device=device, dtype=dtype, requires_grad=True)
     grad = torch.randn(batch, tokens, HEADS * FEATURES, device=device, dtype=dtype)
@@ -38,9 +41,10 @@ def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, r
 
     row: dict[str, Any] = {"tokens": tokens, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
     for kind, backward in (("forward", False), ("both", True)):
-        times = alternate({p: lambda p=p: run(p, backward) for p in ("plain", "fused")}, device, rounds=rounds)  # noqa: B023
-        plain, fused = spread(times["plain"]), spread(times["fused"])
-        row[kind] = {"plain": plain, "fused": fused, "fused_over_plain": fused["median"] / plain["median"]}
+        times = alternate({p: lambda p=p: run(p, backward) for p in PATHS}, device, rounds=rounds)  # noqa: B023
+        row[kind] = {path: spread(taken) for path, taken in times.items()}
+        for path in PATHS[1:]:
+            row[kind][f"{path}_over_plain"] = row[kind][path]["median"] / row[kind]["plain"]["median"]
     return row
 
 
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--total", type=int, default=8192, help="tokens of a batch; rows are as many as fit")
     parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; default: its own choice")
+    suit_the_process()
     options, device = parser.parse_args(), torch.device("cpu")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -61,16 +66,17 @@ def main() -> None:
         for tokens in TOKENS
     ]
     shown = Table(
-        title=f"Attention, {HEADS} heads of {FEATURES}, {options.total} tokens, ms (fused over plain)",
-        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; plain up to {limit} tokens",
+        title=f"Attention, {HEADS} heads of {FEATURES}, {options.total} tokens, ms (over plain)",
+        caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; in bfloat16 plain is taken "
+        f"up to {limit} tokens, then parts",
     )
-    for heading in ("dtype", "tokens", "plain forward", "fused forward", "plain with backward", "fused with backward"):
+    for heading in ("dtype", "tokens", *PATHS, *(f"{path} and back" for path in PATHS)):
         shown.add_column(heading, justify="right")
     for row in rows:
         cells = []
         for kind in ("forward", "both"):
             cells += [f"{row[kind]['plain']['median'] * 1e3:.1f}"]
-            cells += [f"{row[kind]['fused']['median'] * 1e3:.1f} ({row[kind]['fused_over_plain']:.2f})"]
+            cells += [f"{row[kind][p]['median'] * 1e3:.1f} ({row[kind][f'{p}_over_plain']:.2f})" for p in PATHS[1:]]
         shown.add_row(row["dtype"], str(row["tokens"]), *cells)
     Console(width=120).print(shown)
     if options.json:

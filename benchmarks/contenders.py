@@ -91,16 +91,21 @@ def flops(task: Task, *, training: bool) -> int:
 
 def ours(task: Task, replicas: int = 1) -> Callable[[], object]:
     """Our step, as the trainer takes it: it also takes the gradient norm and refuses numbers that are not finite."""
+    step = trainers_step(task, replicas)
+    return lambda: step(task.x, task.masks, 0)
+
+
+def trainers_step(task: Task, replicas: int = 1) -> Step:
+    """What takes the step, for batches of any size."""
     objective = IJEPA(task.size.encoder, task.size.predictor).to(task.device)
     precision = "bf16" if task.dtype == "bfloat16" else "float32"
-    step = Step(
+    return Step(
         objective,
         schedule=ScheduleConfig(),
         optimizer=OptimizerConfig(),
         training=TrainingConfig(steps=100_000, batch=task.size.batch, precision=precision, replicas=replicas),
         processes=Processes(0, 1, task.device),
     )
-    return lambda: step(task.x, task.masks, 0)
 
 
 def lightly(task: Task) -> Callable[[], object]:

@@ -139,20 +139,34 @@ def test_other_sizes_and_aspect_ratios_are_taken():
 
 
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True] * 6, [True, True, True, False, False, False]])])
-def test_both_attention_paths_agree(valid, monkeypatch):
+def test_attention_paths_agree(valid, monkeypatch):
     assert transformer.attention_path("cpu", torch.bfloat16, 64) == "plain"
     assert transformer.attention_path("cpu", torch.float32, 64) == "fused"
-    assert transformer.attention_path("cpu", torch.bfloat16, 4096) == "fused"
+    assert transformer.attention_path("cpu", torch.bfloat16, 4096) == "parts"
     assert transformer.attention_path("cuda", torch.bfloat16, 64) == "fused"
-    q, k, v = torch.randn(3, 2, 4, 6, 8, dtype=torch.float64)
-    fused = transformer.attention(q, k, v, valid)
-    monkeypatch.setattr(transformer, "attention_path", lambda *_: "plain")
-    plain = transformer.attention(q, k, v, valid)
-    torch.testing.assert_close(fused, plain)
-    weights = (q @ k.transpose(-2, -1) / 8**0.5).masked_fill(
-        ~(valid[:, None, None] if valid is not None else torch.tensor(True)), -torch.inf
+    monkeypatch.setattr(transformer, "_ASKING", 4)
+    q, k, v = torch.randn(3, 2, 4, 6, 8, dtype=torch.float64, requires_grad=True)
+    seen = valid[:, None, None] if valid is not None else torch.tensor(True)
+    weights = (q @ k.transpose(-2, -1) / 8**0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+    slope = torch.randn(2, 4, 6, 8, dtype=torch.float64)
+    expected = [weights @ v, *torch.autograd.grad(weights @ v, (q, k, v), slope)]
+    for path in ("fused", "plain", "parts"):
+        monkeypatch.setattr(transformer, "attention_path", lambda *_, path=path: path)
+        mixed = transformer.attention(q, k, v, valid)
+        found = [mixed, *torch.autograd.grad(mixed, (q, k, v), slope)]
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_in_parts_keeps_no_weights():
+    tokens, kept = 600, []
+    q, k, v = torch.randn(3, 1, 2, tokens, 8).bfloat16().requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor.numel()), tensor)[1], lambda t: t
     )
-    torch.testing.assert_close(plain, weights.softmax(-1) @ v)
+    with hooks:
+        transformer.attention(q, k, v)
+    assert max(kept) == q.numel()
 
 
 @pytest.mark.parametrize("padded", [False, True])

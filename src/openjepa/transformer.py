@@ -9,15 +9,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# On a CPU PyTorch's fused attention is slower than plain matrix products in bfloat16 up to about this many tokens, most
-# of all in its backward pass; in float32 it is the faster one (benchmarks/attention.py measures both).
+# On a CPU PyTorch's fused attention is slower in bfloat16 than plain matrix products, most of all in its backward pass;
+# in float32 it is the faster one (benchmarks/attention.py). Plain attention keeps its weights, which grow with the
+# square of the tokens: from this many on it asks in parts, whose weights are computed again for the gradient.
 PLAIN_ATTENTION_TOKENS = 400
+_ASKING = 256
 
 
 def attention_path(device: str, dtype: torch.dtype, tokens: int) -> str:
-    """``plain`` (matrix products, softmax) or ``fused`` (scaled_dot_product_attention), whichever is faster there."""
-    short = dtype == torch.bfloat16 and tokens <= PLAIN_ATTENTION_TOKENS
-    return "plain" if device == "cpu" and short else "fused"
+    """``plain`` (matrix products, softmax), ``parts`` (the same for some queries at a time, nothing kept) or ``fused``
+    (scaled_dot_product_attention), whichever is the fastest of those that memory allows."""
+    if device != "cpu" or dtype != torch.bfloat16:
+        return "fused"
+    return "plain" if tokens <= PLAIN_ATTENTION_TOKENS else "parts"
 
 
 def attention(
@@ -28,8 +32,19 @@ def attention(
 ) -> Float[Tensor, "B H Q E"]:
     """Softmax attention of H heads of E features; tokens that are not ``valid`` are not attended to."""
     seen = None if valid is None else valid[:, None, None, :]
-    if attention_path(q.device.type, q.dtype, k.shape[2]) == "fused":
+    path = attention_path(q.device.type, q.dtype, k.shape[2])
+    if path == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    if path == "plain":
+        return _plain(q, k, v, seen)
+    parts = (
+        checkpoint(_plain, part, k, v, seen, use_reentrant=False, preserve_rng_state=False)
+        for part in q.split(_ASKING, 2)
+    )
+    return torch.cat(list(parts), 2)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if seen is not None:
         scores = scores.masked_fill(~seen, float("-inf"))

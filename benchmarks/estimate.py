@@ -1,0 +1,84 @@
+"""An estimate, nothing measured: what the published ViT-H/14 costs to train on ImageNet, on GPUs by name.
+
+    python benchmarks/estimate.py
+
+Counted: FLOPs of a step (``openjepa.planning.flops``: the teacher's forward pass, context encoder and predictor forward
+and backward; recomputed activations are a second forward pass of the latter two), and the weights. Assumed, all of it:
+
+- bfloat16 matrix products without sparsity peak at what the makers' data sheets say (PEAKS), and a step reaches
+  UTILISATION of that. No GPU was measured for this. On two CPU cores our step reaches 52 to 66% of its products' peak.
+- Eight GPUs of one machine are eight times as fast as one.
+- ImageNet-1k is 1,281,167 images for 300 epochs (the paper's), ImageNet-22k 14,197,122 for 66, 2.4 times as many
+  steps in all.
+- Memory of one GPU of the eight, 16 images on each at a time: weights, gradients and Adam's two moments of what is
+  trained (16 bytes a weight) and the teacher (4), unsharded; activations of 34 bytes a token, feature and block
+  (bfloat16: inputs of both norms, of queries, keys and values, of both projections and of GELU), or 2 if recomputed.
+- Energy is the data sheet's board power for the time; nothing else that a computer needs.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from openjepa.planning import flops
+from openjepa.recipes.published import published
+
+# bfloat16 TFLOP/s, memory in GB, watts, from the makers' data sheets.
+PEAKS = {
+    "RTX 4090": (165, 24, 450),
+    "A100 SXM 80 GB": (312, 80, 400),
+    "L40S": (362, 48, 350),
+    "H100 SXM": (989, 80, 700),
+    "H200 SXM": (989, 141, 700),
+    "B200": (2250, 192, 1000),
+}
+UTILISATION = (0.35, 0.5)
+PASSES = {"ImageNet-1k, 300 epochs": 1_281_167 * 300, "ImageNet-22k, 66 epochs": 14_197_122 * 66}
+IMAGES = 16
+
+
+def main() -> None:
+    """Print the assumptions in numbers, and the tables."""
+    made = published("published-h14")
+    with torch.device("meta"):
+        objective = made.objective()
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    teacher = sum(p.numel() for p in objective.representation.parameters())
+    # The published sampler on average; a fixed mask of as many tokens has the same cost.
+    made = replace(made, masks=replace(made.masks, shape="fixed"))
+    masking, grid = made.masking(), made.encoder.grid.size
+    counted = flops(objective, made)
+    again = (counted["step"] - counted["forward"]) / 3
+    seen, asked = masking.context_tokens, masking.target_tokens
+    blocks = made.masks.targets * made.predictor.depth * (seen + asked) * made.predictor.width
+    features = made.encoder.depth * seen * made.encoder.width + blocks
+    state = 16 * trained + 4 * teacher
+    whole, short = (state + IMAGES * per * features for per in (34, 2))
+    print(
+        f"ViT-H/14 at 224 px: {grid} tokens, {seen} seen, {made.masks.targets} x {asked} asked; "
+        f"{teacher / 1e6:.0f} million weights in an encoder, {(trained - teacher) / 1e6:.0f} in the predictor.\n"
+        f"A step: {counted['step'] / 1e12:.2f} TFLOP an image, {(counted['step'] + again) / 1e12:.2f} with recomputed "
+        f"activations; memory with {IMAGES} images: {whole / 1e9:.0f} GB, {short / 1e9:.0f} GB recomputed.\n"
+    )
+    columns = [f"{name}: hours on 8 (kWh)" for name in PASSES]
+    print(
+        f"| **estimate** | fits in memory | images/s, one GPU | {' | '.join(columns)} |\n|{'---|' * (3 + len(PASSES))}"
+    )
+    for gpu, (tera, gigabytes, watts) in PEAKS.items():
+        fits = next((name for name, need in (("yes", whole), ("recomputed", short)) if need < 0.9e9 * gigabytes), "no")
+        cost = counted["step"] + (again if fits != "yes" else 0)
+        rates = [share * tera * 1e12 / cost for share in UTILISATION]
+        cells = [f"{rates[0]:,.0f} to {rates[1]:,.0f}"]
+        for images in PASSES.values():
+            hours = [images / (8 * rate) / 3600 for rate in reversed(rates)]
+            energy = [8 * watts * spent / 1000 for spent in hours]
+            cells.append(f"{hours[0]:,.0f} to {hours[1]:,.0f} ({energy[0]:,.0f} to {energy[1]:,.0f})")
+        print(f"| {gpu} | {fits} | {' | '.join(cells)} |")
+    spent = [
+        PASSES["ImageNet-1k, 300 epochs"] * counted["step"] / (16 * share * 312e12) / 3600 for share in UTILISATION
+    ]
+    print(f"\nThe paper's run, 300 epochs on 16 A100: {spent[1]:.0f} to {spent[0]:.0f} hours; it says under 72.")
+
+
+if __name__ == "__main__":
+    main()
