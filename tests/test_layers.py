@@ -13,6 +13,7 @@ SOURCE = Path(openjepa.__file__).parent
 # The order of the rooms; a file may import from those before its own, and from its own.
 ROOMS = [
     "errors",
+    "files",
     "draws",
     "_version",
     "grid",
@@ -39,12 +40,12 @@ ROOMS = [
 ]
 # Rooms that may see even less.
 ONLY = {
-    "data": {"errors", "draws", "masking"},
-    "report": {"errors", "_version", "diagnosis"},
+    "data": {"errors", "files", "draws", "masking"},
+    "report": {"errors", "files", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),
     "pretrained": {"errors", "grid", "encoder", "interop", "data"},
-    "assessment": {"errors", "draws", "encoder", "data", "pretrained", "evaluation"},
+    "assessment": {"errors", "files", "draws", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},
 }
 # What `openjepa --help` must not wait for; imported inside the functions that need it.

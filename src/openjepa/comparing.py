@@ -6,7 +6,6 @@ own: so its memory is its own, and an interrupted comparison goes on where it st
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
+from openjepa.files import write_whole
 from openjepa.planning import Plan, Wishes, plan
 from openjepa.running import make_run, read_experiment
 from openjepa.training.distributed import Processes
@@ -110,9 +110,7 @@ def begin(
 
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Write ``compare.json``, whole or not at all."""
-    aside = folder / f".{FILE}.writing"
-    aside.write_text(json.dumps(content, indent=1) + "\n")
-    aside.replace(folder / FILE)
+    write_whole(folder / FILE, json.dumps(content, indent=1) + "\n")
 
 
 def _with_length(wishes: Wishes, request: Request) -> Wishes:
@@ -171,9 +169,7 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
         code = _openjepa("evaluate", str(run), *request.evaluate, *where)
         if code:
             return code
-        aside = run / "judged.writing"  # the sign that all of it went well
-        shutil.copyfile(run / "evaluation.json", aside)
-        aside.replace(run / "judged.json")
+        write_whole(run / "judged.json", (run / "evaluation.json").read_text())  # the sign that all of it went well
     return 0
 
 

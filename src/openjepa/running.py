@@ -22,6 +22,7 @@ from openjepa.data.sources import open_data
 from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
+from openjepa.files import whole_file, write_whole
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
@@ -245,9 +246,7 @@ class Run:
         card = _card(self.plan, self.exported, self.experiment, evaluation or [], self.choice)
         preprocessing = self.experiment.preprocessing
         huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
-        aside = self.folder / ".exported.writing"
-        aside.write_text(json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
-        aside.replace(self.folder / EXPORTED)
+        write_whole(self.folder / EXPORTED, json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
 
 
 def _card(
@@ -296,15 +295,15 @@ def write_pictures(path: Path, source: Source, experiment: Experiment, encoder: 
     masks = experiment.masking()(batch.samples, 0)
     first = torch.arange(len(batch.samples)) * (len(masks.context) // len(batch.samples))
     normalised = experiment.preprocessing.normalise(batch.images)
-    aside = path.with_name("writing-" + path.name)
-    np.savez_compressed(
-        aside,
-        images=experiment.preprocessing.pictures(batch.images),
-        grid=np.asarray(experiment.encoder.grid.shape),
-        patch=np.asarray(experiment.encoder.patch),
-        context=masks.context[first].numpy(),
-        context_valid=masks.context_valid[first].numpy(),
-        targets=masks.targets[first].numpy(),
-        features=encoder.eval()(normalised).float().numpy(),
-    )
-    aside.replace(path)
+    features = encoder.eval()(normalised).float().numpy()
+    with whole_file(path) as draft, open(draft, "wb") as file:
+        np.savez_compressed(
+            file,
+            images=experiment.preprocessing.pictures(batch.images),
+            grid=np.asarray(experiment.encoder.grid.shape),
+            patch=np.asarray(experiment.encoder.patch),
+            context=masks.context[first].numpy(),
+            context_valid=masks.context_valid[first].numpy(),
+            targets=masks.targets[first].numpy(),
+            features=features,
+        )

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from openjepa.errors import InputError
+from openjepa.files import whole_file, write_whole
 
 # All entries together; the ones longest unused go first.
 LIMIT = 4 * 2**30
@@ -83,7 +83,7 @@ class FeatureCache:
                 "left_out": np.setdiff1d(asked, entry.samples).tolist(),
             }
             # Last, since an entry is there when its words are.
-            replace_file(words, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+            write_whole(words, json.dumps(facts, indent=1) + "\n")
             self._shrink(keep=key)
         except OSError as error:
             self.note(f"features cannot be kept in {self.folder} ({error.strerror or error})")
@@ -133,24 +133,7 @@ def key_of(*parts: Any) -> str:
 
 def _write_array(path: Path, values: np.ndarray) -> str:
     """Write and rename; returns the SHA-256 of the file as it should be."""
-    checksum = ""
-
-    def write(draft: Path) -> None:
-        nonlocal checksum
+    with whole_file(path) as draft:
         with open(draft, "wb") as file:
             np.save(file, values, allow_pickle=False)
-        checksum = hashlib.sha256(draft.read_bytes()).hexdigest()
-
-    replace_file(path, write)
-    return checksum
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have ``write`` make a draft beside ``path``, which then takes its place: whole, or not at all."""
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        return hashlib.sha256(draft.read_bytes()).hexdigest()

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import openjepa.evaluation
-from openjepa.assessment.cache import FeatureCache, key_of, remove_oldest, replace_file
+from openjepa.assessment.cache import FeatureCache, key_of, remove_oldest
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.suite import Found, Judge, judge
+from openjepa.files import whole_file
 
 # Results kept; each is some ten kilobytes, and the longest unused go first.
 MOST = 5000
@@ -72,14 +73,10 @@ def _write(path: Path, found: Found, note: Callable[[str], None]) -> None:
     words = json.dumps({"scores": found.scores, "dimensions": found.dimensions})
     arrays = {f"correct:{name}": value for name, value in found.correct.items()}
     arrays |= {f"grades:{name}": value for name, value in found.grades.items()}
-
-    def write(draft: Path) -> None:
-        with open(draft, "wb") as file:
-            np.savez(file, words=np.array(words), **arrays)  # type: ignore[arg-type]
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, write)
+        with whole_file(path) as draft, open(draft, "wb") as file:
+            np.savez(file, words=np.array(words), **arrays)  # type: ignore[arg-type]
         _shrink(path.parent, keep=path.stem)
     except OSError as error:
         note(f"results cannot be kept in {path.parent} ({error.strerror or error})")

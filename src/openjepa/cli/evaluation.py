@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import parse
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
+from openjepa.files import write_whole
 
 
 def evaluate_verb(arguments: list[str]) -> int:
@@ -96,9 +97,7 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     whole = joined(before, found)
     if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
         print(f"{left} earlier rows of {path} give way: they are measured anew, or of another encoder or other images")
-    aside = path.with_name(".evaluation.writing")
-    aside.write_text(json.dumps(whole, indent=1) + "\n")
-    aside.replace(path)
+    write_whole(path, json.dumps(whole, indent=1) + "\n")
     return [path, renew_card(run, whole["rows"]), write_report(run)]
 
 

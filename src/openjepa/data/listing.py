@@ -26,6 +26,7 @@ from openjepa.data.base import Skipped
 from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
+from openjepa.files import whole_file
 
 # A folder with fewer files is walked again each time: that takes no longer than to ask whether it has changed.
 REMEMBERED_FROM = 10_000
@@ -263,15 +264,10 @@ def _remember(place: Path, found: Found) -> None:
     """Keep the list; where that can't be done, nothing is lost but time."""
     words = {"format": _FORMAT, "parquet": found.parquet, "skipped": found.skipped, "times": found.times}
     arrays = {"words": np.frombuffer(json.dumps(words).encode(), np.uint8), **found.images.arrays()}
-    partial = place.with_name(f"{place.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with whole_file(place) as draft, open(draft, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        os.replace(partial, place)
-    except OSError:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _remembered(place: Path, root: str) -> Found | None:

@@ -1,6 +1,5 @@
 """Images as bytes in Parquet files, the layout of the Hugging Face hub."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
+from openjepa.files import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,10 +161,9 @@ class ParquetSource(Source):
         return np.memmap(blob, np.uint8, "r"), np.load(index)
 
     def _write(self, blob: Path, index: Path) -> None:
-        """The copy is written beside its place and renamed, so that a stopped run leaves none that looks whole."""
+        """The index comes last, so that a stopped run leaves no copy that looks whole."""
         ends, total = np.zeros(len(self), np.int64), 0
-        partial = blob.with_suffix(f".{os.getpid()}")
-        with open(partial, "wb") as file:
+        with whole_file(blob) as draft, open(draft, "wb") as file:
             for number in range(len(self)):
                 group, row = self._place(number)
                 if self._cached is None or self._cached[0] != group:
@@ -172,9 +171,8 @@ class ParquetSource(Source):
                 value = self._cached[1][row]
                 total += file.write(value.as_buffer()) if value.is_valid else 0
                 ends[number] = total
-        os.replace(partial, blob)
-        np.save(partial.with_suffix(".npy"), ends)
-        os.replace(partial.with_suffix(".npy"), index)
+        with whole_file(index) as draft, open(draft, "wb") as file:
+            np.save(file, ends)
 
 
 def open_parquet(name: str, root: Path, files: list[str], skipped: tuple[Skipped, ...] = ()) -> Splits:

@@ -12,6 +12,7 @@ from typing import Any
 
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
+from openjepa.files import write_whole
 from openjepa.interop.assembly import build_encoder, check_finite, is_sincos
 from openjepa.interop.card import model_card
 from openjepa.interop.folders import read_json, whole_folder, write_json, write_tensors
@@ -96,14 +97,11 @@ def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
         raise InputError(f"will not write {directory / 'README.md'}: {reason}")
     loaded = load(directory)
     config, facts = loaded.encoder.config, loaded.preprocessing
-    path, draft = directory / "README.md", directory.parent / f".{directory.name}-card.part"
+    path = directory / "README.md"
     try:
-        draft.write_text(model_card(config, facts, card, obstacle_to_transformers(config)), encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, model_card(config, facts, card, obstacle_to_transformers(config)))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return path
 
 

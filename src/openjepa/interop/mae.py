@@ -6,8 +6,6 @@ left out: ours has no class token to attend to. Source: He et al. 2022 (arXiv 21
 published weights.
 """
 
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
+from openjepa.files import whole_file
 from openjepa.interop import huggingface
 from openjepa.interop.assembly import build_encoder, check_finite
 from openjepa.interop.folders import whole_folder, write_json
@@ -93,13 +92,11 @@ def write(encoder: Encoder, path: str | Path) -> None:
         token = encoder.class_token.detach().to("cpu", torch.float32).clone()
         # The position of the class token is a row of zeros in the published sine-cosine tables; it is in the token.
         state = {"cls_token": token, **state, "pos_embed": torch.cat([torch.zeros_like(token), state["pos_embed"]], 1)}
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": state}, draft)
-        os.replace(draft, path)
+        with whole_file(path) as draft:
+            torch.save({"model": state}, draft)
     except (OSError, RuntimeError) as error:
-        draft.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}.") from error
 
 

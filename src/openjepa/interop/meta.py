@@ -6,9 +6,7 @@ weights. Position tables that are the sine-cosine ones within 1e-5 are computed 
 of the architecture shows in the weights but the number of heads: Assran et al. 2023, app. A.1 gives those.
 """
 
-import os
 import pickle
-import secrets
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
+from openjepa.files import whole_file
 from openjepa.interop.assembly import State, build_encoder, build_predictor, check_finite, join_ijepa
 from openjepa.interop.meta_layout import (
     PUBLISHED_EPS,
@@ -163,13 +162,11 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         "target_encoder": to_published(ijepa.target_encoder, names, prefix),
         "epoch": epoch,
     }
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, draft)
-        os.replace(draft, path)
+        with whole_file(path) as draft:
+            torch.save(content, draft)
     except (OSError, RuntimeError) as error:
-        draft.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}.") from error
 
 

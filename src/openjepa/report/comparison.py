@@ -10,6 +10,7 @@ import numpy as np
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
+from openjepa.files import write_whole
 from openjepa.report.formats import (
     Number,
     count,
@@ -57,9 +58,8 @@ def write_comparison(folder: Path) -> Path:
         raise InputError(f"{path} is missing, damaged or holds no runs yet ({error})") from error
     if not runs:
         raise InputError(f"no run of {folder} is finished yet: go on with {content.get('command', 'openjepa compare')}")
-    target, aside = Path(folder) / "compare.html", Path(folder) / ".compare.writing"
-    aside.write_text(render(content), encoding="utf-8")
-    aside.replace(target)
+    target = Path(folder) / "compare.html"
+    write_whole(target, render(content))
     return target
 
 

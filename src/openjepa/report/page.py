@@ -1,13 +1,12 @@
 """The page: sections put together, written in one piece."""
 
-import os
-import tempfile
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
+from openjepa.files import write_whole
 from openjepa.report.curves import curves_section
 from openjepa.report.evaluation import evaluation_section
 from openjepa.report.formats import count, escape
@@ -30,18 +29,11 @@ def write_report(run: Path) -> Path:
     page = render(read_run(Path(run)))
     target = Path(run) / "report.html"
     try:
-        handle, partial = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=run)
+        write_whole(target, page)
     except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}). Make the folder writable.") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # mkstemp makes a private file; a page is to be shared
-        os.replace(partial, target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+        raise InputError(
+            f"{target} cannot be written ({error.strerror or error}). Make the folder writable, or make room."
+        ) from error
     return target
 
 

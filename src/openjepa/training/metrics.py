@@ -12,6 +12,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from openjepa.files import write_whole
+
 
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a row, appended and flushed.
@@ -24,9 +26,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, start: int) -> None:
         rows = self.before = [row for row in read_rows(path) if row["step"] < start] if path.exists() else []
-        aside = path.with_suffix(".writing")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        aside.replace(path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
 
     def write(self, row: Mapping[str, float | int]) -> None:

@@ -1,0 +1,33 @@
+"""A file is there whole or not at all."""
+
+import pytest
+
+from openjepa.files import whole_file, write_whole
+
+
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
+    path = tmp_path / "notes.txt"
+    write_whole(path, "first\n")
+    with whole_file(path) as draft:
+        draft.write_text("second\n")
+        assert path.read_text() == "first\n"
+    assert path.read_text() == "second\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_a_stopped_writer_changes_and_leaves_nothing(tmp_path, stop):
+    path = tmp_path / "notes.txt"
+    path.write_text("before")
+
+    def write():
+        with whole_file(path) as draft:
+            draft.write_text("half of what")
+            raise stop
+
+    with pytest.raises(stop):
+        write()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "nowhere" / "notes.txt", "x")
