@@ -14,6 +14,7 @@ SOURCE = Path(openjepa.__file__).parent
 ROOMS = [
     "errors",
     "files",
+    "progress",
     "draws",
     "_version",
     "grid",
@@ -45,7 +46,7 @@ ONLY = {
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),
     "pretrained": {"errors", "grid", "encoder", "interop", "data"},
-    "assessment": {"errors", "files", "draws", "encoder", "data", "pretrained", "evaluation"},
+    "assessment": {"errors", "files", "progress", "draws", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},
 }
 # What `openjepa --help` must not wait for; imported inside the functions that need it.

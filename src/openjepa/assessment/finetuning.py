@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from openjepa import draws
-from openjepa.assessment.progress import progress
 from openjepa.assessment.twin import random_twin
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches
@@ -20,6 +19,7 @@ from openjepa.evaluation.intervals import paired_difference
 from openjepa.evaluation.split import TRAIN_IMAGES_PER_CLASS, check_parts, split
 from openjepa.evaluation.suite import TARGET
 from openjepa.pretrained import Pretrained
+from openjepa.progress import progress
 
 TASK, SCRATCH = "fine-tuning", "from scratch"
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openjepa import draws
-from openjepa.assessment.progress import progress
 from openjepa.assessment.twin import random_twin
 from openjepa.data.augmentation import to_unit
 from openjepa.data.base import BadImage
@@ -19,6 +18,7 @@ from openjepa.errors import InputError
 from openjepa.evaluation.dense import Patches, class_shares
 from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET
 from openjepa.pretrained import Pretrained
+from openjepa.progress import progress
 
 # Patches to learn on, over all images: enough for a linear layer, and 60 MB at a width of 768.
 _PATCHES = 20_000

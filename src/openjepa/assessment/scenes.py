@@ -13,7 +13,6 @@ from torch import Tensor
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel, pooled
 from openjepa.assessment.outcomes import remembering
-from openjepa.assessment.progress import progress
 from openjepa.assessment.sheets import new_picture, sheet
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.scenes import TASKS, Scenes
@@ -21,6 +20,7 @@ from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, extract
 from openjepa.evaluation.suite import LAST, Entry, run_suite
+from openjepa.progress import progress
 
 _BATCH = 64
 _PICTURED = (4, 8)

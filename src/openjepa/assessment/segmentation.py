@@ -13,7 +13,6 @@ from PIL import Image
 
 from openjepa import draws
 from openjepa.assessment.patch_features import MaskedView, patch_encoders, patches_to_learn
-from openjepa.assessment.progress import progress
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.masks import open_masked
 from openjepa.errors import InputError
@@ -21,6 +20,7 @@ from openjepa.evaluation.dense import Fitted, LinearSegmentation, PatchKNN, Segm
 from openjepa.evaluation.overlap import IGNORE, Overlap
 from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM, TARGET
 from openjepa.pretrained import Pretrained
+from openjepa.progress import progress
 
 TASK = "segmentation"
 _CALLED = {RANDOM: "a random encoder", PIXELS: "raw pixels"}

@@ -3,8 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from openjepa.cli.parsing import parse
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
 from openjepa.files import write_whole
+from openjepa.progress import stages
 
 
 def evaluate_verb(arguments: list[str]) -> int:
@@ -129,7 +129,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         features = read_given(folder)
         splits = None if given.data is None else open_data(given.data)
         entries = evaluators(str(distributed.join(given.device).device))
-        with _progress() as progress:
+        with stages() as progress:
             return assess_given(features, splits, entries=entries, command=command, progress=progress)
     device = distributed.join(given.device).device
     entries, splits = evaluators(str(device)), None
@@ -139,7 +139,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
     elif given.data is not None:
         raise InputError(f"scenes and masks bring their own images: leave {given.data!r} out")
-    with _progress() as progress:
+    with stages() as progress:
         return judge(
             open_panel(folder, device),
             splits,
@@ -181,24 +181,3 @@ def _asked(given: Any) -> tuple[tuple[str, ...], Callable[[str], tuple[Any, ...]
     if (given.only and not images) or (given.segmentation and not given.only and given.suite == "quick"):
         return names, lambda device: ()
     return names, lambda device: choose(given.suite, images, device, others=TASKS)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A bar on a terminal for whoever waits, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, end = bar.add_task("", total=None), None
-
-        def show(doing: str, done: float, total: float) -> None:
-            nonlocal task, end
-            if total != end:  # another stage, whose speed says nothing of the last one's
-                bar.remove_task(task)
-                task, end = bar.add_task(doing, total=total), total
-            bar.update(task, description=doing, completed=done)
-
-        yield show

@@ -191,8 +191,8 @@ def _announce(copies: Any) -> int:
 
 
 def _write(copies: Any) -> None:
-    from openjepa.assessment.progress import progress
     from openjepa.data.copies import check_room
+    from openjepa.progress import progress
 
     check_room(_announce(copies), copies.place)
     with progress("copies") as count:

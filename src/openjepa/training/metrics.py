@@ -9,10 +9,11 @@ from types import TracebackType
 
 import torch
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from openjepa.files import write_whole
+from openjepa.progress import columns
 
 
 class MetricsLog:
@@ -75,16 +76,7 @@ class Meter:
     def __init__(self, steps: int, start: int, *, show: bool) -> None:
         self._console = console = Console(stderr=True)
         self._show = show
-        self._progress = _TwoLines(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (show and console.is_terminal),
-        )
+        self._progress = _TwoLines(*columns(), console=console, disable=not (show and console.is_terminal))
         self._task = self._progress.add_task("step", total=steps, completed=start)
         self._watch = ""
 
