@@ -54,11 +54,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--total", type=int, default=8192, help="tokens of a batch; rows are as many as fit")
-    parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; default: its own choice")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads on a CPU")
     suit_the_process()
     options, device = parser.parse_args(), torch.device("cpu")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     facts, limit = machine(device), transformer.PLAIN_ATTENTION_TOKENS
     rows = [
         measure(tokens, options.total, dtype, device, options.rounds) | facts

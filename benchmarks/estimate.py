@@ -2,8 +2,9 @@
 
     python benchmarks/estimate.py
 
-Counted: FLOPs of a step (``openjepa.planning.flops``: the teacher's forward pass, context encoder and predictor forward
-and backward; recomputed activations are a second forward pass of the latter two), and the weights. Assumed, all of it:
+Counted: FLOPs of a step (the teacher's forward pass, context encoder and predictor forward and backward; recomputed
+activations are a second forward pass of the latter two) with as many tokens as the published sampler leaves in a batch
+of 128 on a GPU, on average; and the weights. Assumed, all of it:
 
 - bfloat16 matrix products without sparsity peak at what the makers' data sheets say (PEAKS), and a step reaches
   UTILISATION of that. No GPU was measured for this. On two CPU cores our step reaches 52 to 66% of its products' peak.
@@ -11,16 +12,18 @@ and backward; recomputed activations are a second forward pass of the latter two
 - ImageNet-1k is 1,281,167 images for 300 epochs (the paper's), ImageNet-22k 14,197,122 for 66, 2.4 times as many
   steps in all.
 - Memory of one GPU of the eight, 16 images on each at a time: weights, gradients and Adam's two moments of what is
-  trained (16 bytes a weight) and the teacher (4), unsharded; activations of 34 bytes a token, feature and block
-  (bfloat16: inputs of both norms, of queries, keys and values, of both projections and of GELU), or 2 if recomputed.
+  trained (16 bytes a weight) and the teacher (4), unsharded, and bfloat16 copies of both (2 each); activations of 32
+  bytes a token, feature and block (bfloat16: inputs of both norms, of queries, keys and values, of both projections and
+  of GELU), or 2 if recomputed.
 - Energy is the data sheet's board power for the time; nothing else that a computer needs.
 """
 
-from dataclasses import replace
-
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.planning import flops
+from openjepa.encoder import EncoderConfig
+from openjepa.masking import Masks
+from openjepa.objectives.base import Objective
 from openjepa.recipes.published import published
 
 # bfloat16 TFLOP/s, memory in GB, watts, from the makers' data sheets.
@@ -35,6 +38,18 @@ PEAKS = {
 UTILISATION = (0.35, 0.5)
 PASSES = {"ImageNet-1k, 300 epochs": 1_281_167 * 300, "ImageNet-22k, 66 epochs": 14_197_122 * 66}
 IMAGES = 16
+SHARE = 128
+
+
+def counted(objective: Objective, encoder: EncoderConfig, seen: int, blocks: int, asked: int) -> tuple[int, int]:
+    """FLOPs of the teacher's pass over an image, and of a whole step for it."""
+    x = torch.empty(1, encoder.channels, *encoder.signal, device="meta")
+    index = torch.zeros(1, blocks, asked, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as teacher, torch.no_grad():
+        objective.representation(x)
+    with FlopCounterMode(display=False) as whole:
+        objective(x, Masks(index[:, 0, :1].expand(-1, seen), index)).loss.backward()
+    return teacher.get_total_flops(), whole.get_total_flops()
 
 
 def main() -> None:
@@ -44,20 +59,20 @@ def main() -> None:
         objective = made.objective()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     teacher = sum(p.numel() for p in objective.representation.parameters())
-    # The published sampler on average; a fixed mask of as many tokens has the same cost.
-    made = replace(made, masks=replace(made.masks, shape="fixed"))
     masking, grid = made.masking(), made.encoder.grid.size
-    counted = flops(objective, made)
-    again = (counted["step"] - counted["forward"]) / 3
-    seen, asked = masking.context_tokens, masking.target_tokens
+    drawn = [masking(torch.arange(SHARE) + SHARE * number, number) for number in range(50)]
+    seen = round(sum(masks.context.shape[1] for masks in drawn) / len(drawn))
+    asked = round(sum(masks.targets.shape[2] for masks in drawn) / len(drawn))
+    teacher_pass, step = counted(objective, made.encoder, seen, made.masks.targets, asked)
+    again = (step - teacher_pass) / 3
     blocks = made.masks.targets * made.predictor.depth * (seen + asked) * made.predictor.width
     features = made.encoder.depth * seen * made.encoder.width + blocks
-    state = 16 * trained + 4 * teacher
-    whole, short = (state + IMAGES * per * features for per in (34, 2))
+    state = 18 * trained + 6 * teacher
+    whole, short = (state + IMAGES * per * features for per in (32, 2))
     print(
         f"ViT-H/14 at 224 px: {grid} tokens, {seen} seen, {made.masks.targets} x {asked} asked; "
         f"{teacher / 1e6:.0f} million weights in an encoder, {(trained - teacher) / 1e6:.0f} in the predictor.\n"
-        f"A step: {counted['step'] / 1e12:.2f} TFLOP an image, {(counted['step'] + again) / 1e12:.2f} with recomputed "
+        f"A step: {step / 1e12:.2f} TFLOP an image, {(step + again) / 1e12:.2f} with recomputed "
         f"activations; memory with {IMAGES} images: {whole / 1e9:.0f} GB, {short / 1e9:.0f} GB recomputed.\n"
     )
     columns = [f"{name}: hours on 8 (kWh)" for name in PASSES]
@@ -66,7 +81,7 @@ def main() -> None:
     )
     for gpu, (tera, gigabytes, watts) in PEAKS.items():
         fits = next((name for name, need in (("yes", whole), ("recomputed", short)) if need < 0.9e9 * gigabytes), "no")
-        cost = counted["step"] + (again if fits != "yes" else 0)
+        cost = step + (again if fits != "yes" else 0)
         rates = [share * tera * 1e12 / cost for share in UTILISATION]
         cells = [f"{rates[0]:,.0f} to {rates[1]:,.0f}"]
         for images in PASSES.values():
@@ -74,9 +89,7 @@ def main() -> None:
             energy = [8 * watts * spent / 1000 for spent in hours]
             cells.append(f"{hours[0]:,.0f} to {hours[1]:,.0f} ({energy[0]:,.0f} to {energy[1]:,.0f})")
         print(f"| {gpu} | {fits} | {' | '.join(cells)} |")
-    spent = [
-        PASSES["ImageNet-1k, 300 epochs"] * counted["step"] / (16 * share * 312e12) / 3600 for share in UTILISATION
-    ]
+    spent = [PASSES["ImageNet-1k, 300 epochs"] * step / (16 * share * 312e12) / 3600 for share in UTILISATION]
     print(f"\nThe paper's run, 300 epochs on 16 A100: {spent[1]:.0f} to {spent[0]:.0f} hours; it says under 72.")
 
 

@@ -3,9 +3,10 @@
     python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png \
         [--index benchmarks/results/indexing.json] [--sweeps tokens width batch]
 
-Every point is a process of its own: our step as the command line has it, with a replica for each core that shares the
-batch evenly, masks ready made. Memory of an image is what twice the batch takes more at its peak, by image. Tokens and
-width vary from a ViT of width 384, depth 12, with 16 px patches, 14x14 tokens; batch from ViT 192x6 on 8x8 tokens.
+Our step as the command line has it, with a replica for each core that shares the batch evenly, masks ready made. Memory
+of an image is what a process takes more at its peak with twice the batch than another with the batch, by image.
+Tokens and width vary from a ViT of width 384, depth 12, with 16 px patches, 14x14 tokens; batch from ViT 192x6 on 8x8
+tokens.
 ``--index`` is what ``indexing.py`` wrote.
 """
 
@@ -45,27 +46,27 @@ def point(facts: tuple[int, ...]) -> None:
     dtype, cores = precision(peaks, "auto"), torch.get_num_threads()
     replicas = max(count for count in range(1, cores + 1) if batch % count == 0)
     torch.set_num_threads(cores // replicas)
-    tasks = []
-    for images in (batch, 2 * batch):
-        size = contenders.Size(
-            name="",
-            encoder=EncoderConfig(
-                signal=(side * patch,) * 2, patch=(patch,) * 2, width=width, depth=depth, heads=heads
-            ),
-            predictor=PredictorConfig(width=narrow, depth=shallow, heads=4),
-            batch=images,
-        )
-        tasks.append(contenders.Task(size, cpu, dtype))
-    step, times, peak = contenders.trainers_step(tasks[0], replicas), [], []
-    for task in tasks:
-        for _ in range(4):
-            step(task.x, task.masks, 0)
-        peak.append(peak_memory(cpu))
-        while task is tasks[0] and (len(times) < 3 or sum(times) < 2):
-            times.append(seconds(lambda task=task: step(task.x, task.masks, 0), cpu))
-    flops = contenders.flops(tasks[0], training=True) / batch
-    told = {"seconds": statistics.median(times) / batch, "bytes": (peak[1] - peak[0]) / batch, "flops": flops}
+    size = contenders.Size(
+        name="",
+        encoder=EncoderConfig(signal=(side * patch,) * 2, patch=(patch,) * 2, width=width, depth=depth, heads=heads),
+        predictor=PredictorConfig(width=narrow, depth=shallow, heads=4),
+        batch=batch,
+    )
+    task, times = contenders.Task(size, cpu, dtype), []
+    step = contenders.ours(task, replicas)
+    for _ in range(3):
+        step()
+    while len(times) < 3 or sum(times) < 2:
+        times.append(seconds(step, cpu))
+    flops = contenders.flops(task, training=True) / batch
+    told = {"seconds": statistics.median(times) / batch, "peak memory": peak_memory(cpu), "flops": flops}
     print(json.dumps(told | {"dtype": dtype, "peak": peaks[dtype], "machine": machine(cpu) | {"threads": cores}}))
+
+
+def measured(facts: tuple[int, ...]) -> dict[str, Any]:
+    """What a process of its own tells of a point."""
+    command = [sys.executable, __file__, "--json", "-", "--point", *map(str, facts)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -130,8 +131,8 @@ def main() -> None:
         results[name], points = {}, SWEEPS[name]
         print(f"\n| {name} | ms by image | of the GEMM peak | MiB by image |\n|---|---|---|---|")
         for value, facts in points.items():
-            command = [sys.executable, __file__, "--json", "-", "--point", *map(str, facts)]
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            told, twice = measured(facts), measured((*facts[:-1], 2 * facts[-1]))
+            told["bytes"] = (twice["peak memory"] - told["peak memory"]) / facts[-1]
             results["machine"] = told.pop("machine")
             results[name][value] = told
             share = told["flops"] / told["seconds"] / told["peak"]

@@ -68,6 +68,8 @@ def main() -> None:
         time.sleep(3)  # a folder that has just changed is not remembered
         with tempfile.TemporaryDirectory() as cache:
             first, again = look(place, cache), look(place, cache)
+        if {first["files"], again["files"]} != {files}:
+            raise SystemExit(f"{place} is not whole: remove it, and it is made again")
         results.append({"files": files, "first": first, "again": again})
         cells = [f"{found[what]:.3g}" for found in (first, again) for what in ("open", "fingerprint", "MiB")]
         print(f"| {files:,} | {' | '.join(cells)} |", flush=True)

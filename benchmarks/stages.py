@@ -103,10 +103,13 @@ def loading(encoder: EncoderConfig, batch: int, batches: int) -> float:
     random, side = np.random.default_rng(0), encoder.signal[0]
     with tempfile.TemporaryDirectory() as folder:
         for number in range(4 * batch):
-            coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             height, width = random.integers(side, side + side // 2, 2)
+            noise = [random.normal(0, 20, (2**k, 2**k)).astype(np.float32) for k in range(1, 9)]
+            # As much at every scale, as photographs have.
+            photo = sum(np.asarray(Image.fromarray(scale).resize((width, height))) for scale in noise)
+            colours = np.stack([photo + 128, photo + 110, photo + 90], -1).clip(0, 255).astype(np.uint8)
             content = io.BytesIO()
-            Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
+            Image.fromarray(colours).save(content, "JPEG", quality=90)
             (Path(folder) / f"{number}.jpg").write_bytes(content.getvalue())
         source = open_data(folder).train
         fit = Preprocessing(size=(side, side), channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)

@@ -103,7 +103,7 @@ def test_packed_attention_gives_a_gpu_kernel_the_right_rows(asking, monkeypatch)
     asked = None if asking is None else torch.randn(4 * asking, 16, dtype=torch.float64)
     projected = torch.randn(int(LENGTHS.sum()), 48 if asking is None else 32, dtype=torch.float64)
     expected = packing.attention(asked, projected, 2)
-    monkeypatch.setattr(transformer, "_varlen", lambda _: kernel)
+    monkeypatch.setattr(transformer, "_varlen", lambda *_: kernel)
     torch.testing.assert_close(packing.attention(asked, projected, 2), expected)
 
 

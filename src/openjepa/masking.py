@@ -54,6 +54,8 @@ class Masks:
 
     def rows(self, start: int, stop: int) -> "Masks":
         """The mask sets ``start`` to ``stop``."""
+        if (start, stop) == (0, len(self.context)):
+            return self
         rows, packed = slice(start, stop), self.context_packed
         if packed is not None:
             first, end = start * self.context.shape[1], stop * self.context.shape[1]

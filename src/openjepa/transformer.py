@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # On a CPU PyTorch's fused attention is slower in bfloat16 than plain matrix products, most of all in its backward pass;
-# in float32 it is the faster one (benchmarks/attention.py). Plain attention keeps its weights, which grow with the
-# square of the tokens: from this many on it asks in parts, whose weights are computed again for the gradient.
+# in float32 it is faster at most lengths (benchmarks/attention.py). Plain attention keeps its weights, which grow with
+# the square of the tokens: from this many on it asks in parts, whose weights are computed again for the gradient.
 PLAIN_ATTENTION_TOKENS = 400
 _ASKING = 256
 
@@ -51,9 +51,13 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     return scores.softmax(-1, dtype=scores.dtype) @ v
 
 
-def _varlen(q: Tensor) -> Callable[..., Any] | None:
-    """PyTorch's attention of rows of different lengths, where there is one."""
-    if q.device.type != "cuda" or q.dtype not in (torch.bfloat16, torch.float16):
+def _varlen(projected: Tensor, features: int) -> Callable[..., Any] | None:
+    """PyTorch's attention of rows of different lengths, where its documentation has it for heads of ``features``."""
+    if projected.device.type != "cuda" or projected.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if torch.version.hip or torch.cuda.get_device_capability(projected.device) < (8, 0):
+        return None
+    if features % 8 or features > 256:
         return None
     from torch.nn.attention.varlen import varlen_attn
 
@@ -94,7 +98,7 @@ class Packing:
         ``projected`` are keys and values, side by side, behind queries where ``asking`` is None.
         """
         each = None if asking is None else len(asking) // self.rows
-        varlen = _varlen(projected)
+        varlen = _varlen(projected, projected.shape[1] // (3 if asking is None else 2) // heads)
         if varlen is not None:
             q, k, v = _heads(asking, projected, heads)
             starts = F.pad(self.ends, (1, 0)).int()

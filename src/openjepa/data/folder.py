@@ -78,12 +78,9 @@ class FolderSource(Source):
 
     def identity(self) -> Iterator[bytes]:
         """The files' names and sizes."""
-        sizes = self.files.sizes
-        if sizes is None:
-            sizes = (_size_and_time(os.path.join(self.root, path))[0] for path in self.files)
-        for path, size in zip(self.files, sizes, strict=True):
+        for path in self.files:
             yield os.fsencode(path)
-            yield str(size).encode()
+            yield str(_size_and_time(os.path.join(self.root, path))[0]).encode()
 
 
 def open_folder(name: str, root: str, found: Found) -> Splits:

@@ -1,9 +1,10 @@
 """Which files lie below a folder: found in one pass, held in little memory, and remembered while nothing changes.
 
-A folder of a million images takes seconds to walk, on a network drive minutes. What was found is therefore kept in the
-cache folder, with the time of change of every folder: adding, removing or renaming a file changes its folder's time, so
-a look at the folders shows whether the list still holds. A file that was overwritten in place changes none of them;
-the sizes of some files are compared too, so that a set which was written anew is noticed.
+A folder of a million images takes seconds to walk, on a network drive minutes. The names that were found are therefore
+kept in the cache folder, with the times of every folder: adding, removing or renaming a file changes its folder's, so a
+look at the folders shows whether the list still holds. Times that a program sets back don't mislead it: the time of the
+folder's own record (``st_ctime``) can't be set. Nothing but names is kept; what a file holds, and its size, is read
+anew each time.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Int64
 
 from openjepa.data.base import Skipped
 from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
@@ -28,12 +28,11 @@ from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
 from openjepa.files import whole_file
 
-# A folder with fewer files is walked again each time: that takes no longer than to ask whether it has changed.
+# A folder with fewer files is walked again each time: that takes hardly longer than to ask whether it has changed.
 REMEMBERED_FROM = 10_000
-_COMPARED = 256
 # A folder that changed so shortly before it was read may change again without a new time (seconds).
 _SETTLED = 2.0
-_FORMAT = 1
+_FORMAT = 2
 
 # A folder with its last separator ("" for the root), the number of its first file, and of the one after its last.
 Run = tuple[str, int, int]
@@ -44,10 +43,9 @@ class Files:
 
     Args:
         runs: folders, with their last separator ("" for the root), each with names that follow one another in it.
-        sizes: bytes of each file, -1 where it could not be asked, or None where nobody looked.
     """
 
-    def __init__(self, runs: Iterable[tuple[str, list[str]]], sizes: Int64[np.ndarray, "n"] | None = None) -> None:
+    def __init__(self, runs: Iterable[tuple[str, list[str]]]) -> None:
         names = bytearray()
         lengths, begins, folders = [], [], []
         for folder, run in runs:
@@ -56,10 +54,10 @@ class Files:
             encoded = [os.fsencode(name) for name in run]
             names += b"".join(encoded)
             lengths.extend(map(len, encoded))
-        self._fill(folders, np.array(begins, np.int64), bytes(names), np.cumsum(lengths, dtype=np.int64), sizes)
+        self._fill(folders, np.array(begins, np.int64), bytes(names), np.cumsum(lengths, dtype=np.int64))
 
-    def _fill(self, folders: list[str], begins: np.ndarray, names: bytes, ends: np.ndarray, sizes) -> "Files":
-        self.folders, self._begins, self.names, self._ends, self.sizes = folders, begins, names, ends, sizes
+    def _fill(self, folders: list[str], begins: np.ndarray, names: bytes, ends: np.ndarray) -> "Files":
+        self.folders, self._begins, self.names, self._ends = folders, begins, names, ends
         return self
 
     @classmethod
@@ -100,23 +98,21 @@ class Files:
         starts = np.concatenate([[0], self._ends[:-1]])
         names = b"".join(self.names[starts[start] : self._ends[stop - 1]] for _, start, stop in runs)
         lengths = np.array([stop - start for _, start, stop in runs], np.int64)
-        sizes = None if self.sizes is None else self.sizes[chosen]
         ends = np.cumsum((self._ends - starts)[chosen])
-        return Files([])._fill([folder for folder, _, _ in runs], np.cumsum(lengths) - lengths, names, ends, sizes)
+        return Files([])._fill([folder for folder, _, _ in runs], np.cumsum(lengths) - lengths, names, ends)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What :meth:`from_arrays` makes the same files of."""
-        assert self.sizes is not None
         folders = np.frombuffer(b"\0".join(os.fsencode(folder) for folder in self.folders), np.uint8)
         names = np.frombuffer(self.names, np.uint8)
-        return {"folders": folders, "begins": self._begins, "names": names, "ends": self._ends, "sizes": self.sizes}
+        return {"folders": folders, "begins": self._begins, "names": names, "ends": self._ends}
 
     @classmethod
     def from_arrays(cls, arrays) -> "Files":
         """The files that :meth:`arrays` describes."""
         folders = [os.fsdecode(folder) for folder in arrays["folders"].tobytes().split(b"\0")]
         names = arrays["names"].tobytes()
-        return cls([])._fill(folders, arrays["begins"], names, arrays["ends"], arrays["sizes"])
+        return cls([])._fill(folders, arrays["begins"], names, arrays["ends"])
 
 
 @dataclass(frozen=True)
@@ -127,20 +123,22 @@ class Found:
         images: image files.
         parquet: Parquet files, sorted.
         skipped: what is neither.
-        times: the time of change, in nanoseconds, of every folder that was read, by its path with a last separator.
+        times: of every folder that was read, by its path with a last separator, what :func:`_state` says.
+        lasting: whether nothing was in the way (a folder or file that can't be read, a link that leads nowhere) that
+            may be gone tomorrow without a folder's time telling.
     """
 
     images: Files
     parquet: list[str]
     skipped: list[Skipped]
-    times: dict[str, int]
+    times: dict[str, list[int]]
+    lasting: bool
 
 
 class _Entries(NamedTuple):
     """A folder's images and folders, sorted as their paths are."""
 
     images: list[str]
-    sizes: list[int]
     folders: list[str]
 
 
@@ -150,7 +148,8 @@ class _Walk:
 
     root: str
     entries: dict[str, _Entries] = field(default_factory=dict)
-    times: dict[str, int] = field(default_factory=dict)
+    times: dict[str, list[int]] = field(default_factory=dict)
+    lasting: bool = True
     parquet: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -163,13 +162,14 @@ def scan(root: str) -> Found:
     Raises:
         InputError: the folder cannot be read.
     """
-    kept = _place(root)
-    found = _remembered(kept, root)
+    place = _place(root)
+    found = None if place is None else _remembered(place, root)
     if found is None:
         begun = time.time()
         found = _walk(root)
-        if len(found.images) >= REMEMBERED_FROM and max(found.times.values()) < (begun - _SETTLED) * 1e9:
-            _remember(kept, found)
+        settled = all(max(state[:2]) < (begun - _SETTLED) * 1e9 for state in found.times.values())
+        if place is not None and len(found.images) >= REMEMBERED_FROM and found.lasting and settled:
+            _remember(place, found)
     return found
 
 
@@ -191,19 +191,22 @@ def _walk(root: str) -> Found:
         except OSError as error:
             if not prefix:
                 raise InputError(f"the folder {root} cannot be read: {error.strerror}") from error
+            walk.lasting = False
             walk.skipped.append(Skipped(prefix, f"cannot be read: {error.strerror}"))
             continue
-        walk.times[prefix] = status.st_mtime_ns
-        walk.entries[prefix] = here = _Entries([], [], [])
+        walk.times[prefix] = _state(status)
+        walk.entries[prefix] = here = _Entries([], [])
         for entry in entries:
             _sort_in(entry, prefix, walk, here, waiting, links)
         here.folders.sort()
     walk.parquet.sort()
     walk.skipped.sort()
-    sizes: list[int] = []
-    images = Files(_in_order(walk.entries, sizes))
-    images.sizes = np.array(sizes, np.int64)
-    return Found(images, walk.parquet, walk.skipped, walk.times)
+    return Found(Files(_in_order(walk.entries)), walk.parquet, walk.skipped, walk.times, walk.lasting)
+
+
+def _state(status: os.stat_result) -> list[int]:
+    """What changes with a folder's names: times in nanoseconds, and which folder it is."""
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
 
 
 def _sort_in(
@@ -215,34 +218,35 @@ def _sort_in(
     path = prefix + entry.name
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
-        size = entry.stat().st_size if is_file else 0
     except OSError as error:
+        walk.lasting = False
         walk.skipped.append(Skipped(path, f"cannot be read: {error.strerror}"))
         return
     if is_folder:
         here.folders.append(entry.name + os.sep)
         (links if entry.is_symlink() else waiting).append(path + os.sep)
     elif not is_file:
+        walk.lasting = walk.lasting and not entry.is_symlink()
         walk.skipped.append(Skipped(path, "a broken link" if entry.is_symlink() else "not a regular file"))
     else:
         suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in IMAGE_SUFFIXES or (not suffix and looks_like_image(_first_bytes(entry.path))):
+        first = b"" if suffix else _first_bytes(entry.path)
+        walk.lasting = walk.lasting and bool(suffix or first)
+        if suffix in IMAGE_SUFFIXES or looks_like_image(first):
             here.images.append(entry.name)
-            here.sizes.append(size)
         elif suffix in (".parquet", ".pq"):
             walk.parquet.append(path)
         else:
             walk.skipped.append(Skipped(path, "not an image"))
 
 
-def _in_order(entries: dict[str, _Entries], sizes: list[int]) -> Iterator[tuple[str, list[str]]]:
-    """Folders and names so that the whole paths are sorted; the files' sizes are added to ``sizes`` on the way."""
+def _in_order(entries: dict[str, _Entries]) -> Iterator[tuple[str, list[str]]]:
+    """Folders and names so that the whole paths are sorted."""
     stack: list[Run | str] = [""]
     while stack:
         top = stack.pop()
         if isinstance(top, tuple):
             prefix, start, stop = top
-            sizes += entries[prefix].sizes[start:stop]
             yield prefix, entries[prefix].images[start:stop]
         elif top in entries:  # neither unreadable nor reached another way
             here, start, ahead = entries[top], 0, []
@@ -254,10 +258,13 @@ def _in_order(entries: dict[str, _Entries], sizes: list[int]) -> Iterator[tuple[
             stack += reversed(ahead)
 
 
-def _place(root: str) -> Path:
-    """Where the list of ``root`` is kept."""
+def _place(root: str) -> Path | None:
+    """Where the list of ``root`` is kept; None where there is no cache folder, as for a user without a home."""
     key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
-    return cache_folder() / "listings" / f"{key}.npz"
+    try:
+        return cache_folder() / "listings" / f"{key}.npz"
+    except RuntimeError:
+        return None
 
 
 def _remember(place: Path, found: Found) -> None:
@@ -278,21 +285,17 @@ def _remembered(place: Path, root: str) -> Found | None:
             if words["format"] != _FORMAT:
                 return None
             images = Files.from_arrays(kept)
-    except (OSError, ValueError, KeyError, BadZipFile):  # there is none, or it is damaged
+    except (OSError, BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError):  # there is none, or damaged
         return None
-    found = Found(images, words["parquet"], [Skipped(*pair) for pair in words["skipped"]], words["times"])
-    return found if _unchanged(found, root) else None
+    skipped = [Skipped(*pair) for pair in words["skipped"]]
+    found = Found(images, words["parquet"], skipped, words["times"], lasting=True)
+    return found if _unchanged(found.times, root) else None
 
 
-def _unchanged(found: Found, root: str) -> bool:
-    """Whether every folder's time, and the sizes of some files, are still what they were."""
-    files, sizes = found.images, found.images.sizes
-    assert sizes is not None
+def _unchanged(times: dict[str, list[int]], root: str) -> bool:
+    """Whether every folder's times are still what they were."""
     try:
-        if any(os.stat(os.path.join(root, prefix)).st_mtime_ns != time for prefix, time in found.times.items()):
-            return False
-        some = np.linspace(0, len(files) - 1, min(_COMPARED, len(files))).astype(np.int64)
-        return all(os.stat(os.path.join(root, files[int(n)])).st_size == sizes[n] for n in some)
+        return all(_state(os.stat(os.path.join(root, prefix))) == state for prefix, state in times.items())
     except OSError:
         return False
 
