@@ -138,6 +138,7 @@ def main() -> None:
             share = told["flops"] / told["seconds"] / told["peak"]
             cells = f"{1000 * told['seconds']:.1f} | {share:.0%} | {told['bytes'] / 2**20:.1f}"
             print(f"| {value:,} | {cells} |", flush=True)
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.index is not None:
         results["index"] = json.loads(options.index.read_text())
     options.json.write_text(json.dumps(results, indent=1) + "\n")
