@@ -19,11 +19,9 @@ of 128 on a GPU, on average; and the weights. Assumed, all of it:
 """
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa.encoder import EncoderConfig
 from openjepa.masking import Masks
-from openjepa.objectives.base import Objective
+from openjepa.planning import flops
 from openjepa.recipes.published import published
 
 # bfloat16 TFLOP/s, memory in GB, watts, from the makers' data sheets.
@@ -41,17 +39,6 @@ IMAGES = 16
 SHARE = 128
 
 
-def counted(objective: Objective, encoder: EncoderConfig, seen: int, blocks: int, asked: int) -> tuple[int, int]:
-    """FLOPs of the teacher's pass over an image, and of a whole step for it."""
-    x = torch.empty(1, encoder.channels, *encoder.signal, device="meta")
-    index = torch.zeros(1, blocks, asked, dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as teacher, torch.no_grad():
-        objective.representation(x)
-    with FlopCounterMode(display=False) as whole:
-        objective(x, Masks(index[:, 0, :1].expand(-1, seen), index)).loss.backward()
-    return teacher.get_total_flops(), whole.get_total_flops()
-
-
 def main() -> None:
     """Print the assumptions in numbers, and the tables."""
     made = published("published-h14")
@@ -63,8 +50,9 @@ def main() -> None:
     drawn = [masking(torch.arange(SHARE) + SHARE * number, number) for number in range(50)]
     seen = round(sum(masks.context.shape[1] for masks in drawn) / len(drawn))
     asked = round(sum(masks.targets.shape[2] for masks in drawn) / len(drawn))
-    teacher_pass, step = counted(objective, made.encoder, seen, made.masks.targets, asked)
-    again = (step - teacher_pass) / 3
+    masks = Masks(torch.zeros(2, seen, dtype=torch.int64), torch.zeros(2, made.masks.targets, asked, dtype=torch.int64))
+    counted = flops(objective, made, masks)
+    step, again = counted["step"], (counted["step"] - counted["forward"]) / 3
     blocks = made.masks.targets * made.predictor.depth * (seen + asked) * made.predictor.width
     features = made.encoder.depth * seen * made.encoder.width + blocks
     state = 18 * trained + 6 * teacher

@@ -18,6 +18,7 @@ from openjepa.data.loader import training_batches
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
+from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
@@ -337,14 +338,15 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
 
 
-def flops(objective: Objective, experiment: Experiment) -> dict[str, int]:
+def flops(objective: Objective, experiment: Experiment, masks: Masks | None = None) -> dict[str, int]:
     """Floating-point operations per image, counted by running the objective on the meta device.
 
-    ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes.
+    ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
+    ``masks`` of two images, or with those that the experiment draws.
     """
     shadow = objective.to("meta")
     x = torch.empty(2, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
-    masks = experiment.masking()(torch.arange(2), 0).to("meta")
+    masks = (masks or experiment.masking()(torch.arange(2), 0)).to("meta")
     with FlopCounterMode(display=False) as whole:
         shadow(x, masks).loss.backward()
     with FlopCounterMode(display=False) as forward, torch.no_grad():

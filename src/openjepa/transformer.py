@@ -97,20 +97,20 @@ class Packing:
 
         ``projected`` are keys and values, side by side, behind queries where ``asking`` is None.
         """
-        each = None if asking is None else len(asking) // self.rows
         varlen = _varlen(projected, projected.shape[1] // (3 if asking is None else 2) // heads)
         if varlen is not None:
             q, k, v = _heads(asking, projected, heads)
             starts = F.pad(self.ends, (1, 0)).int()
-            if each is None:
+            if asking is None:
                 return varlen(q, k, v, starts, starts, self.longest, self.longest)
+            each = len(asking) // self.rows
             begins = torch.arange(0, len(q) + 1, each, device=q.device, dtype=torch.int32)
             return varlen(q, k, v, begins, starts, each, self.longest)
         # Elsewhere attention alone is padded, a small part of a layer's work.
-        queries = None if asking is None or each is None else asking.unflatten(0, (self.rows, each))
+        queries = None if asking is None else asking.unflatten(0, (self.rows, -1))
         q, k, v = (part.transpose(1, 2) for part in _heads(queries, self.unpack(projected), heads))
         mixed = attention(q, k, v, self.valid).transpose(1, 2)
-        return self.pack(mixed) if each is None else mixed.flatten(0, 1)
+        return self.pack(mixed) if asking is None else mixed.flatten(0, 1)
 
 
 class _Pick(torch.autograd.Function):

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+from jaxtyping import Int64
 
 from openjepa.data.base import Skipped
 from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
@@ -42,10 +43,20 @@ class Files:
     """Paths relative to a folder, sorted, as a few arrays: a million take some ten megabytes.
 
     Args:
-        runs: folders, with their last separator ("" for the root), each with names that follow one another in it.
+        folders: of each run of files, their folder with its last separator ("" for the root).
+        begins: the number of each run's first file.
+        names: the files' names in their folders, one after the other.
+        ends: where each name ends.
     """
 
-    def __init__(self, runs: Iterable[tuple[str, list[str]]]) -> None:
+    def __init__(
+        self, folders: list[str], begins: Int64[np.ndarray, "r"], names: bytes, ends: Int64[np.ndarray, "n"]
+    ) -> None:
+        self.folders, self._begins, self.names, self._ends = folders, begins, names, ends
+
+    @classmethod
+    def of_runs(cls, runs: Iterable[tuple[str, list[str]]]) -> "Files":
+        """Folders, each with names that follow one another in it."""
         names = bytearray()
         lengths, begins, folders = [], [], []
         for folder, run in runs:
@@ -54,20 +65,15 @@ class Files:
             encoded = [os.fsencode(name) for name in run]
             names += b"".join(encoded)
             lengths.extend(map(len, encoded))
-        self._fill(folders, np.array(begins, np.int64), bytes(names), np.cumsum(lengths, dtype=np.int64))
-
-    def _fill(self, folders: list[str], begins: np.ndarray, names: bytes, ends: np.ndarray) -> "Files":
-        self.folders, self._begins, self.names, self._ends = folders, begins, names, ends
-        return self
+        return cls(folders, np.array(begins, np.int64), bytes(names), np.cumsum(lengths, dtype=np.int64))
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> "Files":
         """These paths, in their order."""
         split = (path.rpartition(os.sep) for path in paths)
         parts = ((folder + separator, name) for folder, separator, name in split)
-        return cls(
-            (folder, [name for _, name in run]) for folder, run in itertools.groupby(parts, lambda part: part[0])
-        )
+        grouped = itertools.groupby(parts, lambda part: part[0])
+        return cls.of_runs((folder, [name for _, name in run]) for folder, run in grouped)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -99,7 +105,7 @@ class Files:
         names = b"".join(self.names[starts[start] : self._ends[stop - 1]] for _, start, stop in runs)
         lengths = np.array([stop - start for _, start, stop in runs], np.int64)
         ends = np.cumsum((self._ends - starts)[chosen])
-        return Files([])._fill([folder for folder, _, _ in runs], np.cumsum(lengths) - lengths, names, ends)
+        return Files([folder for folder, _, _ in runs], np.cumsum(lengths) - lengths, names, ends)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What :meth:`from_arrays` makes the same files of."""
@@ -112,7 +118,7 @@ class Files:
         """The files that :meth:`arrays` describes."""
         folders = [os.fsdecode(folder) for folder in arrays["folders"].tobytes().split(b"\0")]
         names = arrays["names"].tobytes()
-        return cls([])._fill(folders, arrays["begins"], names, arrays["ends"])
+        return cls(folders, arrays["begins"], names, arrays["ends"])
 
 
 @dataclass(frozen=True)
@@ -144,9 +150,8 @@ class _Entries(NamedTuple):
 
 @dataclass
 class _Walk:
-    """What has been found so far below ``root``."""
+    """What has been found so far."""
 
-    root: str
     entries: dict[str, _Entries] = field(default_factory=dict)
     times: dict[str, list[int]] = field(default_factory=dict)
     lasting: bool = True
@@ -174,7 +179,7 @@ def scan(root: str) -> Found:
 
 
 def _walk(root: str) -> Found:
-    walk = _Walk(root)
+    walk = _Walk()
     visited: set[tuple[int, int]] = set()
     # Links wait until all real folders are known, so that a loop or a second way to a folder adds nothing.
     waiting, links = [""], []
@@ -201,7 +206,7 @@ def _walk(root: str) -> Found:
         here.folders.sort()
     walk.parquet.sort()
     walk.skipped.sort()
-    return Found(Files(_in_order(walk.entries)), walk.parquet, walk.skipped, walk.times, walk.lasting)
+    return Found(Files.of_runs(_in_order(walk.entries)), walk.parquet, walk.skipped, walk.times, walk.lasting)
 
 
 def _state(status: os.stat_result) -> list[int]:
