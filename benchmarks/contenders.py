@@ -51,6 +51,18 @@ SIZES = {
         predictor=PredictorConfig(width=384, depth=6, heads=12),
         batch=16,
     ),
+    "vit-s-256": Size(
+        name="ViT-S/16, 224 px, batch 256",
+        encoder=EncoderConfig(signal=(224, 224), patch=(16, 16), width=384, depth=12, heads=6),
+        predictor=PredictorConfig(width=192, depth=6, heads=6),
+        batch=256,
+    ),
+    "vit-b-128": Size(
+        name="ViT-B/16, 224 px, batch 128",
+        encoder=EncoderConfig(signal=(224, 224), patch=(16, 16), width=768, depth=12, heads=12),
+        predictor=PredictorConfig(width=384, depth=6, heads=12),
+        batch=128,
+    ),
     "clip": Size(
         name="ViT-S, clips of 8x14x14 tokens, batch 2",
         encoder=EncoderConfig(signal=(16, 224, 224), patch=(2, 16, 16), width=384, depth=12, heads=6),
@@ -92,6 +104,13 @@ def flops(task: Task, *, training: bool) -> int:
 def ours(task: Task, replicas: int = 1) -> Callable[[], object]:
     """Our step, as the trainer takes it: it also takes the gradient norm and refuses numbers that are not finite."""
     step = trainers_step(task, replicas)
+    return lambda: step(task.x, task.masks, 0)
+
+
+def compiled(task: Task) -> Callable[[], object]:
+    """The same, compiled."""
+    step = trainers_step(task)
+    step.call.compile()
     return lambda: step(task.x, task.masks, 0)
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 import openjepa
 from openjepa.cli import main
 from openjepa.data.copies import Copies
+from openjepa.data.folder import FolderSource
 from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
@@ -216,6 +217,30 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_p
     assert f"1 x {asked} threads" in capsys.readouterr().out
 
 
+def test_the_number_of_loader_processes_is_measured_unless_it_is_given(images, monkeypatch, capsys):
+    plain = [*SMALL[: SMALL.index("--training.workers")], "--steps", "100", "--dry-run"]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+
+    def planned(*arguments: str) -> str:
+        assert call("pretrain", images, *plain, *arguments) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "loader 1 process, " in planned()
+    assert "loader 2 processes, " in planned("--workers", "2")
+    assert "loader in this process, " in planned("--training.workers", "0")
+
+    def slowly(source, index, at_least=None):
+        time.sleep(0.1)
+        return read(source, index, at_least)
+
+    read = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", slowly)
+    said = planned()
+    # A batch of 8 takes 0.8 s, a step a hundredth of that: all cores but one, and 100 steps wait for the batches.
+    assert "loader 5 processes, " in said
+    assert float(said.split("estimate ")[1].split(" seconds")[0]) > 12
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 def test_the_command_line_keeps_freed_memory_and_lets_threads_sleep():
     code = """
@@ -312,6 +337,7 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
 @pytest.mark.parametrize("shard", [(), ("--training.shard",), ("--training.shard", "--objective", "denoising")])
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
+    arguments += ["--device", "cpu"]  # also where there is one GPU
     arguments += ["--ijepa.variance-covariance", "0.1"]  # a term of the whole step, not of a process' share
     assert call(*arguments, *shard[1:], "--out", tmp_path / "one") == 0
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openjepa", *arguments]

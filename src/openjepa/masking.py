@@ -52,6 +52,10 @@ class Masks:
         """A copy in pinned memory, for an asynchronous transfer to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def clone(self) -> "Masks":
+        """A copy where they are."""
+        return self._map(lambda tensor: tensor.clone())
+
     def rows(self, start: int, stop: int) -> "Masks":
         """The mask sets ``start`` to ``stop``."""
         if (start, stop) == (0, len(self.context)):

@@ -1,6 +1,8 @@
 """Before a run: look at the images, choose a recipe, measure a few steps, and say what will happen."""
 
+import itertools
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Generator
@@ -14,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openjepa._version import __version__
 from openjepa.data.base import Source, Splits
 from openjepa.data.copies import Copies
-from openjepa.data.loader import training_batches
+from openjepa.data.loader import Batch, training_batches
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
@@ -31,6 +33,8 @@ FEWEST_IMAGES = 16
 _BESIDES = 0.05
 # Images of a replica: each has gradients of all weights, and few images do not pay for them.
 _LEAST_SHARE = 8
+# What loader processes can do, over what steps take: they do not all get on alike.
+_SPARE = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Wishes:
         minutes, epochs, steps: the length of the run; at most one.
         watch_every: steps between looks at the representation; None lets the length decide.
         seed: of everything random; None is the saved experiment's, or 0.
-        workers: loader processes; None lets the recipe decide.
+        workers: loader processes; None takes as many as it needs for no step to wait, by measurement.
         experiment: a saved experiment instead of a recipe.
     """
 
@@ -128,10 +132,21 @@ def plan(
     _refuse(experiment, seen, len(source), processes)
     splits = replace(splits, train=copied(source, experiment))
     # Where the time given decides on the steps it is worth a longer look.
-    training, seconds, memory = _measure(experiment, splits, processes, look=1.0 if wishes.minutes is None else 4.0)
+    look = 1.0 if wishes.minutes is None else 4.0
+    training, cost = _measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
     experiment = replace(experiment, training=training)
-    experiment = _settle_length(experiment, wishes, len(source), seconds)
-    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, seconds, memory, processes))
+    experiment = _settle_length(experiment, wishes, len(source), cost.step)
+    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
+    """What was measured: seconds of a ``step``, seconds in which one loader process makes a ``batch``, and the bytes of
+    peak ``memory``."""
+
+    step: float
+    batch: float
+    memory: int
 
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
@@ -221,23 +236,28 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
 
 
 def _measure(
-    experiment: Experiment, splits: Splits, processes: Processes, *, look: float
-) -> tuple[TrainingConfig, float, int]:
-    """The training settings with the fastest replicas and threads, seconds of a step with them, and peak memory in
-    bytes, from real steps on real batches with weights that are thrown away.
+    experiment: Experiment, splits: Splits, processes: Processes, *, look: float, settle_workers: bool
+) -> tuple[TrainingConfig, _Cost]:
+    """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
+    costs then, from real steps on real batches with weights that are thrown away.
 
     It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
     given = experiment.training
-    with closing(_trial(experiment, splits, processes)) as trial:
+    held, loading = _load(experiment, splits, processes)
+    with closing(_trial(experiment, splits, processes, held)) as trial:
         next(trial)
-        begin = time.perf_counter()
+        begin, spent = time.perf_counter(), []
         with cpu_threads(given.threads_each):
-            for _ in range(3):
+            for _ in range(len(held)):
+                mark = time.perf_counter()
                 trial.send(given)
+                spent.append(time.perf_counter() - mark)
         slow = time.perf_counter() - begin > 2 * look
+        if settle_workers:
+            given = replace(given, workers=_enough(loading, min(spent)))
         memory = peak_memory(processes.device)
         ways = [given] if slow else _ways(given, processes)
         rounds = 2 if len(ways) > 1 else 1
@@ -250,7 +270,31 @@ def _measure(
     chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
         torch.cuda.empty_cache()
-    return chosen, timed[chosen], memory
+    # A short look lives on batches that were ready when it began.
+    step = max(timed[chosen], loading / chosen.workers) if chosen.workers else timed[chosen]
+    return chosen, _Cost(step=step, batch=loading, memory=memory)
+
+
+def _load(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[list[Batch], float]:
+    """A few batches, and the seconds in which one loader process makes one."""
+    held, spent = [], []
+    with cpu_threads(1), closing(_batches(experiment, splits, processes, workers=0)) as batches:
+        # Three, one to get started; a GPU's step shows what it costs once it is recorded, after some more.
+        for _ in range(3 if processes.device.type == "cpu" else 6):
+            mark = time.perf_counter()
+            if sum(spent) < 3 or len(held) < 2:
+                held.append(next(batches))
+                spent.append(time.perf_counter() - mark)
+            else:
+                held.append(held[-2])
+    return held, min(spent)
+
+
+def _enough(loading: float, step: float) -> int:
+    """How many loader processes keep up with steps that take ``step`` seconds, if there are cores for them."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = here // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(math.ceil(_SPARE * loading / step), cores - 1))
 
 
 def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
@@ -278,29 +322,43 @@ def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, 
     return (time.perf_counter() - begin) / count
 
 
-def _trial(experiment: Experiment, splits: Splits, processes: Processes) -> Generator[None, TrainingConfig, None]:
-    """Takes a real step in the way that it is sent, with new weights for each new way."""
-    way = yield
-    alone = Processes(0, 1, processes.device)
-    share = experiment.training.batch // processes.world
-    batches = training_batches(
+def _batches(
+    experiment: Experiment, splits: Splits, processes: Processes, *, workers: int
+) -> Generator[Batch, None, None]:
+    return training_batches(
         splits.train,
         experiment.preprocessing,
         experiment.augmentation,
         experiment.masking(),
-        batch=share,
+        batch=experiment.training.batch // processes.world,
         seed=experiment.seed,
-        workers=experiment.training.workers,
-        start_step=0,
+        workers=workers,
     )
-    taken: TrainingConfig | None = None
+
+
+def _trial(
+    experiment: Experiment, splits: Splits, processes: Processes, held: list[Batch]
+) -> Generator[None, TrainingConfig, None]:
+    """Takes a real step in the way that it is sent, with new weights for each new way: first on the batches ``held``,
+    then as a loader brings them."""
+    way = yield
+    alone = Processes(0, 1, processes.device)
+    share = experiment.training.batch // processes.world
+    taken: tuple[int, int] | None = None
     step: Step | None = None
-    with closing(batches):
-        for number, batch in enumerate(batches):
+
+    def live() -> Generator[Batch, None, None]:  # begun only when it is asked
+        with closing(_batches(experiment, splits, processes, workers=way.workers)) as batches:
+            yield from batches
+
+    with closing(live()) as batches:
+        for number, batch in enumerate(itertools.chain(held, batches)):
             assert batch.masks is not None
-            if step is None or way != taken:
+            if step is None or (way.replicas, way.threads) != taken:
                 step = None  # its memory first
-                step, taken = _step(experiment, replace(way, compile=False, steps=10**6, batch=share), alone), way
+                taken = way.replicas, way.threads
+                own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
+                step = _step(experiment, own, alone)
             x = experiment.preprocessing.normalise(batch.images.to(processes.device))
             try:
                 step(x, batch.masks.to(processes.device), number)
@@ -360,8 +418,7 @@ def _facts(
     opened: str | None,
     seen: Survey,
     why: str,
-    seconds: float,
-    memory: int,
+    cost: _Cost,
     processes: Processes,
 ) -> dict[str, Any]:
     source, training, encoder = splits.train, experiment.training, experiment.encoder
@@ -409,7 +466,8 @@ def _facts(
         "precision": training.precision,
         "threads": training.threads_together or torch.get_num_threads(),
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "estimate": {"seconds": training.steps * seconds * (1 + _BESIDES), "memory": memory},
+        "loader": {"workers": training.workers, "batch_seconds": cost.batch},
+        "estimate": {"seconds": training.steps * cost.step * (1 + _BESIDES), "memory": cost.memory},
     }
 
 

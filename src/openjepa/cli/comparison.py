@@ -38,7 +38,7 @@ def compare_verb(arguments: list[str]) -> int:
             experiment: a saved I-JEPA experiment.json whose encoder, augmentation and training all objectives take.
             channels: channels of the encoder (the images').
             image_size: height and width in pixels (the recipe's).
-            workers: loader processes (the recipe's).
+            workers: loader processes (as many as keep up with the steps, by measurement).
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 

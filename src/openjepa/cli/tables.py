@@ -24,6 +24,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "
         f"{counted_threads(facts['threads'])}",
+        "loader": _loader(**facts["loader"]),
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
         f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }
@@ -31,6 +32,13 @@ def print_plan(facts: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(f"[bold]{name}", value)
     Console().print(table)
+
+
+def _loader(workers: int, batch_seconds: float) -> str:
+    each = f"{1000 * batch_seconds:,.0f} ms"
+    if not workers:
+        return f"in this process, {each} a batch"
+    return f"{workers} process{'es' if workers > 1 else ''}, {each} a batch for one of them"
 
 
 def _skipped(data: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def pretrain_verb(arguments: list[str]) -> int:
             steps: length of the run as optimiser steps.
             keep_best: export the checkpoint that looks best without labels, not the last one.
             seed: of everything random (0, or the saved experiment's).
-            workers: loader processes (the recipe's).
+            workers: loader processes (as many as keep up with the steps, by measurement).
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
@@ -127,7 +127,7 @@ def pretrain_verb(arguments: list[str]) -> int:
         steps=given.training.steps if "--training.steps" in asked else given.steps,
         watch_every=given.training.watch_every if "--training.watch-every" in asked else None,
         seed=given.seed,
-        workers=given.workers,
+        workers=given.training.workers if "--training.workers" in asked else given.workers,
         experiment=read_saved(given.experiment),
     )
     if given.out is None and not given.dry_run:

@@ -41,7 +41,7 @@ def iterate(
             num_workers=workers,
             worker_init_fn=_start_worker if workers else None,
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=None if not workers else 4 if workers <= 4 else 2,
             pin_memory=pin,
         )
         items = iter(loader)

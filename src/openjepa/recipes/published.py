@@ -36,5 +36,5 @@ def published(name: str) -> Experiment:
         ijepa=IJEPAConfig(),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
         schedule=ScheduleConfig(warmup=40 / 300),
-        training=TrainingConfig(batch=2048, accumulate=16, recompute=True, workers=8, steps=187_500),
+        training=TrainingConfig(batch=2048, accumulate=16, recompute=True, steps=187_500),
     )

@@ -36,6 +36,11 @@ class Processes:
         return self.world == 1 and self.device.type == "cpu"
 
     @property
+    def one_gpu(self) -> bool:
+        """Whether this is one process alone on a GPU."""
+        return self.world == 1 and self.device.type == "cuda"
+
+    @property
     def first_here(self) -> bool:
         """Whether this is the first process of its machine."""
         return self.world == 1 or int(os.environ.get("LOCAL_RANK", self.rank)) == 0

@@ -5,6 +5,7 @@ Nothing here is random: what a step sees is a function of its number, so a run t
 
 import itertools
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ from openjepa.training.distributed import Processes, parallelise, restore_state,
 from openjepa.training.energy import EnergyMeter
 from openjepa.training.metrics import Meter, MetricsLog, peak_memory
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
+from openjepa.training.recording import Recording
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig, progress
 from openjepa.transformer import Stack
@@ -46,6 +48,8 @@ class TrainingConfig:
         accumulate: micro-batches a step; the gradient equals the large batch's.
         precision: ``bf16`` (autocast) or ``float32``.
         compile: compile the objective with torch.compile.
+        record: on one GPU, with masks of one size: record a step's kernels once and launch them together
+            (``recording.py``), as small networks need to keep a GPU busy; the numbers are the same.
         recompute: recompute activations in the backward pass, to save memory.
         shard: FSDP2 instead of DDP, with several processes.
         workers: loader processes; they do not change a run's numbers.
@@ -67,6 +71,7 @@ class TrainingConfig:
     accumulate: int = 1
     precision: Literal["bf16", "float32"] = "bf16"
     compile: bool = False
+    record: bool = True
     recompute: bool = False
     shard: bool = False
     workers: int = 1
@@ -140,6 +145,11 @@ class Step:
         self.clip = optimizer.clip
         self.optimizer = build_optimizer(objective, optimizer)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.norm = torch.zeros(())
+        self._names: list[str] = []
+        self._work: Callable[[torch.Tensor, Masks], torch.Tensor] = self._gradients
+        if training.record and processes.one_gpu:
+            self._work = Recording(self._gradients, self._clear)
 
     def __call__(self, x: torch.Tensor, masks: Masks, step: int) -> dict[str, float]:
         """Take step number ``step`` (from 0) on normalised images "B C *S"; returns the numbers of the step.
@@ -150,22 +160,24 @@ class Step:
         scheduled = set_schedule(self.optimizer, self.schedule, step, self.training.steps)
         along = progress(self.schedule, step, self.training.steps)
         row = self.backward(x, masks)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        row["grad_norm"] = whole(norm).item()
-        finite = all(torch.isfinite(torch.tensor([row["loss"], row["grad_norm"]])))
-        if self.processes.any(not finite):
-            self.optimizer.zero_grad(set_to_none=True)
+        if self.processes.any(not all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))):
+            self._forget()
             raise FloatingPointError(f"loss {row['loss']}, gradient norm {row['grad_norm']}")
         if self.clip is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget()
         self.processes.add_up(self.objective.gathered)
         self.objective.after_step(along)
         return row | scheduled | self.objective.settings(along)
 
     def backward(self, x: torch.Tensor, masks: Masks) -> dict[str, float]:
-        """Accumulate the gradient of the mean loss over replicas and micro-batches; returns loss and metrics."""
+        """Leave the gradient of the mean loss over replicas and micro-batches; returns loss, metrics and its norm."""
+        numbers = self._work(x, masks)
+        return dict(zip(self._names, numbers.tolist(), strict=True))  # the one wait for a GPU in a step
+
+    def _gradients(self, x: torch.Tensor, masks: Masks) -> torch.Tensor:
+        """The work of :meth:`backward`; its numbers in the order of their names."""
         pieces = self.training.accumulate
         count = pieces * max(1, self.training.replicas)
         sets = len(masks.context) // len(x)
@@ -179,7 +191,17 @@ class Step:
         self.replicas.gather()
         mean = torch.stack([torch.stack(list(totals.values())).double() for totals in shares]).sum(0)
         self.processes.add_up([mean])
-        return dict(zip(shares[0], (mean / self.processes.world).tolist(), strict=True))
+        self.norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self._names = [*shares[0], "grad_norm"]
+        return torch.cat([mean / self.processes.world, whole(self.norm).double()[None]])
+
+    def _clear(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _forget(self) -> None:
+        """Be ready for the next step's gradients; a recorded step writes them where they are."""
+        if not (isinstance(self._work, Recording) and self._work.made):
+            self._clear()
 
     def _share(
         self, replica: Objective, parts: list[tuple[torch.Tensor, Masks]], images: int
