@@ -2,7 +2,7 @@
 
 Paper:    I-JEPA (Assran et al. 2023), ViT-S with the predictor at half its width
 Command:  openjepa pretrain IMAGES --out RUN --recipe standard
-Hardware: one GPU; not run here on one
+Hardware: one GPU; on an H100 about 5,000 images/s if they come that fast (benchmarks/README.md)
 Result:   not measured at full length
 """
 
