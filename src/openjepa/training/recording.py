@@ -35,7 +35,7 @@ class Recording:
 
     def __init__(self, work: Work, clear: Callable[[], object]) -> None:
         self._work, self._clear = work, clear
-        self._calls = 0
+        self._calls, self._failed = 0, False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @property
@@ -50,15 +50,17 @@ class Recording:
         """
         self._calls += 1
         # Packed masks have a shape of their own in each step.
-        if self._calls <= _WARM or masks.context_packed is not None:
-            return self._work(x, masks)
-        if self._graph is None:
+        if self._calls > _WARM and masks.context_packed is None and not self.made and not self._failed:
             self._record(x, masks)
         if self._graph is None:
             return self._work(x, masks)
-        for own, given in zip(_tensors(self._x, self._masks), _tensors(x, masks), strict=True):
-            if own.shape != given.shape:
-                raise ValueError(f"a recorded step takes batches of one shape, {tuple(own.shape)}, got {given.shape}")
+        pairs = list(zip(_tensors(self._x, self._masks), _tensors(x, masks), strict=True))
+        if masks.context_packed is not None or any(own.shape != given.shape for own, given in pairs):
+            raise ValueError(
+                f"a recorded step takes batches of one shape and no packed masks; recorded were "
+                f"{[tuple(own.shape) for own, _ in pairs]}, got {[tuple(given.shape) for _, given in pairs]}"
+            )
+        for own, given in pairs:
             own.copy_(given)
         self._graph.replay()
         return self._found
@@ -73,7 +75,7 @@ class Recording:
                 self._found = self._work(self._x, self._masks)
         except RuntimeError as error:
             self._clear()
-            self._calls = -(2**62)
+            self._failed = True
             warnings.warn(
                 f"the step cannot be recorded and is computed as it comes, which is slower for a small network "
                 f"({str(error).splitlines()[0]})",
