@@ -551,6 +551,7 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     assert evaluators >= {
         "k-NN, k chosen",
         "logistic regression, C up to 1000",
+        "linear probe, last four blocks",
         "attentive probe",
         "low-shot",
         "retrieval",

@@ -69,6 +69,19 @@ def test_features_are_the_encoders_own(rgb, pixels):
     close(rgb.encode(pixels, tokens=True), tokens.reshape(5, *GRID, WIDTH))
 
 
+def test_the_last_blocks_stand_side_by_side(rgb, pixels):
+    x = torch.from_numpy((pixels / 255 - np.array(RGB.mean)) / np.array(RGB.std)).float().permute(0, 3, 1, 2)
+    own = make_encoder()
+    with torch.no_grad():
+        first = own.stack.norm(own.depths(x)[1]).numpy()
+    both = np.concatenate([first, expected(pixels)], -1)
+    close(rgb.encode(pixels, blocks=2), both.mean(1))
+    close(rgb.encode(pixels, tokens=True, blocks=2), both.reshape(5, *GRID, 2 * WIDTH))
+    for wrong in (0, 3):
+        with pytest.raises(InputError, match=f"from 1 to 2.*got {wrong}"):
+            rgb.encode(pixels, blocks=wrong)
+
+
 def test_a_run_folder_gives_its_encoder(tmp_path, folder, rgb, pixels):
     (tmp_path / "experiment.json").write_text("{}")
     with pytest.raises(InputError, match="no encoder yet"):

@@ -44,14 +44,16 @@ class Pretrained:
         return self.encoder.table.device
 
     def encode(
-        self, images: ImageLike | Iterable[ImageLike], *, tokens: bool = False, batch: int = 64
-    ) -> Float[np.ndarray, "n *S D"]:
-        """Features as float32: the average over tokens, (n, D), or every token's on its grid, (n, *grid, D).
+        self, images: ImageLike | Iterable[ImageLike], *, tokens: bool = False, blocks: int = 1, batch: int = 64
+    ) -> Float[np.ndarray, "n *S O"]:
+        """Features as float32: the average over tokens, (n, O), or every token's on its grid, (n, *grid, O).
 
         Args:
             images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, or float in [0, 1]),
                 tensors (C H W; uint8, uint16, or float in [0, 1]); an array or tensor with one more axis in front is
                 many.
+            blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
+                width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
 
         Raises:
@@ -59,10 +61,13 @@ class Pretrained:
         """
         if batch < 1:
             raise InputError(f"at least one image must be computed at once, got batch={batch}")
+        depth = max(1, self.encoder.config.depth)
+        if not 1 <= blocks <= depth:
+            raise InputError(f"blocks must be from 1 to {depth}, as many as this encoder has, got {blocks}")
         grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
         parts = []
         for group in _groups((self._fit(number, image) for number, image in enumerate(_each(images))), batch):
-            features = self.features(torch.stack(group))
+            features = self.features(torch.stack(group), blocks)
             part = features.unflatten(1, grid) if tokens else features.mean(1)
             parts.append(part.cpu().numpy())
         if not parts:
@@ -78,9 +83,15 @@ class Pretrained:
             raise InputError(f"{name} {reason}") from error
 
     @torch.inference_mode()
-    def features(self, x: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Every token's features of preprocessed images (uint8, or float in [0, 1], not normalised), on the device."""
-        return self.encoder(self.preprocessing.normalise(x.to(self.device))).float()
+    def features(self, x: Shaped[Tensor, "B C H W"], blocks: int = 1) -> Float[Tensor, "B N O"]:
+        """Every token's features of preprocessed images (uint8, or float in [0, 1], not normalised), on the device.
+
+        ``blocks`` as :meth:`encode` has it.
+        """
+        x = self.preprocessing.normalise(x.to(self.device))
+        if blocks == 1:
+            return self.encoder(x).float()
+        return torch.cat([self.encoder.stack.norm(stream) for stream in self.encoder.depths(x)[-blocks:]], -1).float()
 
 
 def load(path: str | PathLike[str]) -> Pretrained:

@@ -33,6 +33,12 @@ def full(device: str = "cpu") -> tuple[Entry, ...]:
         *quick(device),
         Entry(key="knn", evaluator=KNNGrid(device=device), cost=4.0),
         Entry(key="logistic", evaluator=freer, cost=4.0),
+        Entry(
+            key="logistic",
+            evaluator=LinearProbe(device=device, name="linear probe, last four blocks"),
+            view=LAST_FOUR,
+            cost=8.0,
+        ),
         *(
             Entry(
                 key="sgd",
