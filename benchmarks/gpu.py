@@ -46,8 +46,9 @@ def sizes() -> dict[str, Experiment]:
     }
 
 
-def measure(experiment: Experiment, device: torch.device, *, record: bool, compiled: bool) -> dict[str, float]:
-    """Seconds of a step and until it was ready, and bytes of peak memory."""
+def measure(experiment: Experiment, device: torch.device, *, record: bool, compiled: bool) -> dict[str, Any]:
+    """Seconds of a step and until it was ready, bytes of peak memory, and whether it was recorded."""
+    torch._dynamo.reset()
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -73,7 +74,9 @@ def measure(experiment: Experiment, device: torch.device, *, record: bool, compi
     ready = time.perf_counter() - begin
     turns = [seconds(lambda: [step(*batches[number % 4], number) for number in range(10)], device) for _ in range(3)]
     memory = torch.cuda.max_memory_allocated(device)
-    return {"fastest": min(turns) / 10, "slowest": max(turns) / 10, "ready": ready, "memory": memory}
+    recorded = step.recording is not None and step.recording.made
+    spent = {"fastest": min(turns) / 10, "slowest": max(turns) / 10, "ready": ready}
+    return {**spent, "memory": memory, "recorded": recorded}
 
 
 def main() -> None:
@@ -94,7 +97,7 @@ def main() -> None:
         for compiled in (False, True) if options.compiled else (False,):
             for record in (False, True):
                 found = measure(known[name], device, record=record, compiled=compiled)
-                way = " and ".join([*["recorded"] * record, *["compiled"] * compiled]) or "as it comes"
+                way = " and ".join([*["recorded"] * found["recorded"], *["compiled"] * compiled]) or "as it comes"
                 batch = known[name].training.batch
                 results["rows"].append({"size": name, "batch": batch, "way": way, **found})
                 print(

@@ -6,8 +6,9 @@ import os
 import platform
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ FEWEST_IMAGES = 16
 _BESIDES = 0.05
 # Images of a replica: each has gradients of all weights, and few images do not pay for them.
 _LEAST_SHARE = 8
-# What loader processes can do, over what steps take: they do not all get on alike.
-_SPARE = 1.25
+# What loader processes can do, over what steps take: they do not all get on alike. More of them take memory.
+_SPARE, _MOST_WORKERS = 1.25, 16
+# Batches to try steps on, and steps before a way is timed: a GPU's are recorded from the fourth on (recording.py).
+_MOST_HELD = 8
+_FIRST = {"cpu": 3, "cuda": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ class Wishes:
         minutes, epochs, steps: the length of the run; at most one.
         watch_every: steps between looks at the representation; None lets the length decide.
         seed: of everything random; None is the saved experiment's, or 0.
-        workers: loader processes; None takes as many as it needs for no step to wait, by measurement.
+        workers: loader processes; None takes as many as steps need not to wait, by measurement, whatever a saved
+            experiment had.
         experiment: a saved experiment instead of a recipe.
     """
 
@@ -241,24 +246,20 @@ def _measure(
     """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
     costs then, from real steps on real batches with weights that are thrown away.
 
-    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer.
+    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
     given = experiment.training
     held, loading = _load(experiment, splits, processes)
-    with closing(_trial(experiment, splits, processes, held)) as trial:
+    with closing(_trial(experiment, processes, held)) as trial:
         next(trial)
-        begin, spent = time.perf_counter(), []
+        begin = time.perf_counter()
         with cpu_threads(given.threads_each):
-            for _ in range(len(held)):
-                mark = time.perf_counter()
+            for _ in range(_FIRST[processes.device.type]):
                 trial.send(given)
-                spent.append(time.perf_counter() - mark)
         slow = time.perf_counter() - begin > 2 * look
-        if settle_workers:
-            given = replace(given, workers=_enough(loading, min(spent)))
-        memory = peak_memory(processes.device)
+        memory = _memory(processes.device)
         ways = [given] if slow else _ways(given, processes)
         rounds = 2 if len(ways) > 1 else 1
         timed = dict.fromkeys(ways, math.inf)
@@ -270,31 +271,50 @@ def _measure(
     chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
         torch.cuda.empty_cache()
-    # A short look lives on batches that were ready when it began.
-    step = max(timed[chosen], loading / chosen.workers) if chosen.workers else timed[chosen]
-    return chosen, _Cost(step=step, batch=loading, memory=memory)
+    cores, step = _cores(), timed[chosen]
+    if settle_workers:
+        enough = math.ceil(_SPARE * loading / step)
+        chosen = replace(chosen, workers=max(1, min(enough, cores - 1, _MOST_WORKERS)))
+    # Loaders either keep up or are waited for, and where the network is on the same cores they take their share.
+    seconds = max(step, loading / chosen.workers) if chosen.workers else step + loading
+    if processes.device.type == "cpu":
+        threads = min(cores, chosen.threads_together or torch.get_num_threads())
+        seconds = max(seconds, (threads * step + loading) / cores)
+    return chosen, _Cost(step=seconds, batch=loading, memory=memory)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes at the peak; of a GPU those that PyTorch has reserved, in which a recorded step keeps room of its own."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
 
 
 def _load(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[list[Batch], float]:
-    """A few batches, and the seconds in which one loader process makes one."""
-    held, spent = [], []
-    with cpu_threads(1), closing(_batches(experiment, splits, processes, workers=0)) as batches:
-        # Three, one to get started; a GPU's step shows what it costs once it is recorded, after some more.
-        for _ in range(3 if processes.device.type == "cpu" else 6):
-            mark = time.perf_counter()
-            if sum(spent) < 3 or len(held) < 2:
-                held.append(next(batches))
-                spent.append(time.perf_counter() - mark)
-            else:
-                held.append(held[-2])
-    return held, min(spent)
+    """A few batches, and the mean seconds in which one loader process makes one."""
+    held: list[Batch] = []
+    batches = training_batches(
+        splits.train,
+        experiment.preprocessing,
+        experiment.augmentation,
+        experiment.masking(),
+        batch=experiment.training.batch // processes.world,
+        seed=experiment.seed,
+        workers=0,
+    )
+    with cpu_threads(1), closing(batches):
+        held.append(next(batches))  # to get started
+        begin = time.perf_counter()
+        while len(held) < 2 or (len(held) < _MOST_HELD and time.perf_counter() - begin < 1):
+            held.append(next(batches))
+        return held, (time.perf_counter() - begin) / (len(held) - 1)
 
 
-def _enough(loading: float, step: float) -> int:
-    """How many loader processes keep up with steps that take ``step`` seconds, if there are cores for them."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = here // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(math.ceil(_SPARE * loading / step), cores - 1))
+def _cores() -> int:
+    """Processor cores of this process, of all that run on this machine under torchrun."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # a container's share, where it has one (cgroup v2)
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
@@ -322,52 +342,28 @@ def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, 
     return (time.perf_counter() - begin) / count
 
 
-def _batches(
-    experiment: Experiment, splits: Splits, processes: Processes, *, workers: int
-) -> Generator[Batch, None, None]:
-    return training_batches(
-        splits.train,
-        experiment.preprocessing,
-        experiment.augmentation,
-        experiment.masking(),
-        batch=experiment.training.batch // processes.world,
-        seed=experiment.seed,
-        workers=workers,
-    )
-
-
-def _trial(
-    experiment: Experiment, splits: Splits, processes: Processes, held: list[Batch]
-) -> Generator[None, TrainingConfig, None]:
-    """Takes a real step in the way that it is sent, with new weights for each new way: first on the batches ``held``,
-    then as a loader brings them."""
+def _trial(experiment: Experiment, processes: Processes, held: list[Batch]) -> Generator[None, TrainingConfig, None]:
+    """Takes a real step in the way that it is sent, with new weights for each new way, on the batches in turn."""
     way = yield
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
-    taken: tuple[int, int] | None = None
+    taken: TrainingConfig | None = None
     step: Step | None = None
-
-    def live() -> Generator[Batch, None, None]:  # begun only when it is asked
-        with closing(_batches(experiment, splits, processes, workers=way.workers)) as batches:
-            yield from batches
-
-    with closing(live()) as batches:
-        for number, batch in enumerate(itertools.chain(held, batches)):
-            assert batch.masks is not None
-            if step is None or (way.replicas, way.threads) != taken:
-                step = None  # its memory first
-                taken = way.replicas, way.threads
-                own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
-                step = _step(experiment, own, alone)
-            x = experiment.preprocessing.normalise(batch.images.to(processes.device))
-            try:
-                step(x, batch.masks.to(processes.device), number)
-            except FloatingPointError as error:
-                raise InputError(
-                    f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
-                    f"the images"
-                ) from error
-            way = yield
+    for number, batch in enumerate(itertools.cycle(held)):
+        assert batch.masks is not None
+        if step is None or way != taken:
+            step, taken = None, way  # its memory first
+            own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
+            step = _step(experiment, own, alone)
+        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
+        try:
+            step(x, batch.masks.to(processes.device), number)
+        except FloatingPointError as error:
+            raise InputError(
+                f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
+                f"the images"
+            ) from error
+        way = yield
 
 
 def _step(experiment: Experiment, training: TrainingConfig, processes: Processes) -> Step:

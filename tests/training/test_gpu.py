@@ -1,6 +1,7 @@
 """What only a GPU can show: left out where there is none."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,27 +64,42 @@ def test_a_recorded_step_is_the_step(method, change):
 
 
 def test_what_waits_for_the_gpu_is_computed_as_it_comes():
-    made = experiment()
-    masks = made.masking()(torch.arange(8), 0).to(GPU)
-    found = Recording(lambda x, _: x * x.sum().item(), lambda: None)
-    x = torch.ones(8, 1, device=GPU)
+    masks = experiment().masking()(torch.arange(8), 0).to(GPU)
+    found, x = Recording([]), torch.ones(8, 1, device=GPU)
+
+    def work(x, _):
+        return x * x.sum().item()
+
     for _ in range(3):
-        found(x, masks)
+        found(work, x, masks)
     with pytest.warns(UserWarning, match="cannot be recorded"):
-        assert (found(x, masks) == 8).all()
+        assert (found(work, x, masks) == 8).all()
     assert not found.made
-    assert (found(2 * x, masks) == 32).all()
+    assert (found(work, 2 * x, masks) == 32).all()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
-def test_a_recording_takes_one_shape():
-    made = experiment()
-    found = Recording(lambda x, _: 2 * x, lambda: None)
-    x, masks = torch.arange(8.0, device=GPU)[:, None], made.masking()(torch.arange(8), 0).to(GPU)
+def test_batches_of_another_shape_are_computed_as_they_come():
+    masks = experiment().masking()(torch.arange(8), 0).to(GPU)
+    weight = torch.nn.Parameter(torch.ones(1, device=GPU))
+    found, x = Recording([weight]), torch.arange(8.0, device=GPU)[:, None]
+
+    def work(x, _):
+        loss = (weight * x).sum()
+        loss.backward()
+        return loss.detach()
+
     for number in range(6):
-        assert torch.equal(found(x + number, masks), 2 * (x + number))
+        for part in (8, 4):  # the four are no part of the recording
+            own = x[:part] + number
+            told = found(work, own, masks.rows(0, part))
+            assert told == own.sum()
+            assert weight.grad is not None
+            assert weight.grad.item() == own.sum().item()
+            weight.grad = None
+            if not found.made and part == 8:
+                break
     assert found.made
-    with pytest.raises(ValueError, match="one shape"):
-        found(x[:4], masks.rows(0, 4))
 
 
 @pytest.mark.parametrize("method", ["ijepa", "mae", "denoising"])
@@ -109,44 +125,61 @@ def test_packed_rows_equal_padded_ones(monkeypatch):
         assert one["grad_norm"] == pytest.approx(right["grad_norm"], rel=5e-2)
 
 
-COMPILED = """
+SCRIPT = """
 import sys
+import warnings
 import pytest
 import torch
 from openjepa.masking import MultiBlockConfig
 sys.path.insert(0, sys.argv[1])
 from test_gpu import GPU, experiment, trained
 
-masks = MultiBlockConfig(shape="packed", context_share=1.0) if sys.argv[2] == "packed" else None
-(plain, before), (compiled, after) = (trained(experiment(masks=masks, compile=own), GPU, 8) for own in (False, True))
-for one, other in zip(plain, compiled, strict=True):
-    assert other["loss"] == pytest.approx(one["loss"], rel=2e-2), (one, other)
+warnings.filterwarnings("error", message=".*cannot be recorded")
+change = eval(sys.argv[2])
+(plain, before), (other, after) = (
+    trained(experiment(**given), GPU, 8) for given in (change | {"record": False, "compile": False}, change)
+)
+for one, two in zip(plain, other, strict=True):
+    assert two["loss"] == pytest.approx(one["loss"], rel=2e-2), (one, two)
 assert (after - before).norm() < 1e-2 * before.norm(), (after - before).norm() / before.norm()
 """
 
 
-@pytest.mark.parametrize("shape", ["fixed", "packed"])
-def test_a_compiled_step_is_the_step(shape):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"compile": True},
+        {"compile": True, "masks": MultiBlockConfig(shape="packed", context_share=1.0)},
+    ],
+)
+def test_a_compiled_step_is_the_step(change):
     # In a process of its own: the checks of shapes that tests switch on cannot be traced.
-    command = [sys.executable, "-c", COMPILED, str(Path(__file__).parent), shape]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), repr(change)]
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
 
 
-def test_a_run_on_a_gpu_goes_on_where_it_stopped_and_on_a_cpu(tmp_path, capsys):
-    run = tmp_path / "run"
-    small_run = ["--steps", "60", "--encoder.width", "48", "--encoder.depth", "2", "--training.save-every", "20"]
-    with pytest.raises(SystemExit) as end:
-        main(["pretrain", "--out", str(run), "--device", "cuda", *small_run])
-    assert end.value.code in (0, None), capsys.readouterr().err
-    plan = json.loads((run / "plan.json").read_text())
-    assert plan["device"] == torch.cuda.get_device_name(GPU)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["step"] == 59
-    assert rows[-1]["loss"] < rows[0]["loss"]
-    with pytest.raises(SystemExit) as end:
-        main(["evaluate", str(run), "--device", "cpu", "--limit", "500", "--only", "knn"])
-    assert end.value.code in (0, None), capsys.readouterr().err
+def test_a_run_on_a_gpu_goes_on_where_it_stopped_and_is_judged_on_a_cpu(tmp_path, capsys):
+    def call(*arguments) -> None:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        assert not end.value.code, capsys.readouterr().err
+
+    run, part = tmp_path / "run", tmp_path / "part"
+    small_run = ("--steps", 60, "--encoder.width", 48, "--encoder.depth", 2, "--optimizer.clip", 1.0)
+    call("pretrain", "--out", run, "--device", "cuda", *small_run, "--training.save-every", 20, "--training.keep", 9)
+    assert json.loads((run / "plan.json").read_text())["device"] == torch.cuda.get_device_name(GPU)
+    shutil.copytree(run, part)
+    for step in (40, 60):
+        shutil.rmtree(part / "checkpoints" / f"step-{step}")
+    call("resume", part)
+    whole, rest = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (run, part)
+    )
+    assert [row["step"] for row in whole] == [row["step"] for row in rest]
+    assert rest[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=2e-2)
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    call("evaluate", part, "--device", "cpu", "--limit", 500, "--only", "knn")
 
 
 def test_the_board_counts_its_energy():

@@ -127,7 +127,7 @@ def pretrain_verb(arguments: list[str]) -> int:
         steps=given.training.steps if "--training.steps" in asked else given.steps,
         watch_every=given.training.watch_every if "--training.watch-every" in asked else None,
         seed=given.seed,
-        workers=given.training.workers if "--training.workers" in asked else given.workers,
+        workers=given.training.workers if given.workers is None and "--training.workers" in asked else given.workers,
         experiment=read_saved(given.experiment),
     )
     if given.out is None and not given.dry_run:

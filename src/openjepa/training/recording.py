@@ -5,11 +5,11 @@ kernels are those of the step as it comes, so its numbers are the same.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from openjepa.masking import Masks
 
@@ -20,70 +20,72 @@ _WARM = 3
 
 
 class Recording:
-    """Calls ``work`` as it is a few times, then records it, and from then on replays the recording.
+    """Calls a function of a batch as it is a few times, then records it, and from then on replays the recording.
 
-    What ``work`` makes, its result and the gradients that it leaves among it, lies where it lay at the recording: it is
-    to be read before the next call, and a gradient is never to be set to None.
+    The function leaves gradients and gives a tensor, which lies where it lay at the recording and is to be read before
+    the next call. Where batches differ in shape it is called as it is, as it is where it waits for the GPU somewhere.
 
     Args:
-        work: a function of a batch, which waits for the GPU nowhere.
-        clear: called before the recording; afterwards no parameter has a gradient.
+        parameters: of which the function leaves gradients; none has one when it is called.
 
     Attributes:
-        made: whether there is a recording, whose gradients each call writes anew.
+        made: whether there is a recording.
     """
 
-    def __init__(self, work: Work, clear: Callable[[], object]) -> None:
-        self._work, self._clear = work, clear
-        self._calls, self._failed = 0, False
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._shapes: list[torch.Size] = []
+        self._calls, self._refused = 0, False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     @property
     def made(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Tensor:
-        """What ``work`` gives.
-
-        Raises:
-            ValueError: the batch has another shape than that of the recording.
-        """
-        self._calls += 1
-        # Packed masks have a shape of their own in each step.
-        if self._calls > _WARM and masks.context_packed is None and not self.made and not self._failed:
-            self._record(x, masks)
-        if self._graph is None:
-            return self._work(x, masks)
-        pairs = list(zip(_tensors(self._x, self._masks), _tensors(x, masks), strict=True))
-        if masks.context_packed is not None or any(own.shape != given.shape for own, given in pairs):
-            raise ValueError(
-                f"a recorded step takes batches of one shape and no packed masks; recorded were "
-                f"{[tuple(own.shape) for own, _ in pairs]}, got {[tuple(given.shape) for _, given in pairs]}"
-            )
-        for own, given in pairs:
-            own.copy_(given)
+    def __call__(self, work: Work, x: Float[Tensor, "B C *S"], masks: Masks) -> Tensor:
+        """What ``work(x, masks)`` gives; every call brings the same work."""
+        given = _tensors(x, masks)
+        shapes = [part.shape for part in given]
+        if not self.made:
+            # As many calls in a row with one shape; packed and reference masks have a shape of their own in each.
+            self._calls = self._calls + 1 if shapes == self._shapes else 1
+            self._shapes = shapes
+            if self._calls > _WARM and not self._refused:
+                self._record(work, x, masks)
+        if self._graph is None or shapes != self._shapes:
+            return work(x, masks)
+        for own, part in zip(_tensors(self._x, self._masks), given, strict=True):
+            own.copy_(part)
         self._graph.replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
         return self._found
 
-    def _record(self, x: Tensor, masks: Masks) -> None:
-        self._clear()
+    def _record(self, work: Work, x: Tensor, masks: Masks) -> None:
         self._x, self._masks = x.clone(), masks.clone()
-        graph = torch.cuda.CUDAGraph()
         try:
-            # The loader's thread, which pins memory meanwhile, is not part of it.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._found = self._work(self._x, self._masks)
+            graph = torch.cuda.CUDAGraph()
+            side = torch.cuda.Stream()
+            # The outer one leads back from the side stream whatever happens in the inner one. The loader's thread,
+            # which pins memory meanwhile, is not part of the recording.
+            with (
+                torch.cuda.stream(side),
+                torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"),
+            ):
+                self._found = work(self._x, self._masks)
         except RuntimeError as error:
-            self._clear()
-            self._failed = True
+            self._refused = True
             warnings.warn(
                 f"the step cannot be recorded and is computed as it comes, which is slower for a small network "
                 f"({str(error).splitlines()[0]})",
-                stacklevel=2,
+                stacklevel=3,
             )
+            for parameter in self._parameters:
+                parameter.grad = None
             return
+        self._gradients = [parameter.grad for parameter in self._parameters]
         self._graph = graph
 
 
 def _tensors(x: Tensor, masks: Masks) -> list[Tensor]:
-    return [x, masks.context, masks.targets, *([] if masks.keys is None else [masks.keys])]
+    return [x, masks.context, masks.targets, *(part for part in (masks.context_packed, masks.keys) if part is not None)]

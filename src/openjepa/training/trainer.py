@@ -147,9 +147,7 @@ class Step:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.norm = torch.zeros(())
         self._names: list[str] = []
-        self._work: Callable[[torch.Tensor, Masks], torch.Tensor] = self._gradients
-        if training.record and processes.one_gpu:
-            self._work = Recording(self._gradients, self._clear)
+        self.recording = Recording(self.parameters) if training.record and processes.one_gpu else None
 
     def __call__(self, x: torch.Tensor, masks: Masks, step: int) -> dict[str, float]:
         """Take step number ``step`` (from 0) on normalised images "B C *S"; returns the numbers of the step.
@@ -161,19 +159,20 @@ class Step:
         along = progress(self.schedule, step, self.training.steps)
         row = self.backward(x, masks)
         if self.processes.any(not all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))):
-            self._forget()
+            self.optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(f"loss {row['loss']}, gradient norm {row['grad_norm']}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm)
         self.optimizer.step()
-        self._forget()
+        self.optimizer.zero_grad(set_to_none=True)
         self.processes.add_up(self.objective.gathered)
         self.objective.after_step(along)
         return row | scheduled | self.objective.settings(along)
 
     def backward(self, x: torch.Tensor, masks: Masks) -> dict[str, float]:
         """Leave the gradient of the mean loss over replicas and micro-batches; returns loss, metrics and its norm."""
-        numbers = self._work(x, masks)
+        work = self._gradients
+        numbers = work(x, masks) if self.recording is None else self.recording(work, x, masks)
         return dict(zip(self._names, numbers.tolist(), strict=True))  # the one wait for a GPU in a step
 
     def _gradients(self, x: torch.Tensor, masks: Masks) -> torch.Tensor:
@@ -194,14 +193,6 @@ class Step:
         self.norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         self._names = [*shares[0], "grad_norm"]
         return torch.cat([mean / self.processes.world, whole(self.norm).double()[None]])
-
-    def _clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _forget(self) -> None:
-        """Be ready for the next step's gradients; a recorded step writes them where they are."""
-        if not (isinstance(self._work, Recording) and self._work.made):
-            self._clear()
 
     def _share(
         self, replica: Objective, parts: list[tuple[torch.Tensor, Masks]], images: int
