@@ -217,6 +217,30 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_p
     assert f"1 x {asked} threads" in capsys.readouterr().out
 
 
+def test_long_runs_have_targets_of_their_own(images, tmp_path):
+    def settled(*arguments: str) -> tuple[str, float, float, str]:
+        run = tmp_path / str(len(list(tmp_path.iterdir())))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "openjepa", "pretrain", str(images), "--out", str(run), *SMALL, *arguments]
+        begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        while not (run / "experiment.json").is_file():
+            assert begun.poll() is None
+            time.sleep(0.1)
+        begun.kill()
+        begun.communicate()
+        made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
+        why = json.loads((run / "plan.json").read_text())["recipe"]["why"]
+        return made.ijepa.target_norm, made.ijepa.variance_covariance, made.schedule.lr, why
+
+    short, long = settled("--steps", "9999"), settled("--steps", "10000")
+    assert short[:3] == ("whiten", 0.03, 5e-4)
+    assert long[:3] == ("feature", 0.005, 1e-3)
+    assert long[3].startswith(short[3])
+    assert "10,000 steps or more" in long[3]
+    asked = settled("--steps", "10000", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
+    assert asked[:3] == ("layer", 0.005, 2e-3)
+
+
 def test_the_number_of_loader_processes_is_measured_unless_it_is_given(images, monkeypatch, capsys):
     plain = [*SMALL[: SMALL.index("--training.workers")], "--steps", "100", "--dry-run"]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)

@@ -25,6 +25,7 @@ from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
+from openjepa.recipes.small import LONG, lengthened
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
 from openjepa.training.trainer import Step, TrainingConfig, cpu_threads
@@ -129,8 +130,8 @@ def plan(
         raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
     seen = survey(source, seed=wishes.seed or 0)
     try:
-        experiment, why = _settle(splits, seen, wishes, processes)
-        experiment = override(experiment)
+        chosen, why = _settle(splits, seen, wishes, processes)
+        experiment = override(chosen)
         experiment.masking()
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -141,6 +142,11 @@ def plan(
     training, cost = _measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
     experiment = replace(experiment, training=training)
     experiment = _settle_length(experiment, wishes, len(source), cost.step)
+    of_its_own = wishes.experiment is None and chosen.recipe == "small" and chosen.method == "ijepa"
+    if of_its_own and experiment.training.steps >= LONG:
+        # What such a step costs is nearly the same. What was asked for on the command line stays.
+        experiment = replace(override(lengthened(chosen)), training=experiment.training)
+        why += f"; {LONG:,} steps or more, so targets are standardised per feature"
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes))
 
 
