@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -258,7 +258,7 @@ def _measure(
         torch.cuda.reset_peak_memory_stats(processes.device)
     given = experiment.training
     held, loading = _load(experiment, splits, processes)
-    with closing(_trial(experiment, processes, held)) as trial:
+    with closing(_trial(experiment, processes, itertools.cycle(held))) as trial:
         next(trial)
         begin = time.perf_counter()
         with cpu_threads(given.threads_each):
@@ -277,15 +277,22 @@ def _measure(
     chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
     if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
         torch.cuda.empty_cache()
-    cores, step = _cores(), timed[chosen]
+    step = timed[chosen]
     if settle_workers:
         enough = math.ceil(_SPARE * loading / step)
-        chosen = replace(chosen, workers=max(1, min(enough, cores - 1, _MOST_WORKERS)))
-    # Loaders either keep up or are waited for, and where the network is on the same cores they take their share.
-    seconds = max(step, loading / chosen.workers) if chosen.workers else step + loading
-    if processes.device.type == "cpu":
-        threads = min(cores, chosen.threads_together or torch.get_num_threads())
-        seconds = max(seconds, (threads * step + loading) / cores)
+        chosen = replace(chosen, workers=max(1, min(enough, _cores() - 1, _MOST_WORKERS)))
+    if not chosen.workers:
+        seconds = step + loading
+    elif loading > step * chosen.workers or slow or processes.device.type == "cuda":
+        seconds = max(step, loading / chosen.workers)
+    else:  # a loader that keeps up, on the cores that compute: how much it takes of them is seen
+        with (
+            closing(_batches(experiment, splits, processes, chosen.workers)) as live,
+            closing(_trial(experiment, processes, live)) as trial,
+            cpu_threads(chosen.threads_each),
+        ):
+            next(trial)
+            seconds = _seconds(trial, chosen, look)
     return chosen, _Cost(step=seconds, batch=loading, memory=memory)
 
 
@@ -297,21 +304,27 @@ def _memory(device: torch.device) -> int:
 def _load(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[list[Batch], float]:
     """A few batches, and the mean seconds in which one loader process makes one."""
     held: list[Batch] = []
-    batches = training_batches(
+    with cpu_threads(1), closing(_batches(experiment, splits, processes, 0)) as batches:
+        held.append(next(batches))  # to get started
+        begin = time.perf_counter()
+        while len(held) < 2 or (len(held) < _MOST_HELD and time.perf_counter() - begin < 1):
+            held.append(next(batches))
+        return held, (time.perf_counter() - begin) / (len(held) - 1)
+
+
+def _batches(
+    experiment: Experiment, splits: Splits, processes: Processes, workers: int
+) -> Generator[Batch, None, None]:
+    """A run's batches, this process' share of each."""
+    return training_batches(
         splits.train,
         experiment.preprocessing,
         experiment.augmentation,
         experiment.masking(),
         batch=experiment.training.batch // processes.world,
         seed=experiment.seed,
-        workers=0,
+        workers=workers,
     )
-    with cpu_threads(1), closing(batches):
-        held.append(next(batches))  # to get started
-        begin = time.perf_counter()
-        while len(held) < 2 or (len(held) < _MOST_HELD and time.perf_counter() - begin < 1):
-            held.append(next(batches))
-        return held, (time.perf_counter() - begin) / (len(held) - 1)
 
 
 def _cores() -> int:
@@ -348,14 +361,16 @@ def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, 
     return (time.perf_counter() - begin) / count
 
 
-def _trial(experiment: Experiment, processes: Processes, held: list[Batch]) -> Generator[None, TrainingConfig, None]:
-    """Takes a real step in the way that it is sent, with new weights for each new way, on the batches in turn."""
+def _trial(
+    experiment: Experiment, processes: Processes, batches: Iterable[Batch]
+) -> Generator[None, TrainingConfig, None]:
+    """Takes a real step in the way that it is sent, with new weights for each new way, on one batch after the other."""
     way = yield
     alone = Processes(0, 1, processes.device)
     share = experiment.training.batch // processes.world
     taken: TrainingConfig | None = None
     step: Step | None = None
-    for number, batch in enumerate(itertools.cycle(held)):
+    for number, batch in enumerate(batches):
         assert batch.masks is not None
         if step is None or way != taken:
             step, taken = None, way  # its memory first
