@@ -151,6 +151,13 @@ class Encoder(nn.Module):
         """
         return [self._own(stream) for stream in self.stack.depths(self._rows(x, None, None)[0], until=until)]
 
+    def last_blocks(self, x: Float[Tensor, "B C *S"], count: int) -> list[Float[Tensor, "B N D"]]:
+        """The features of all tokens after each of the last ``count`` blocks (all, where there are fewer), each through
+        the final norm; the last one is what :meth:`forward` gives. Source: I-JEPA, app. A.2."""
+        if count == 1:
+            return [self(x)]
+        return [self.stack.norm(stream) for stream in self.depths(x)[1:][-count:]]
+
     def _rows(self, x: Tensor, keep: Tensor | None, packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the transformer is given, the class token in front where there is one."""
         rows = self.tokens(x, keep)

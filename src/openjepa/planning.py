@@ -54,7 +54,7 @@ class Wishes:
         minutes, epochs, steps: the length of the run; at most one.
         watch_every: steps between looks at the representation; None lets the length decide.
         seed: of everything random; None is the saved experiment's, or 0.
-        workers: loader processes; None takes as many as steps need not to wait, by measurement, whatever a saved
+        workers: loader processes; None takes as many as keep up with the steps, by measurement, whatever a saved
             experiment had.
         experiment: a saved experiment instead of a recipe.
     """

@@ -88,10 +88,7 @@ class Pretrained:
 
         ``blocks`` as :meth:`encode` has it.
         """
-        x = self.preprocessing.normalise(x.to(self.device))
-        if blocks == 1:
-            return self.encoder(x).float()
-        return torch.cat([self.encoder.stack.norm(stream) for stream in self.encoder.depths(x)[-blocks:]], -1).float()
+        return torch.cat(self.encoder.last_blocks(self.preprocessing.normalise(x.to(self.device)), blocks), -1).float()
 
 
 def load(path: str | PathLike[str]) -> Pretrained:

@@ -129,7 +129,6 @@ SCRIPT = """
 import sys
 import warnings
 import pytest
-import torch
 from openjepa.masking import MultiBlockConfig
 sys.path.insert(0, sys.argv[1])
 from test_gpu import GPU, experiment, trained

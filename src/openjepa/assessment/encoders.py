@@ -206,10 +206,7 @@ def network(
 
 def _read(encoder: Encoder) -> Read:
     def read(x: Float[Tensor, "B C H W"], blocks: int) -> Reading:
-        if blocks == 1:
-            return Reading([encoder(x)], None)
-        stack = encoder.stack
-        return Reading([stack.norm(stream) for stream in encoder.depths(x)[1:][-blocks:]], None)
+        return Reading(encoder.last_blocks(x, blocks), None)
 
     return read
 
