@@ -3,10 +3,10 @@
     python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 2]
 
 Every (recipe, budget, seed) is a whole run with its own schedule, made and judged by the commands that a person would
-type (``openjepa pretrain --minutes``), all with the encoder of our default; nothing else should run meanwhile. Runs
-that are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark is what the
-published settings reach with the longest budget; told is the smallest budget with which each of the others reaches it.
-``results.json`` in FOLDER holds the numbers.
+type (``openjepa pretrain --minutes``), the others with the encoder that our default took with the same budget and
+seed (so ours goes first); nothing else should run meanwhile. Runs that are there are left out, and a stopped one is
+gone on with, so a stopped study goes on. The mark is what the published settings reach with the longest budget; told
+is the smallest budget with which each of the others reaches it. ``results.json`` in FOLDER holds the numbers.
 """
 
 import argparse
@@ -33,6 +33,14 @@ def train(data: str, run: Path, options: list[str]) -> None:
     begun = (run / "checkpoints").is_dir()
     command = ["resume", str(run)] if begun else ["pretrain", data, "--out", str(run), *options]
     subprocess.run([*OPENJEPA, *command], check=True, stdout=subprocess.DEVNULL)
+
+
+def same_encoder(ours: Path) -> list[str]:
+    """Options for the encoder of our run."""
+    if not (ours / "experiment.json").is_file():
+        raise SystemExit(f"the others take the encoder of {ours}, which is not there: add openjepa to --recipes")
+    encoder = json.loads((ours / "experiment.json").read_text())["encoder"]
+    return [part for name in ("width", "depth", "heads") for part in (f"--encoder.{name}", str(encoder[name]))]
 
 
 def found_by(run: Path) -> dict[str, Any]:
@@ -87,8 +95,11 @@ def main() -> None:
             for recipe in options.recipes:
                 if (recipe, minutes, seed) in done:
                     continue
-                run = options.out / f"{recipe.replace(' ', '-')}-{minutes:g}-{seed}"
-                train(options.data, run, ["--minutes", str(minutes), "--seed", str(seed), *RECIPES[recipe]])
+                run, ours = (
+                    options.out / f"{name.replace(' ', '-')}-{minutes:g}-{seed}" for name in (recipe, "openjepa")
+                )
+                encoder = same_encoder(ours) if recipe != "openjepa" else []
+                train(options.data, run, ["--minutes", str(minutes), "--seed", str(seed), *encoder, *RECIPES[recipe]])
                 found = found_by(run)
                 results.append({"recipe": recipe, "minutes": minutes, "seed": seed, **found})
                 path.write_text(json.dumps(results, indent=1) + "\n")

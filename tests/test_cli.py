@@ -217,28 +217,44 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(run, images, tmp_p
     assert f"1 x {asked} threads" in capsys.readouterr().out
 
 
-def test_long_runs_have_targets_of_their_own(images, tmp_path):
-    def settled(*arguments: str) -> tuple[str, float, float, str]:
-        run = tmp_path / str(len(list(tmp_path.iterdir())))
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "openjepa", "pretrain", str(images), "--out", str(run), *SMALL, *arguments]
-        begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        while not (run / "experiment.json").is_file():
-            assert begun.poll() is None
-            time.sleep(0.1)
-        begun.kill()
-        begun.communicate()
-        made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
-        why = json.loads((run / "plan.json").read_text())["recipe"]["why"]
-        return made.ijepa.target_norm, made.ijepa.variance_covariance, made.schedule.lr, why
+def planned_run(tmp_path: Path, images: Path, *arguments: str) -> tuple[Experiment, str]:
+    """What a run settles on, stopped once it has begun, and why."""
+    run = tmp_path / str(len(list(tmp_path.iterdir())))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "openjepa", "pretrain", str(images), "--out", str(run), *arguments]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    while not (run / "experiment.json").is_file():
+        if begun.poll() is not None:
+            raise AssertionError(begun.stderr.read().decode())
+        time.sleep(0.1)
+    begun.kill()
+    begun.communicate()
+    made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
+    return made, json.loads((run / "plan.json").read_text())["recipe"]["why"]
 
-    short, long = settled("--steps", "9999"), settled("--steps", "10000")
-    assert short[:3] == ("whiten", 0.03, 5e-4)
-    assert long[:3] == ("feature", 0.005, 1e-3)
-    assert long[3].startswith(short[3])
-    assert "10,000 steps or more" in long[3]
-    asked = settled("--steps", "10000", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
-    assert asked[:3] == ("layer", 0.005, 2e-3)
+
+def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_path):
+    def settled(*arguments: str) -> tuple[int, str, float, float]:
+        made, why = planned_run(tmp_path, images, *arguments)
+        assert ("room for 10,000 steps, so a wider encoder" in why) == (made.encoder.width == 256)
+        return made.encoder.width, made.ijepa.target_norm, made.ijepa.variance_covariance, made.schedule.lr
+
+    few = ("--training.batch", "8")
+    assert settled("--steps", "9999", *few) == (192, "whiten", 0.03, 5e-4)
+    assert settled("--steps", "10000", *few) == (256, "feature", 0.005, 1e-3)
+    assert settled("--steps", "10000", *few, "--objective", "mae")[0] == 256
+    # What is asked for stays.
+    asked = ("--encoder.width", "96", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
+    assert settled("--steps", "10000", *few, *asked) == (96, "layer", 0.005, 2e-3)
+
+
+def test_time_for_a_long_run_is_given_to_fewer_steps_of_the_wider_encoder(images, tmp_path):
+    short, _ = planned_run(tmp_path, images, "--minutes", "0.5", "--training.batch", "8")
+    long, why = planned_run(tmp_path, images, "--minutes", "60", "--training.batch", "8")
+    assert (short.encoder.width, long.encoder.width) == (192, 256)
+    assert "targets standardised per feature" in why
+    assert long.training.steps > short.training.steps
+    assert long.training.watch_every == max(50, long.training.steps // 12)
 
 
 def test_the_number_of_loader_processes_is_measured_unless_it_is_given(images, monkeypatch, capsys):

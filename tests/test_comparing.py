@@ -55,6 +55,22 @@ def test_equal_operations_give_the_steps(begun):
     assert encoders[0] == encoders[1]
 
 
+@pytest.mark.parametrize(("objectives", "width"), [(("ijepa", "mae"), 192), (("mae", "ijepa"), 256)])
+def test_the_first_objective_decides_on_the_network_of_all(begun, sample, tmp_path, objectives, width):
+    """For these operations one has less than 10,000 steps of the narrower network, the other has more."""
+    planned = begun[1]["plans"]["ijepa"]
+    flops = 9e3 * planned["facts"]["flops_per_image"]["step"] * planned["experiment"]["training"]["batch"]
+    request = replace(REQUEST, objectives=objectives, flops=flops)
+    plans = begin(tmp_path, request, Wishes(), sample, None, ALONE)["plans"]
+    assert [plans[name]["experiment"]["encoder"]["width"] for name in objectives] == [width] * 2
+    assert plans["ijepa"]["experiment"]["ijepa"]["target_norm"] == ("feature" if width == 256 else "whiten")
+
+
+def test_fewer_operations_than_a_step_has_are_refused(sample, tmp_path):
+    with pytest.raises(InputError, match=r"--flops 10 is less than one step of ijepa \("):
+        begin(tmp_path, replace(REQUEST, flops=10.0), Wishes(), sample, None, ALONE)
+
+
 def test_the_same_request_goes_on_and_another_is_refused(begun, sample):
     folder, content = begun
     assert begin(folder, REQUEST, Wishes(), sample, None, ALONE)["plans"] == content["plans"]

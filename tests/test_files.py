@@ -2,7 +2,8 @@
 
 import pytest
 
-from openjepa.files import whole_file, write_whole
+from openjepa.errors import InputError
+from openjepa.files import check_room, whole_file, write_whole
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
@@ -31,3 +32,11 @@ def test_a_stopped_writer_changes_and_leaves_nothing(tmp_path, stop):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "nowhere" / "notes.txt", "x")
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path):
+    folder = tmp_path / "not" / "yet"
+    check_room(10, folder, what="little")
+    with pytest.raises(InputError, match=r"much would take about 1000000000\.0 GB in .*yet, .* are free .*, or wait$"):
+        check_room(10**18, folder, what="much", instead="wait")
+    assert not (tmp_path / "not").exists()

@@ -90,10 +90,12 @@ def begin(
         return found
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is no comparison: choose another --out")
-    plans = {}
+    plans: dict[Method, Plan] = {}
+    wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
     for objective in request.objectives:
-        planned = plan(splits, replace(_with_length(wishes, request), objective=objective), processes, opened)
-        plans[objective] = _at_flops(planned, request.flops)
+        plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened)
+        # Steps of the others are cheaper or dearer, but the network is to be the same.
+        wishes = replace(wishes, long=plans[objective].long)
     _check_equal(plans)
     content = {
         "request": asked,
@@ -111,30 +113,6 @@ def begin(
 def write(folder: Path, content: dict[str, Any]) -> None:
     """Write ``compare.json``, whole or not at all."""
     write_whole(folder / FILE, json.dumps(content, indent=1) + "\n")
-
-
-def _with_length(wishes: Wishes, request: Request) -> Wishes:
-    if request.flops is not None:
-        return replace(wishes, steps=1)
-    return replace(wishes, minutes=request.minutes, steps=request.steps, epochs=request.epochs)
-
-
-def _at_flops(planned: Plan, flops: float | None) -> Plan:
-    """The plan with as many steps as the operations allow."""
-    if flops is None:
-        return planned
-    experiment, facts = planned.experiment, planned.facts
-    steps = int(flops / (facts["flops_per_image"]["step"] * experiment.training.batch))
-    if steps < 1:
-        raise InputError(
-            f"--flops {flops:g} is less than one step of {experiment.method} "
-            f"({facts['flops_per_image']['step'] * experiment.training.batch:.3g})"
-        )
-    training = replace(experiment.training, steps=steps, watch_every=max(1, steps // 12))
-    seconds = facts["estimate"]["seconds"] / facts["steps"] * steps
-    epochs = steps * training.batch / facts["data"]["images"]
-    facts = facts | {"steps": steps, "epochs": epochs, "estimate": facts["estimate"] | {"seconds": seconds}}
-    return Plan(experiment=replace(experiment, training=training), facts=facts)
 
 
 def _check_equal(plans: dict[Method, Plan]) -> None:

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from openjepa.errors import InputError
 
 
 @contextmanager
@@ -31,3 +34,24 @@ def write_whole(path: Path, text: str) -> None:
     """A file of text, UTF-8, whole or not at all."""
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_room(wanted: int, folder: Path, *, what: str, instead: str = "") -> None:
+    """Refuse to fill a disk.
+
+    Args:
+        wanted: bytes to be written, about.
+        folder: where; it need not be there yet.
+        what: is to be written, as the subject of the sentence.
+        instead: what else the user can do.
+
+    Raises:
+        InputError: there is no room for them.
+    """
+    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(standing).free
+    if free < 1.1 * wanted:
+        raise InputError(
+            f"{what} would take about {wanted / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there: "
+            f"set OPENJEPA_CACHE to a folder with more room{instead and f', or {instead}'}"
+        )

@@ -51,12 +51,14 @@ class Wishes:
         objective: ``ijepa``, ``mae`` or ``denoising``; None is the saved experiment's, or ``ijepa``.
         channels: of the encoder; None takes the images'.
         image_size: height and width in pixels; None lets the recipe choose.
-        minutes, epochs, steps: the length of the run; at most one.
+        minutes, epochs, steps, flops: the length of the run; at most one. ``flops`` are floating-point operations of
+            the whole training, of which a step's are counted.
         watch_every: steps between looks at the representation; None lets the length decide.
         seed: of everything random; None is the saved experiment's, or 0.
         workers: loader processes; None takes as many as keep up with the steps, by measurement, whatever a saved
             experiment had.
         experiment: a saved experiment instead of a recipe.
+        long: take the ``small`` recipe as it is for long runs, or for short ones; None lets the length decide.
     """
 
     recipe: str = "auto"
@@ -66,13 +68,15 @@ class Wishes:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
+    flops: float | None = None
     watch_every: int | None = None
     seed: int | None = None
     workers: int | None = None
     experiment: Experiment | None = None
+    long: bool | None = None
 
     def __post_init__(self) -> None:
-        lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps")}
+        lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps", "flops")}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) > 1:
             raise InputError(
@@ -101,10 +105,11 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run about to begin: the experiment, and the facts of ``plan.json``."""
+    """A run about to begin: the experiment, the facts of ``plan.json``, and whether it is the recipe for long runs."""
 
     experiment: Experiment
     facts: dict[str, Any]
+    long: bool = False
 
 
 def plan(
@@ -129,25 +134,28 @@ def plan(
     if len(source) < FEWEST_IMAGES:
         raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
     seen = survey(source, seed=wishes.seed or 0)
-    try:
-        chosen, why = _settle(splits, seen, wishes, processes)
-        experiment = override(chosen)
-        experiment.masking()
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    _refuse(experiment, seen, len(source), processes)
-    splits = replace(splits, train=copied(source, experiment))
-    # Where the time given decides on the steps it is worth a longer look.
-    look = 1.0 if wishes.minutes is None else 4.0
-    training, cost = _measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
-    experiment = replace(experiment, training=training)
-    experiment = _settle_length(experiment, wishes, len(source), cost.step)
-    of_its_own = wishes.experiment is None and chosen.recipe == "small" and chosen.method == "ijepa"
-    if of_its_own and experiment.training.steps >= LONG:
-        # What such a step costs is nearly the same. What was asked for on the command line stays.
-        experiment = replace(override(lengthened(chosen)), training=experiment.training)
-        why += f"; {LONG:,} steps or more, so targets are standardised per feature"
-    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes))
+    chosen, why = _settle(splits, seen, wishes, processes)
+
+    def checked(recipe: Experiment) -> Experiment:
+        try:
+            experiment = override(recipe)
+            experiment.masking()
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        _refuse(experiment, seen, len(source), processes)
+        return experiment
+
+    short = checked(chosen)
+    splits = replace(splits, train=copied(source, short))
+    of_its_own = wishes.experiment is None and chosen.recipe == "small"
+    long = of_its_own and bool(wishes.long)
+    experiment, cost = _costed(checked(lengthened(chosen)) if long else short, splits, wishes, processes)
+    if of_its_own and wishes.long is None and experiment.training.steps >= LONG:
+        long = True
+        experiment, cost = _costed(checked(lengthened(chosen)), splits, wishes, processes)
+    if long:
+        why += _lengthened(short, experiment)
+    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,16 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
     if processes.device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why
+
+
+def _lengthened(short: Experiment, long: Experiment) -> str:
+    """What a long run has otherwise, and the command line did not settle."""
+    different = {
+        "a wider encoder": short.encoder.width < long.encoder.width,
+        "targets standardised per feature": short.ijepa.target_norm != long.ijepa.target_norm,
+    }
+    said = " and ".join(name for name, is_so in different.items() if is_so)
+    return f"; room for {LONG:,} steps, so {said}" if said else ""
 
 
 def _with_objective(experiment: Experiment, objective: Method | None) -> Experiment:
@@ -244,6 +262,14 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
             f"a batch of {training.batch} cannot be shared evenly by {processes.world} processes with "
             f"{training.accumulate} micro-batches each; choose a multiple of {processes.world * training.accumulate}"
         )
+
+
+def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, _Cost]:
+    """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
+    # Where the time given decides on the steps it is worth a longer look.
+    look = 1.0 if wishes.minutes is None else 4.0
+    training, cost = _measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
+    return _settle_length(replace(experiment, training=training), wishes, len(splits.train), cost.step), cost
 
 
 def _measure(
@@ -403,6 +429,11 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
         steps = round(wishes.epochs * per_epoch)
     elif wishes.steps is not None:
         steps = wishes.steps
+    elif wishes.flops is not None:
+        each = flops(experiment.objective(), experiment)["step"] * training.batch
+        steps = int(wishes.flops / each)
+        if not steps:
+            raise InputError(f"--flops {wishes.flops:g} is less than one step of {experiment.method} ({each:.3g})")
     elif wishes.experiment is not None:
         steps = training.steps
     else:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from openjepa.data import copies as module
 from openjepa.data.base import BadImage
-from openjepa.data.copies import Copies, check_room
+from openjepa.data.copies import Copies
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
 
@@ -167,8 +167,3 @@ def test_two_writers_do_not_mix(folder, tmp_path):
         patch.setattr(module, "_TOGETHER", 8)
         copies.write(second)
     assert refused == [8]
-
-
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match=r"about 1000000000\.0 GB .* are free"):
-        check_room(10**18, tmp_path / "not" / "yet")

@@ -191,10 +191,10 @@ def _announce(copies: Any) -> int:
 
 
 def _write(copies: Any) -> None:
-    from openjepa.data.copies import check_room
+    from openjepa.files import check_room
     from openjepa.progress import progress
 
-    check_room(_announce(copies), copies.place)
+    check_room(_announce(copies), copies.place, what="the copies", instead="go without --cache")
     with progress("copies") as count:
         copies.write(count)
 

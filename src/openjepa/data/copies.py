@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -198,17 +197,6 @@ class Copies(Source):
 def copies_folder() -> Path:
     """Where copies are kept: ``copies`` in the cache folder."""
     return cache_folder() / "copies"
-
-
-def check_room(bytes_wanted: int, folder: Path) -> None:
-    """Refuse copies that the disk has no room for (InputError)."""
-    standing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(standing).free
-    if free < 1.1 * bytes_wanted:
-        raise InputError(
-            f"the copies need about {bytes_wanted / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there: "
-            f"set OPENJEPA_CACHE to a folder with more room, or go without --cache"
-        )
 
 
 def _append(images: io.BufferedWriter, index: io.BufferedWriter, copies: list[bytes]) -> None:

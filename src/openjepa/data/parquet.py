@@ -1,7 +1,6 @@
 """Images as bytes in Parquet files, the layout of the Hugging Face hub."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
-from openjepa.files import whole_file
+from openjepa.files import check_room, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,19 +143,14 @@ class ParquetSource(Source):
         folder = cache_folder() / "parquet"
         blob, index = folder / f"{self.fingerprint}.bytes", folder / f"{self.fingerprint}.ends.npy"
         if not index.exists():
-            folder.mkdir(parents=True, exist_ok=True)
             needed = sum(
                 open_file(self.root / file).metadata.row_group(group).total_byte_size
                 for file_number, file in enumerate(self.files)
                 for owner, group in self._groups
                 if owner == file_number
             )
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise InputError(
-                    f"{self.name} needs a copy of about {needed / 1e9:.1f} GB in {folder} to be read in random order, "
-                    f"and {free / 1e9:.1f} GB are free there; set OPENJEPA_CACHE to a folder with more room"
-                )
+            check_room(needed, folder, what=f"a copy of {self.name}, to be read in random order,")
+            folder.mkdir(parents=True, exist_ok=True)
             self._write(blob, index)
         return np.memmap(blob, np.uint8, "r"), np.load(index)
 
