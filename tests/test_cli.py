@@ -583,7 +583,7 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     found = json.loads((copy / "evaluation.json").read_text())
     assert found == json.loads((tmp_path / "found.json").read_text())
     rows = found["rows"]
-    assert rows[: len(before["rows"])] == before["rows"]  # the quick pair is the same, and comes first
+    assert rows[: len(before["rows"])] == before["rows"]  # the quick ones are the same, and come first
     assert {row["task"].split(":")[0] for row in rows} == {"classes", "robustness", "scenes", "fine-tuning"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     rows = [row for row in rows if row["task"] == "classes"]

@@ -150,7 +150,8 @@ def test_a_timm_model(tmp_path, splits):
     torch.testing.assert_close(found[Kind(CLASS, LAST)], tokens[:, 0], rtol=1e-4, atol=1e-4)
     four = torch.cat([state.mean(1) for state in states], 1)
     torch.testing.assert_close(found[Kind(PATCHES, LAST_FOUR)], four, rtol=1e-4, atol=1e-4)
-    assert len(assess(panel, splits)["rows"]) == 2 * 5
+    # The class token is of the last block alone.
+    assert len(assess(panel, splits)["rows"]) == 2 * 5 + 3
 
 
 def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, splits):

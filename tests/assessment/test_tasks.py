@@ -96,7 +96,8 @@ def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
     assert call(encoder, "--only", "scenes", *count, "--json", written, "--pictures", pictures) == 0
     found = rows_of(written)
     tasks = [f"scenes: {task}" for task in ("count", "nearest distance", "position")]
-    assert list(found) == [(task, e, name) for task in tasks for e in ("k-NN", "linear probe") for name in NAMES]
+    evaluators = ("k-NN", "linear probe", "linear probe, last four blocks")
+    assert list(found) == [(task, evaluator, name) for task in tasks for evaluator in evaluators for name in NAMES]
     facts = json.loads(written.read_text())["tasks"]["scenes"]
     # Where the dark thing is can be read from the pixels; chance is a ninth, and the signal is there.
     assert found["scenes: position", "linear probe", "raw pixels"]["low"] > 0.5

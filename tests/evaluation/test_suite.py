@@ -7,7 +7,19 @@ from openjepa.evaluation.features import Features
 from openjepa.evaluation.intervals import Difference, wilson
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET, Comparison, Evaluation, evaluate
+from openjepa.evaluation.suite import (
+    LAST,
+    LAST_FOUR,
+    PIXELS,
+    RANDOM,
+    TARGET,
+    Comparison,
+    Entry,
+    Evaluation,
+    evaluate,
+    judge,
+    run_suite,
+)
 
 
 def parts(signal: float, seed: int, width: int = 8) -> tuple[Features, Features]:
@@ -90,6 +102,27 @@ def test_an_evaluator_with_other_measures_fits_the_same_rows():
     assert [row["metric"] for row in found.rows] == ["mAP", "mAP at 10"] * 3
     assert found.rows[0]["settings"] == {"depth": 100.0}
     assert found.summary() == ""  # it does not answer image by image, so nothing is compared
+
+
+def test_the_last_four_blocks_stand_beside_the_pixels_which_are_judged_once():
+    asked: list[tuple[str, str]] = []
+
+    def judged(evaluator, train, test):
+        asked.append((evaluator.name, train.name))
+        return judge(evaluator, train, test)
+
+    entries = [Entry(key="l", evaluator=LinearProbe()), Entry(key="l", evaluator=LinearProbe(name="f"), view=LAST_FOUR)]
+    blocks = {name: {LAST: parts(1, 1), LAST_FOUR: parts(2, 1, width=32)} for name in (TARGET, RANDOM)}
+    found = run_suite({**blocks, PIXELS: {LAST: parts(1, 2)}}, entries, judged=judged)
+    probe = "linear probe"
+    assert asked == [(probe, TARGET), (probe, RANDOM), (probe, PIXELS), ("f", TARGET), ("f", RANDOM)]
+    rows = {(row["evaluator"], row["features"]): row for row in found.rows}
+    assert rows["f", PIXELS] == rows[probe, PIXELS] | {"evaluator": "f"}
+    assert (rows["f", TARGET]["dimensions"], rows[probe, TARGET]["dimensions"]) == (32, 8)
+    # An encoder without blocks leaves the pixels alone, so they are not told either.
+    plain = {name: {LAST: views[LAST]} for name, views in blocks.items()}
+    found = run_suite({**plain, PIXELS: {LAST: parts(1, 2)}}, entries)
+    assert {row["evaluator"] for row in found.rows} == {probe}
 
 
 def test_the_baselines_stand_always_beside():

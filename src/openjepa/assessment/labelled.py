@@ -19,7 +19,7 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.spectrum import rankme
 from openjepa.evaluation.split import check_parts, split
-from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, TOKENS, Entry, Progress, run_suite
+from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, run_suite
 from openjepa.pretrained import Pretrained
 
 
@@ -42,7 +42,7 @@ def assess(
     Args:
         judged: an encoder of ours, or any encoder with its baselines (:func:`openjepa.assessment.encoders.open_panel`).
         splits: the test part is the data's own, or a fifth of each class held out of the train part.
-        entries: the evaluators (the quick pair).
+        entries: the evaluators (the quick ones).
         limit: at most so many images to learn on, and a quarter of it to test on; chosen by a fixed seed.
         command: what a person types to get the same again, for the record.
         cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
@@ -70,8 +70,7 @@ def assess(
     tested = extract_kinds(panel, held, kinds, cache, progress)
     subjects, notes = _subjects(trained, tested)
     main = Kind(panel.subjects[0], LAST)
-    readable = [entry for entry in entries if _readable(entry, subjects)]
-    found = run_suite(subjects, readable, progress, remembering(cache))
+    found = run_suite(subjects, entries, progress, remembering(cache))
     return facts | {
         "train_images": len(trained[main]),
         "test_images": len(tested[main]),
@@ -164,12 +163,6 @@ def _subjects(
                 continue
         subjects.setdefault(kind.subject, {})[kind.view] = train, test
     return subjects, notes
-
-
-def _readable(entry: Entry, subjects: dict[str, dict[str, tuple[Part, Part]]]) -> bool:
-    """Whether anything but raw pixels has what the entry reads: alone, the pixels would be beside nothing."""
-    views = {view for name, own in subjects.items() if name != PIXELS for view in own}
-    return entry.view in views or entry.view not in (LAST_FOUR, TOKENS)
 
 
 def _unlabelled(

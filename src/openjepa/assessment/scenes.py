@@ -1,24 +1,22 @@
 """Judge an encoder on scenes of several objects: how many, how near, and where (see openjepa.data.scenes)."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from openjepa.assessment.cache import FeatureCache
-from openjepa.assessment.encoders import Panel, pooled
+from openjepa.assessment.encoders import Kind, Panel
 from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.sheets import new_picture, sheet
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.scenes import TASKS, Scenes
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
-from openjepa.evaluation.features import Features, extract
+from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.suite import LAST, Entry, run_suite
 from openjepa.progress import progress
 
@@ -44,7 +42,7 @@ def assess_scenes(
         train: scenes to learn on, of items of the sample's train part.
         test: scenes to test on, of items of its test part.
         seed: of the scenes.
-        entries: what judges the average-pooled features (k-NN and a linear probe).
+        entries: what judges the features (the quick evaluators).
         pictures: a folder for ``scenes.png``, a sheet of scenes with their labels.
         cache: where what evaluators found is looked for and kept.
         note: told what is being done, for whoever waits.
@@ -61,26 +59,26 @@ def assess_scenes(
     scenes = {part: Scenes(seed=seed, size=size, channels=channels, part=part) for part in parts}
     if where is not None:
         _picture(scenes["test"], panel.preprocessing).save(where)
-    encoders = pooled(panel)
+    entries = entries or quick(panel.device)
+    views = {LAST, *(entry.view for entry in entries)}
+    kinds = [kind for kind in panel.kinds if kind.view in views]
     found = {}
     for part, count in parts.items():
         note(f"features of the {count:,} scenes to {'learn' if part == 'train' else 'test'} on")
-        found[part] = extract(encoders, _batches(scenes[part], count))
+        found[part] = _features(panel, kinds, scenes[part], count)
     rows, differences, said, chance = [], [], [], {}
     for task in TASKS:
         note(f"scenes: {task}")
-        pairs = {
-            name: tuple(
-                _labelled(found[part][name], scenes[part].labels(np.arange(parts[part]))[task]) for part in parts
-            )
-            for name in encoders
-        }
-        parts_of = {name: {LAST: (learn, held)} for name, (learn, held) in pairs.items()}
-        record = run_suite(parts_of, entries or quick(panel.device), judged=remembering(cache)).record()
+        labels = {part: scenes[part].labels(np.arange(parts[part]))[task] for part in parts}
+        subjects: dict[str, dict[str, tuple[Part, Part]]] = {}
+        for kind in kinds:
+            learn, held = (_labelled(found[part][kind], labels[part], kind.subject) for part in parts)
+            subjects.setdefault(kind.subject, {})[kind.view] = learn, held
+        record = run_suite(subjects, entries, judged=remembering(cache)).record()
         called = f"scenes: {task}"
         rows += [row | {"task": called} for row in record["rows"]]
         differences += [row | {"task": called} for row in record["differences"]]
-        chance[called] = _most_common(pairs[panel.subjects[0]])
+        chance[called] = _most_common(*(labels[part][labels[part] >= 0] for part in parts))
         said.append(f"Scenes, {task} (always the commonest class: {100 * chance[called]:.1f}%). {record['summary']}")
     return {
         "data": f"scenes of {size[0]} x {size[1]} px, seed {seed}",
@@ -96,24 +94,29 @@ def assess_scenes(
     }
 
 
-def _batches(scenes: Scenes, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _features(panel: Panel, kinds: Sequence[Kind], scenes: Scenes, count: int) -> dict[Kind, np.ndarray]:
+    """Of the first ``count`` scenes, each kind of features as "n D", in one pass."""
+    values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in kinds}
+    networks = [(network, [kind for kind in network.kinds if kind in values]) for network in panel.networks]
     with progress("scenes") as advance:
         for start in range(0, count, _BATCH):
-            index = np.arange(start, min(count, start + _BATCH))
-            yield scenes.draw(index), torch.from_numpy(index)
-            advance(int(index[-1]) + 1, count)
+            images = scenes.draw(np.arange(start, min(count, start + _BATCH)))
+            for network, own in networks:
+                for kind, given in network.encode(images, own).items():
+                    values[kind].append(given.float().cpu().numpy())
+            advance(min(count, start + _BATCH), count)
+    return {kind: np.concatenate(parts) for kind, parts in values.items()}
 
 
-def _labelled(features: Features, labels: np.ndarray) -> Features:
+def _labelled(values: np.ndarray, labels: np.ndarray, name: str) -> Features:
     """The features with a task's labels; scenes to which the question does not apply are left out."""
     asked = np.flatnonzero(labels >= 0)
-    return Features(features.values[asked], labels[asked], features.name)
+    return Features(values[asked], labels[asked], name)
 
 
-def _most_common(parts: tuple[Features, ...]) -> float:
+def _most_common(learn: np.ndarray, held: np.ndarray) -> float:
     """The accuracy of naming the train part's commonest class every time."""
-    learn, held = parts
-    return float((held.labels == np.bincount(learn.labels).argmax()).mean())
+    return float((held == np.bincount(learn).argmax()).mean())
 
 
 def _picture(scenes: Scenes, preprocessing: Preprocessing) -> Image.Image:

@@ -31,7 +31,7 @@ def compare_verb(arguments: list[str]) -> int:
             flops: floating-point operations of each run's training, as 1e14; all of a step is counted.
             steps: optimiser steps of each run.
             epochs: passes over the images of each run.
-            suite: quick (k-NN, linear probe, spoilt images, scenes) or full: what each run is judged by.
+            suite: quick (k-NN, linear probes, spoilt images, scenes) or full: what each run is judged by.
             scene_count: scenes to learn on, and to test on.
             segmentation: judge each run on these images and masks as well.
             recipe: auto, small or standard.

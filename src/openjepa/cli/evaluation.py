@@ -22,10 +22,10 @@ def evaluate_verb(arguments: list[str]) -> int:
     class Evaluate:
         """Judge an encoder by what its features are good for, beside a random one of its shape and raw pixels.
 
-        The quick suite is k-NN and a linear probe. The full one adds k-NN with k chosen, logistic regression with less
-        regularisation, SGD probes (with and without BatchNorm; last layer and last four blocks), an attentive probe,
-        low-shot probes, retrieval, spoilt images, scenes of several objects, and fine-tuning. All choices are made on
-        a part held out of the training images.
+        The quick suite is k-NN and a linear probe (of the last layer; of the last four blocks). The full one adds k-NN
+        with k chosen, logistic regression with less regularisation, SGD probes (with and without BatchNorm; last layer
+        and last four blocks), an attentive probe, low-shot probes, retrieval, spoilt images, scenes of several objects,
+        and fine-tuning. All choices are made on a part held out of the training images.
 
         Attributes:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA

@@ -1,7 +1,7 @@
 """The comparison: every evaluator on the encoder, on a random one of its shape and on raw pixels, and what it says."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class Evaluation:
     def summary(self, features: str = TARGET) -> str:
         """The sentences of the evaluators that compare accuracies, or of the first two of many."""
         names = list(dict.fromkeys(c.evaluator for c in self._of(features)))
-        if len(names) > 3:
+        if len(names) > 2:
             names = [name for name in names if name in HEADLINE] or names[:2]
         return " ".join(self.sentence(name, features) for name in names)
 
@@ -202,22 +202,34 @@ def run_suite(
     """Run every entry on every subject that has what it reads; a subject without it is left out of those rows.
 
     Raw pixels have no blocks: where an entry reads the last four, the same evaluator on the pixels themselves stands
-    beside it. ``subjects`` gives for each name, baselines included, a (train, test) pair for every view; all views of
-    one kind are of the same images. ``progress`` is told what begins, the cost done and the cost of all;
-    ``judged`` runs one evaluator on one subject. Raises InputError for parts that cannot be judged.
+    beside it (run once, if another entry has its settings), and alone they are left out. ``subjects`` gives for each
+    name, baselines included, a (train, test) pair for every view; all views of one kind are of the same images.
+    ``progress`` is told what begins, the cost done and the cost of all; ``judged`` runs one evaluator on one subject.
+    Raises InputError for parts that cannot be judged.
     """
     for view in (LAST, LAST_FOUR, TOKENS):
         if same := {name: views[view] for name, views in subjects.items() if view in views}:
             check_same_images(same)
     rows: list[dict[str, Any]] = []
     found: dict[tuple[str, str], Found] = {}
-    work = [(entry, name) for entry in entries for name in subjects if _view(entry, name, subjects[name])]
+    known: dict[Any, Found] = {}
+    work = [
+        (entry, name)
+        for entry in entries
+        if _readable(entry, subjects)
+        for name in subjects
+        if _view(entry, name, subjects[name])
+    ]
     total, done = sum(entry.cost for entry, _ in work), 0.0
     for entry, name in work:
         evaluator = entry.evaluator
         progress(f"{evaluator.name}: {name}", done, total)
-        train, test = (_named(part, name) for part in subjects[name][_view(entry, name, subjects[name])])
-        found[evaluator.name, name] = judged(evaluator, train, test)
+        view = _view(entry, name, subjects[name])
+        same = name, view, _settings(evaluator)
+        if same not in known:
+            train, test = (_named(part, name) for part in subjects[name][view])
+            known[same] = judged(evaluator, train, test)
+        found[evaluator.name, name] = known[same]
         rows += found[evaluator.name, name].rows(name, evaluator.name)
         done += entry.cost
     progress("done", total, total)
@@ -228,6 +240,19 @@ def _view(entry: Entry, name: str, views: Views) -> str:
     """What the entry reads of this subject; "" for nothing."""
     wanted = LAST if name == PIXELS and entry.view == LAST_FOUR else entry.view
     return wanted if wanted in views else ""
+
+
+def _readable(entry: Entry, subjects: Mapping[str, Views]) -> bool:
+    """Whether anything but raw pixels has what the entry reads: alone, the pixels would be beside nothing."""
+    return any(entry.view in views for name, views in subjects.items() if name != PIXELS)
+
+
+def _settings(evaluator: Evaluator) -> Any:
+    """All of an evaluator but its name; equal settings find the same."""
+    if not is_dataclass(evaluator):
+        return id(evaluator)
+    own = [(field.name, getattr(evaluator, field.name)) for field in fields(evaluator) if field.name != "name"]
+    return type(evaluator), repr(own)
 
 
 def _compare(found: Mapping[tuple[str, str], Found]) -> tuple[Comparison, ...]:
