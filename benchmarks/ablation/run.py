@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,18 @@ from openjepa.cli import suit_the_process
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
+from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.experiment import Experiment
 from openjepa.masking import Masks, MultiBlockMasking, block_extents
+from openjepa.objectives.base import Objective
 from openjepa.recipes.small import small
 from openjepa.training.distributed import Processes
 from openjepa.training.trainer import Step
+
+Change = Callable[[Experiment], Experiment]
 
 
 class Edges(MultiBlockMasking):
@@ -68,46 +72,82 @@ class Shared(MultiBlockMasking):
         keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(axes))
         u = draws.uniform(f"mask {name}", *keys)
         scale, aspect = getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect")
-        extents = block_extents(self._extents, scale, aspect, size)
-        start = np.floor(u * (np.asarray(self._extents) - extents + 1)).astype(np.int64)
+        extents, room = self._room(block_extents(self._extents, scale, aspect, size))
+        start = np.floor(u * room).astype(np.int64)
         inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
         return np.asarray(inside.all(-1))
 
+    def _room(self, extents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The extents of blocks, and how many places there are for each."""
+        return extents, np.asarray(self._extents) - extents + 1
 
-def changed(**parts: dict[str, Any]) -> Callable[[Experiment], Experiment]:
+
+class Flawed(Shared, Raster):
+    """All three."""
+
+    def _room(self, extents):
+        extents = np.minimum(extents, np.asarray(self._extents) - 1)
+        return extents, np.asarray(self._extents) - extents
+
+
+def changed(**parts: dict[str, Any]) -> Change:
     """The experiment with some settings of some parts replaced."""
     return lambda experiment: replace(
         experiment, **{part: replace(getattr(experiment, part), **settings) for part, settings in parts.items()}
     )
 
 
-LEVERS: dict[str, tuple[Callable[[Experiment], Experiment], type[MultiBlockMasking]]] = {
-    "unchanged": (changed(), MultiBlockMasking),
-    "flaw: edges never reached": (changed(), Edges),
-    "flaw: context cut in raster order": (changed(), Raster),
-    "flaw: one number for scale and aspect": (changed(), Shared),
-    "no variance-covariance term": (changed(ijepa={"variance_covariance": 0.0}), MultiBlockMasking),
-    "variance-covariance 0.01": (changed(ijepa={"variance_covariance": 0.01}), MultiBlockMasking),
-    "targets: LayerNorm alone": (changed(ijepa={"target_norm": "layer"}), MultiBlockMasking),
-    "targets: per feature": (changed(ijepa={"target_norm": "feature"}), MultiBlockMasking),
-    "targets: per feature and place": (changed(ijepa={"target_norm": "position"}), MultiBlockMasking),
-    "targets of depth 3 alone": (changed(ijepa={"target_depths": (3,)}), MultiBlockMasking),
-    "targets of two depths (3, 6)": (changed(ijepa={"target_depths": (3, 6)}), MultiBlockMasking),
-    "width 96, depth 4": (changed(encoder={"width": 96, "depth": 4}), MultiBlockMasking),
-    "batch 32": (changed(training={"batch": 32}), MultiBlockMasking),
-    "lr doubled": (changed(schedule={"lr": 1e-3}), MultiBlockMasking),
-    "EMA from 0.996": (changed(ijepa={"momentum": (0.996, 1.0)}), MultiBlockMasking),
-    "EMA from 0.9": (changed(ijepa={"momentum": (0.9, 1.0)}), MultiBlockMasking),
-    "L2 loss": (changed(ijepa={"loss": "l2"}), MultiBlockMasking),
-    "all visible tokens seen": (changed(masks={"context_share": 1.0}), MultiBlockMasking),
-    "two mask sets for a teacher pass": (changed(masks={"contexts": 2}), MultiBlockMasking),
-    "larger targets (0.3 to 0.4)": (changed(masks={"target_scale": (0.3, 0.4)}), MultiBlockMasking),
-    "predictor depth 2": (changed(predictor={"depth": 2}), MultiBlockMasking),
-    "predictor width 64": (changed(predictor={"width": 64}), MultiBlockMasking),
-    "weight decay 0.05 throughout": (
-        changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05}), MultiBlockMasking,
+@torch.no_grad()
+def embed_as_published(objective: Objective) -> None:
+    """Patch embeddings of standard deviation 0.02, whatever the patch (here they begin scaled to it)."""
+    for encoder in (module for module in objective.modules() if isinstance(module, Encoder)):
+        encoder.embed.weight *= min(1.0, math.sqrt(encoder.embed.in_features / 768))
+
+
+@dataclass(frozen=True)
+class Lever:
+    """What is changed: settings, the sampler of masks, or the weights to begin with."""
+
+    change: Change = lambda experiment: experiment
+    masking: type[MultiBlockMasking] = MultiBlockMasking
+    begin: Callable[[Objective], None] = lambda objective: None
+
+
+LEVERS: dict[str, Lever] = {
+    "unchanged": Lever(),
+    "flaw: edges never reached": Lever(masking=Edges),
+    "flaw: context cut in raster order": Lever(masking=Raster),
+    "flaw: one number for scale and aspect": Lever(masking=Shared),
+    "flaw: patch embedding drawn with 0.02": Lever(begin=embed_as_published),
+    "all flaws; published targets, EMA, betas, crops": Lever(
+        changed(
+            ijepa={"target_norm": "layer", "variance_covariance": 0.0, "momentum": (0.996, 1.0)},
+            optimizer={"betas": (0.9, 0.999)},
+            augmentation={"crop_scale": (0.3, 1.0)},
+        ),
+        Flawed,
+        embed_as_published,
     ),
-    "crops of 0.3 to 1.0": (changed(augmentation={"crop_scale": (0.3, 1.0)}), MultiBlockMasking),
+    "no variance-covariance term": Lever(changed(ijepa={"variance_covariance": 0.0})),
+    "variance-covariance 0.01": Lever(changed(ijepa={"variance_covariance": 0.01})),
+    "targets: LayerNorm alone": Lever(changed(ijepa={"target_norm": "layer"})),
+    "targets: per feature": Lever(changed(ijepa={"target_norm": "feature"})),
+    "targets: per feature and place": Lever(changed(ijepa={"target_norm": "position"})),
+    "targets of depth 3 alone": Lever(changed(ijepa={"target_depths": (3,)})),
+    "targets of two depths (3, 6)": Lever(changed(ijepa={"target_depths": (3, 6)})),
+    "width 96, depth 4": Lever(changed(encoder={"width": 96, "depth": 4})),
+    "batch 32": Lever(changed(training={"batch": 32})),
+    "lr doubled": Lever(changed(schedule={"lr": 1e-3})),
+    "EMA from 0.996": Lever(changed(ijepa={"momentum": (0.996, 1.0)})),
+    "EMA from 0.9": Lever(changed(ijepa={"momentum": (0.9, 1.0)})),
+    "L2 loss": Lever(changed(ijepa={"loss": "l2"})),
+    "all visible tokens seen": Lever(changed(masks={"context_share": 1.0})),
+    "two mask sets for a teacher pass": Lever(changed(masks={"contexts": 2})),
+    "larger targets (0.3 to 0.4)": Lever(changed(masks={"target_scale": (0.3, 0.4)})),
+    "predictor depth 2": Lever(changed(predictor={"depth": 2})),
+    "predictor width 64": Lever(changed(predictor={"width": 64})),
+    "weight decay 0.05 throughout": Lever(changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05})),
+    "crops of 0.3 to 1.0": Lever(changed(augmentation={"crop_scale": (0.3, 1.0)})),
 }  # fmt: skip
 
 
@@ -119,10 +159,11 @@ def recipe(seed: int, steps: int, precision: Literal["bf16", "float32"]) -> Expe
 
 def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"], splits: Splits) -> dict[str, Any]:
     """Train, and judge the target encoder."""
-    change, sampler = LEVERS[lever]
-    experiment = change(recipe(seed, steps, precision))
-    masking = sampler(experiment.encoder.grid, experiment.masks, seed=seed)
+    made = LEVERS[lever]
+    experiment = made.change(recipe(seed, steps, precision))
+    masking = made.masking(experiment.encoder.grid, experiment.masks, seed=seed)
     objective = experiment.objective().train()
+    made.begin(objective)
     step = Step(
         objective,
         schedule=experiment.schedule,
