@@ -92,7 +92,7 @@ def main() -> None:
     done = {(result["recipe"], result["minutes"], result["seed"]) for result in results}
     for seed in range(options.seeds):
         for minutes in sorted(options.minutes):
-            for recipe in options.recipes:
+            for recipe in filter(options.recipes.__contains__, RECIPES):
                 if (recipe, minutes, seed) in done:
                     continue
                 run, ours = (

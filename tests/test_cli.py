@@ -221,7 +221,18 @@ def planned_run(tmp_path: Path, images: Path, *arguments: str) -> tuple[Experime
     """What a run settles on, stopped once it has begun, and why."""
     run = tmp_path / str(len(list(tmp_path.iterdir())))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "openjepa", "pretrain", str(images), "--out", str(run), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "openjepa",
+        "pretrain",
+        str(images),
+        "--out",
+        str(run),
+        "--device",
+        "cpu",
+        *arguments,
+    ]
     begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     while not (run / "experiment.json").is_file():
         if begun.poll() is not None:
@@ -243,9 +254,12 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
     assert settled("--steps", "9999", *few) == (192, "whiten", 0.03, 5e-4)
     assert settled("--steps", "10000", *few) == (256, "feature", 0.005, 1e-3)
     assert settled("--steps", "10000", *few, "--objective", "mae")[0] == 256
-    # What is asked for stays.
+    # What is asked for stays, and the shape of the encoder is one's own as soon as a part of it is.
     asked = ("--encoder.width", "96", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
     assert settled("--steps", "10000", *few, *asked) == (96, "layer", 0.005, 2e-3)
+    made, why = planned_run(tmp_path, images, "--steps", "10000", *few, "--encoder.heads", "3")
+    assert (made.encoder.width, made.encoder.heads) == (192, 3)
+    assert why.endswith("room for 10,000 steps, so targets standardised per feature")
 
 
 def test_time_for_a_long_run_is_given_to_fewer_steps_of_the_wider_encoder(images, tmp_path):

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,9 +79,7 @@ class Wishes:
         lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps", "flops")}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) > 1:
-            raise InputError(
-                f"give one of --minutes, --epochs and --steps, not {' and '.join(f'--{name}' for name in given)}"
-            )
+            raise InputError(f"give one length of a run, not {' and '.join(f'--{name}' for name in given)}")
         for name, value in given.items():
             if not 0 < value < math.inf:
                 raise InputError(f"--{name} must be a number above 0, got {value}")
@@ -118,6 +116,7 @@ def plan(
     processes: Processes,
     opened: str | None,
     override: Callable[[Experiment], Experiment] = lambda experiment: experiment,
+    asked: Collection[str] = (),
     copied: Callable[[Source, Experiment], Source] = lambda source, experiment: source,
 ) -> Plan:
     """Look at the data, settle the experiment, and estimate its cost from a few real steps.
@@ -125,6 +124,7 @@ def plan(
     Args:
         opened: what ``open_data`` was given, to open it again on resume.
         override: applies the settings given on the command line to the recipe's.
+        asked: the names of these settings, as ``--encoder.width``.
         copied: gives the source to train from in place of the images themselves (:class:`Copies` of them).
 
     Raises:
@@ -148,13 +148,16 @@ def plan(
     short = checked(chosen)
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
+    other = checked(_lengthened(chosen, asked)) if of_its_own and wishes.long is not False else short
     long = of_its_own and bool(wishes.long)
-    experiment, cost = _costed(checked(lengthened(chosen)) if long else short, splits, wishes, processes)
+    experiment, cost = _costed(other if long else short, splits, wishes, processes)
     if of_its_own and wishes.long is None and experiment.training.steps >= LONG:
         long = True
-        experiment, cost = _costed(checked(lengthened(chosen)), splits, wishes, processes)
-    if long:
-        why += _lengthened(short, experiment)
+        if other != short:
+            experiment, cost = _costed(other, splits, wishes, processes)
+    if long and other != short:
+        why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
+        why += f", so {_differences(short, other)}"
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
@@ -193,14 +196,20 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
     return _begun(experiment, wishes), why
 
 
-def _lengthened(short: Experiment, long: Experiment) -> str:
+def _lengthened(chosen: Experiment, asked: Collection[str]) -> Experiment:
+    """The recipe for long runs, with the short one's encoder where the command line settles a part of its shape."""
+    long = lengthened(chosen)
+    own = {"--encoder.width", "--encoder.depth", "--encoder.heads"} & set(asked)
+    return replace(long, encoder=chosen.encoder) if own else long
+
+
+def _differences(short: Experiment, long: Experiment) -> str:
     """What a long run has otherwise, and the command line did not settle."""
     different = {
         "a wider encoder": short.encoder.width < long.encoder.width,
         "targets standardised per feature": short.ijepa.target_norm != long.ijepa.target_norm,
     }
-    said = " and ".join(name for name, is_so in different.items() if is_so)
-    return f"; room for {LONG:,} steps, so {said}" if said else ""
+    return " and ".join(name for name, is_so in different.items() if is_so) or "the learning rate of long runs"
 
 
 def _with_objective(experiment: Experiment, objective: Method | None) -> Experiment:
@@ -439,7 +448,8 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
     else:
         steps = min(max(3000, round(100 * per_epoch)), 30_000)
     steps = max(1, steps)
-    watch = training.watch_every if wishes.experiment is not None else max(50, steps // 12)
+    own = wishes.experiment is not None and wishes.flops is None
+    watch = training.watch_every if own else max(1 if wishes.flops else 50, steps // 12)
     watch = wishes.watch_every or watch
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
 

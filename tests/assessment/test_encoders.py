@@ -163,6 +163,29 @@ def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, s
     assert any("nothing is said of the last four" in note for note in found["notes"])
 
 
+def staged(folder: Path, kind: str) -> Path:
+    """A network of stages, whose shapes are not those of the last: of transformers or, with a small letter, timm."""
+    if kind.islower():
+        timm_directory(folder, kind)
+        return folder
+    transformers = pytest.importorskip("transformers")
+    swin = {"patch_size": 2, "embed_dim": 16, "num_heads": [2] * 4, "window_size": 2}
+    settings = swin if kind == "Swin" else {"hidden_sizes": [8, 16, 16, 16]}
+    config = getattr(transformers, f"{kind}Config")(image_size=32, depths=[1] * 4, num_stages=4, **settings)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Swin", "ConvNext", "efficientnet_b0"])
+def test_blocks_that_are_stages_are_not_read_as_blocks(kind, tmp_path, splits):
+    panel = open_panel(staged(tmp_path / "model", kind))
+    assert Kind(PATCHES, LAST_FOUR) not in panel.kinds
+    found = assess(panel, splits, limit=18)
+    assert {row["evaluator"] for row in found["rows"]} == {"k-NN", "linear probe"}
+    assert any("nothing is said of the last four" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize(("library", "extra"), [("transformers", "export"), ("timm", "parity")])
 def test_a_missing_library_is_named_with_what_to_install(library, extra, tmp_path, monkeypatch):
     content = {"model_type": "vit"} if library == "transformers" else {"architecture": "vit_tiny_patch16_224"}

@@ -22,7 +22,7 @@ def call(*arguments: str | Path) -> int:
 
 
 def export(folder: Path, channels: int, size: int = 16) -> Path:
-    config = EncoderConfig(signal=(size, size), patch=(4, 4), channels=channels, width=24, depth=1, heads=2)
+    config = EncoderConfig(signal=(size, size), patch=(4, 4), channels=channels, width=24, depth=2, heads=2)
     encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
     facts = {"size": (size, size), "channels": channels, "mean": (0.5,) * channels, "std": (0.25,) * channels}
     huggingface.export(encoder, folder, preprocessing=facts)
@@ -98,6 +98,8 @@ def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
     tasks = [f"scenes: {task}" for task in ("count", "nearest distance", "position")]
     evaluators = ("k-NN", "linear probe", "linear probe, last four blocks")
     assert list(found) == [(task, evaluator, name) for task in tasks for evaluator in evaluators for name in NAMES]
+    four = found["scenes: count", "linear probe, last four blocks", "trained encoder"]
+    assert four["dimensions"] == 2 * found["scenes: count", "linear probe", "trained encoder"]["dimensions"]
     facts = json.loads(written.read_text())["tasks"]["scenes"]
     # Where the dark thing is can be read from the pixels; chance is a ninth, and the signal is there.
     assert found["scenes: position", "linear probe", "raw pixels"]["low"] > 0.5

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from openjepa.assessment.encoders import Panel, Read, Reading, network, panel, weights_hash
+from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, network, panel, weights_hash
 from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Picture
@@ -129,6 +129,7 @@ def _panel(
     depth: int | None,
 ) -> Panel:
     classes = shown.class_token is not None
+    depth = _blocks(reader(model), shown.blocks[-1], preprocessing, depth)
     networks = []
     for name, class_name, one in ((PATCHES, CLASS_TOKEN, model), (RANDOM, _RANDOM_CLASS, random)):
         one = one.to(device).eval()
@@ -145,6 +146,18 @@ def _panel(
     _, tokens, width = shown.blocks[-1].shape
     subjects = (PATCHES, CLASS_TOKEN) if classes else (PATCHES,)
     return panel(subjects, networks, preprocessing, (tokens, width), device, depth, notes)
+
+
+def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
+    """The number of blocks whose outputs can be read like the ``last`` one's; None for stages of other shapes."""
+    if not depth:
+        return None
+    asked = min(BLOCKS, depth)
+    try:
+        found = read(torch.zeros(1, preprocessing.channels, *preprocessing.size), asked).blocks
+    except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
+        return None  # each library says in its own way that it cannot
+    return depth if [block.shape for block in found] == [last.shape] * asked else None
 
 
 def _processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing:

@@ -133,10 +133,10 @@ def pretrain_verb(arguments: list[str]) -> int:
     if given.out is None and not given.dry_run:
         raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
     given.out = given.out and given.out.expanduser()
-    return _begin(given, wishes, override, plan)
+    return _begin(given, wishes, partial(plan, override=override, asked=asked))
 
 
-def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
+def _begin(given: Any, wishes: Any, plan: Callable) -> int:
     from openjepa.data.sources import open_data
     from openjepa.running import check_free, make_run
     from openjepa.training import distributed
@@ -153,7 +153,7 @@ def _begin(given: Any, wishes: Any, override: Callable, plan: Callable) -> int:
             # Several processes write when the run begins, the first one of each machine.
             write = processes.world == 1 and not given.dry_run
             copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
-            planned = plan(open_data(given.data), wishes, processes, opened, override, copied)
+            planned = plan(open_data(given.data), wishes, processes, opened, copied=copied)
             print_plan(planned.facts)
             if not given.dry_run:
                 make_run(given.out, planned)

@@ -73,7 +73,8 @@ class Evaluation:
         return f"On the {evaluator} the {features} is right for {100 * own:.1f}% of the test images{beside}."
 
     def summary(self, features: str = TARGET) -> str:
-        """The sentences of the evaluators that compare accuracies, or of the first two of many."""
+        """The sentences of the evaluators that compare accuracies; of more than two, of k-NN and the linear probe, or
+        else of the first two."""
         names = list(dict.fromkeys(c.evaluator for c in self._of(features)))
         if len(names) > 2:
             names = [name for name in names if name in HEADLINE] or names[:2]
