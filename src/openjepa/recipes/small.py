@@ -42,9 +42,9 @@ def small(
     )
 
 
-# Where there is time for so many steps of the recipe, another one takes over. On the linear probe it is ahead on CIFAR-10
-# at the cost of 13,000 such steps (k-NN: a point behind), level on Fashion-MNIST at that of 10,000, behind on the
-# sample at that of 5,000 (one seed each, LOG.md).
+# Where there is time for so many steps of the recipe, another one takes over. On the linear probe it is ahead on
+# CIFAR-10 at the cost of 13,000 such steps (k-NN: a point behind), level on Fashion-MNIST at that of 10,000, behind on
+# the sample at that of 5,000 (one seed each, LOG.md).
 LONG = 10_000
 
 
