@@ -92,8 +92,8 @@ def main() -> None:
     done = {(result["recipe"], result["minutes"], result["seed"]) for result in results}
     for seed in range(options.seeds):
         for minutes in sorted(options.minutes):
-            for recipe in filter(options.recipes.__contains__, RECIPES):
-                if (recipe, minutes, seed) in done:
+            for recipe in RECIPES:
+                if recipe not in options.recipes or (recipe, minutes, seed) in done:
                     continue
                 run, ours = (
                     options.out / f"{name.replace(' ', '-')}-{minutes:g}-{seed}" for name in (recipe, "openjepa")

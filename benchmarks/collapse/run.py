@@ -122,10 +122,10 @@ class Judge:
         """Accuracies in [0, 1]."""
         objective.eval()
 
-        def encode(images: torch.Tensor) -> torch.Tensor:
-            return objective.representation(self.preprocessing.normalise(images)).mean(1)
+        def encode(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"encoder": objective.representation(self.preprocessing.normalise(images)).mean(1)}
 
-        learn, test = (extract({"encoder": encode}, part)["encoder"] for part in self.parts)
+        learn, test = (extract(encode, part)["encoder"] for part in self.parts)
         return {"knn": KNN()(learn, test)["accuracy"], "probe": LinearProbe()(learn, test)["accuracy"]}
 
 

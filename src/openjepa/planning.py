@@ -79,7 +79,7 @@ class Wishes:
         lengths = {name: getattr(self, name) for name in ("minutes", "epochs", "steps", "flops")}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) > 1:
-            raise InputError(f"give one length of a run, not {' and '.join(f'--{name}' for name in given)}")
+            raise InputError(f"give only one of {' and '.join(f'--{name}' for name in given)}")
         for name, value in given.items():
             if not 0 < value < math.inf:
                 raise InputError(f"--{name} must be a number above 0, got {value}")
@@ -103,7 +103,7 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run about to begin: the experiment, the facts of ``plan.json``, and whether it is the recipe for long runs."""
+    """A run about to begin: the experiment, the facts of ``plan.json``, and whether it has room for ``LONG`` steps."""
 
     experiment: Experiment
     facts: dict[str, Any]
@@ -148,16 +148,14 @@ def plan(
     short = checked(chosen)
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
-    other = checked(_lengthened(chosen, asked)) if of_its_own and wishes.long is not False else short
-    long = of_its_own and bool(wishes.long)
-    experiment, cost = _costed(other if long else short, splits, wishes, processes)
-    if of_its_own and wishes.long is None and experiment.training.steps >= LONG:
-        long = True
-        if other != short:
-            experiment, cost = _costed(other, splits, wishes, processes)
-    if long and other != short:
+    lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
+    experiment, cost = _costed(lengthy if wishes.long else short, splits, wishes, processes)
+    long = experiment.training.steps >= LONG if wishes.long is None else wishes.long
+    if long and lengthy != short:
+        if not wishes.long:
+            experiment, cost = _costed(lengthy, splits, wishes, processes)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
-        why += f", so {_differences(short, other)}"
+        why += f", so {_differences(short, lengthy)}"
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
@@ -209,7 +207,7 @@ def _differences(short: Experiment, long: Experiment) -> str:
         "a wider encoder": short.encoder.width < long.encoder.width,
         "targets standardised per feature": short.ijepa.target_norm != long.ijepa.target_norm,
     }
-    return " and ".join(name for name, is_so in different.items() if is_so) or "the learning rate of long runs"
+    return " and ".join(name for name, is_so in different.items() if is_so) or "other settings"
 
 
 def _with_objective(experiment: Experiment, objective: Method | None) -> Experiment:

@@ -56,7 +56,7 @@ def test_extract_reads_every_batch_once_for_all_encoders():
             yield part, torch.arange(start, start + len(part))
 
     mean = lambda x: x.float().mean((1, 2, 3), keepdim=False)[:, None]  # noqa: E731
-    found = extract({"mean": mean, "pixels": lambda x: raw_pixels(x)[0]}, batches())
+    found = extract(lambda x: {"mean": mean(x), "pixels": raw_pixels(x)[0]}, batches())
     assert read == [0, 4]
     assert found["mean"].values[:, 0].tolist() == [1.5 + 4 * i for i in range(6)]
     assert np.allclose(found["pixels"].values, images.numpy().reshape(6, 4) / 255)
@@ -66,7 +66,7 @@ def test_extract_reads_every_batch_once_for_all_encoders():
 
 def test_extract_of_nothing_is_refused():
     with pytest.raises(InputError, match="no images"):
-        extract({"pixels": lambda x: raw_pixels(x)[0]}, [])
+        extract(lambda x: {"pixels": raw_pixels(x)[0]}, [])
 
 
 def test_raw_pixels_keep_small_images_and_average_large_ones():

@@ -28,6 +28,9 @@ class Kind(NamedTuple):
     subject: str
     view: str
 
+    def __str__(self) -> str:
+        return f"{self.subject}, {self.view}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -125,18 +128,14 @@ def panel_of(pretrained: Pretrained) -> Panel:
     return replace(made, pretrained=pretrained)
 
 
-def pooled(panel: Panel) -> dict[str, Callable[[Tensor], Tensor]]:
-    """For each row of the table a function from prepared images "B C H W" to features "B D" of the last layer."""
+def reading(panel: Panel, views: Collection[str]) -> Callable[[Tensor], dict[Kind, Tensor]]:
+    """A function from prepared images "B C H W" to every kind of features of ``views``; each network runs once."""
+    networks = [(network, [kind for kind in network.kinds if kind.view in views]) for network in panel.networks]
 
-    def reading(network: Network, kind: Kind) -> Callable[[Tensor], Tensor]:
-        return lambda images: network.encode(images, (kind,))[kind]
+    def read(images: Tensor) -> dict[Kind, Tensor]:
+        return {kind: given for network, own in networks for kind, given in network.encode(images, own).items()}
 
-    return {
-        kind.subject: reading(network, kind)
-        for network in panel.networks
-        for kind in network.kinds
-        if kind.view == LAST
-    }
+    return read
 
 
 def panel(

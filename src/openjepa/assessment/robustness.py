@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from openjepa import draws
-from openjepa.assessment.encoders import Panel, pooled
+from openjepa.assessment.encoders import Panel, reading
 from openjepa.assessment.extraction import Chosen
 from openjepa.assessment.labelled import chosen_parts
 from openjepa.data.augmentation import Preprocessing, to_unit
@@ -22,7 +22,7 @@ from openjepa.evaluation.features import Classifier, Features, extract
 from openjepa.evaluation.intervals import paired_difference, wilson
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.suite import BASELINES
+from openjepa.evaluation.suite import BASELINES, LAST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +84,22 @@ def assess_robustness(
     """
     begin = time.perf_counter()
     (learn, held), sentence = chosen_parts(splits, limit)
-    encoders = pooled(panel)
+    read = reading(panel, (LAST,))
+
+    def features(images: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Features]:
+        return {kind.subject: found for kind, found in extract(read, images).items()}
+
     note("features of spoilt images")
-    train = extract(encoders, _images(panel.preprocessing, learn))
-    tests = {"clean": extract(encoders, _images(panel.preprocessing, held))}
+    train = features(_images(panel.preprocessing, learn))
+    tests = {"clean": features(_images(panel.preprocessing, held))}
     for corruption in corruptions:
-        tests[corruption.name] = extract(encoders, corrupted(_images(panel.preprocessing, held), corruption))
+        tests[corruption.name] = features(corrupted(_images(panel.preprocessing, held), corruption))
     rows, differences = [], []
     for evaluator in (KNN(device=panel.device), LinearProbe(device=panel.device)):
         note(f"{evaluator.name} on spoilt images")
         right = {
             name: correct_by_part(evaluator, train[name], {part: found[name] for part, found in tests.items()})
-            for name in encoders
+            for name in train
         }
         for part in tests:
             rows += [

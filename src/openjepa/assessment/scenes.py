@@ -1,22 +1,24 @@
 """Judge an encoder on scenes of several objects: how many, how near, and where (see openjepa.data.scenes)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from openjepa.assessment.cache import FeatureCache
-from openjepa.assessment.encoders import Kind, Panel
+from openjepa.assessment.encoders import Panel, reading
 from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.sheets import new_picture, sheet
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.scenes import TASKS, Scenes
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
-from openjepa.evaluation.features import Features, Part
+from openjepa.evaluation.features import Features, Part, extract
 from openjepa.evaluation.suite import LAST, Entry, run_suite
 from openjepa.progress import progress
 
@@ -60,19 +62,18 @@ def assess_scenes(
     if where is not None:
         _picture(scenes["test"], panel.preprocessing).save(where)
     entries = entries or quick(panel.device)
-    views = {LAST, *(entry.view for entry in entries)}
-    kinds = [kind for kind in panel.kinds if kind.view in views]
+    read = reading(panel, {LAST, *(entry.view for entry in entries)})
     found = {}
     for part, count in parts.items():
         note(f"features of the {count:,} scenes to {'learn' if part == 'train' else 'test'} on")
-        found[part] = _features(panel, kinds, scenes[part], count)
+        found[part] = extract(read, _batches(scenes[part], count))
     rows, differences, said, chance = [], [], [], {}
     for task in TASKS:
         note(f"scenes: {task}")
         labels = {part: scenes[part].labels(np.arange(parts[part]))[task] for part in parts}
         subjects: dict[str, dict[str, tuple[Part, Part]]] = {}
-        for kind in kinds:
-            learn, held = (_labelled(found[part][kind], labels[part], kind.subject) for part in parts)
+        for kind in found["train"]:
+            learn, held = (_labelled(found[part][kind], labels[part]) for part in parts)
             subjects.setdefault(kind.subject, {})[kind.view] = learn, held
         record = run_suite(subjects, entries, judged=remembering(cache)).record()
         called = f"scenes: {task}"
@@ -94,24 +95,18 @@ def assess_scenes(
     }
 
 
-def _features(panel: Panel, kinds: Sequence[Kind], scenes: Scenes, count: int) -> dict[Kind, np.ndarray]:
-    """Of the first ``count`` scenes, each kind of features as "n D", in one pass."""
-    values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in kinds}
-    networks = [(network, [kind for kind in network.kinds if kind in values]) for network in panel.networks]
+def _batches(scenes: Scenes, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     with progress("scenes") as advance:
         for start in range(0, count, _BATCH):
-            images = scenes.draw(np.arange(start, min(count, start + _BATCH)))
-            for network, own in networks:
-                for kind, given in network.encode(images, own).items():
-                    values[kind].append(given.float().cpu().numpy())
-            advance(min(count, start + _BATCH), count)
-    return {kind: np.concatenate(parts) for kind, parts in values.items()}
+            index = np.arange(start, min(count, start + _BATCH))
+            yield scenes.draw(index), torch.from_numpy(index)
+            advance(int(index[-1]) + 1, count)
 
 
-def _labelled(values: np.ndarray, labels: np.ndarray, name: str) -> Features:
+def _labelled(features: Features, labels: np.ndarray) -> Features:
     """The features with a task's labels; scenes to which the question does not apply are left out."""
     asked = np.flatnonzero(labels >= 0)
-    return Features(values[asked], labels[asked], name)
+    return Features(features.values[asked], labels[asked], features.name)
 
 
 def _most_common(learn: np.ndarray, held: np.ndarray) -> float:

@@ -1,9 +1,9 @@
 """Frozen features of a set of images, and the contracts that evaluators of them keep."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from openjepa.errors import InputError
 from openjepa.evaluation.intervals import crossed_mean, wilson
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -162,28 +164,26 @@ class Grader(Evaluator, Protocol):
         ...
 
 
-Encode = Callable[[Shaped[Tensor, "B C H W"]], Float[Tensor, "B D"]]
-
-
 @torch.inference_mode()
 def extract(
-    encoders: Mapping[str, Encode], batches: Iterable[tuple[Shaped[Tensor, "B C H W"], Int64[Tensor, "B"]]]
-) -> dict[str, Features]:
-    """Features of every image under each named encoder, in one pass over the (images, labels) of ``batches``.
+    encode: Callable[[Shaped[Tensor, "B C H W"]], Mapping[Name, Tensor]],
+    batches: Iterable[tuple[Shaped[Tensor, "B C H W"], Int64[Tensor, "B"]]],
+) -> dict[Name, Features]:
+    """Features of every image, by name, in one pass over the (images, labels) of ``batches``.
 
-    An encoder is any callable on a batch as it comes; it brings its own normalisation and device. Raises InputError
-    when there is no image or an encoder returns values that are not finite.
+    ``encode`` is any callable on a batch as it comes, which gives "B D" for each name; it brings its own normalisation
+    and device. Raises InputError when there is no image or it returns values that are not finite.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    values: dict[Name, list[np.ndarray]] = {}
     labels: list[np.ndarray] = []
     for images, targets in batches:
         labels.append(targets.cpu().numpy())
-        for name, encode in encoders.items():
-            values[name].append(encode(images).float().cpu().numpy())
+        for name, given in encode(images).items():
+            values.setdefault(name, []).append(given.float().cpu().numpy())
     if not labels:
         raise InputError("there are no images to take features of")
     every = np.concatenate(labels)
-    return {name: Features(np.concatenate(parts), every, name) for name, parts in values.items()}
+    return {name: Features(np.concatenate(parts), every, str(name)) for name, parts in values.items()}
 
 
 def pixel_size(channels: int, height: int, width: int, max_dimensions: int = 3072) -> tuple[int, int]:

@@ -215,17 +215,16 @@ def run_suite(
     found: dict[tuple[str, str], Found] = {}
     known: dict[Any, Found] = {}
     work = [
-        (entry, name)
+        (entry, name, view)
         for entry in entries
         if _readable(entry, subjects)
-        for name in subjects
-        if _view(entry, name, subjects[name])
+        for name, views in subjects.items()
+        if (view := _view(entry, name, views))
     ]
-    total, done = sum(entry.cost for entry, _ in work), 0.0
-    for entry, name in work:
+    total, done = sum(entry.cost for entry, _, _ in work), 0.0
+    for entry, name, view in work:
         evaluator = entry.evaluator
         progress(f"{evaluator.name}: {name}", done, total)
-        view = _view(entry, name, subjects[name])
         same = name, view, _settings(evaluator)
         if same not in known:
             train, test = (_named(part, name) for part in subjects[name][view])
