@@ -398,6 +398,28 @@ def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
         torch.testing.assert_close(tensor, other["objective"][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_one_process_of_several_ends_without_taking_the_interpreter_down(world):
+    # PyTorch's gloo threads would abort the process, now and then, if they let go of a tensor after that.
+    script = """if True:
+        import atexit
+        from openjepa.cli import main
+
+        class Last:
+            def __del__(self):
+                print("taken down", flush=True)
+
+        last = Last()
+        atexit.register(print, "cleared up")
+        main(["nonsense"])
+    """
+    environment = {**os.environ, "WORLD_SIZE": str(world)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 2
+    assert "no verb 'nonsense'" in ended.stderr
+    assert ended.stdout.split("\n")[:-1] == ["cleared up", "taken down"][: 1 if world > 1 else 2]
+
+
 def test_import_writes_an_encoder_that_loads(tmp_path, capsys):
     checkpoint = Path(__file__).parent / "parity" / "trace" / "end.pth.tar"
     assert call("import", checkpoint, "--out", tmp_path / "imported", "--num-heads", "3") == 0

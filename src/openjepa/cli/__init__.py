@@ -1,11 +1,13 @@
 """The command line. Each verb parses its arguments, calls the library, and prints what a person needs."""
 
+import atexit
 import contextlib
 import ctypes
 import importlib
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
@@ -37,31 +39,49 @@ _VERBS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    code = _main(sys.argv[1:] if arguments is None else arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _main(arguments: list[str]) -> int:
     suit_the_process()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
-        sys.exit(0 if arguments else 2)
+        return 0 if arguments else 2
     if arguments[0] in ("--version", "version"):
         print(__version__)
-        sys.exit(0)
+        return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in _VERBS:
         print(f"openjepa: there is no verb {verb!r}; choose from {', '.join(_VERBS)}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(_run(verb, rest))
+        return _run(verb, rest)
     except InputError as error:
         print(f"openjepa {verb}: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt as stop:
         print(f"openjepa {verb}: {stop or 'interrupted'}", file=sys.stderr)
-        sys.exit(143 if str(stop) else 130)
+        return 143 if str(stop) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End one process of several without taking the interpreter down.
+
+    The threads of PyTorch's gloo outlive ``destroy_process_group`` for as long as anything (FSDP's modules) knows the
+    group, and one that lets go of a tensor after the interpreter is gone aborts the process (pytorch#179291).
+    """
+    atexit._run_exitfuncs()  # the loader's processes, temporary files
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def suit_the_process() -> None:
