@@ -67,6 +67,20 @@ def test_each_trouble_is_told_when_two_looks_show_it_and_since_when(kind, look):
     assert kind not in kinds(log({}, look, look, {}))
 
 
+def test_an_accuracy_that_falls_from_its_best_is_told_when_nothing_else_shows():
+    accuracies = [0.52, 0.60, 0.59, 0.58, 0.57, 0.56]
+    told = [diagnose(log(*({"knn": a} for a in accuracies[: n + 1])), EXPERIMENT) for n in range(len(accuracies))]
+    assert [len(found) for found in told] == [0, 0, 0, 0, 0, 1]
+    (found,) = told[-1]
+    assert (found.kind, found.severity, found.since) == ("fading", "trouble", 250)
+    assert "56.0% of the watched images after 60.0% at step 100, since step 250." in found.seen
+    assert found.change.startswith("In a new run try --steps 200 or "), "the schedule would end beyond the best look"
+    again = log(*({"knn": a} for a in [*accuracies, 0.59]))
+    assert diagnose(again, EXPERIMENT) == [], "it has come back"
+    collapsed = log({"knn": 0.6}, *[{"knn": 0.3, **POSITIONS}] * 2)
+    assert kinds(collapsed) == {"positions": "trouble", "knn": "trouble"}, "what made it fall says enough"
+
+
 def test_the_sentences_hold_the_numbers():
     (found,) = (one for one in diagnose(log(POSITIONS, POSITIONS)) if one.kind == "positions")
     assert "1.6% of their variance is over images (60.0% before training)" in found.seen

@@ -1,6 +1,6 @@
 """Many tiny runs, good and bad settings mixed, watched at every tenth beside real evaluations.
 
-    python benchmarks/collapse/run.py --out FILE.jsonl [--runs N] [--steps N]
+    python benchmarks/collapse/run.py --out FILE.jsonl [--first N] [--runs N] [--steps N]
     python benchmarks/collapse/run.py --out FILE.jsonl --cifar FOLDER     (the known pair: 400 and 1,200 steps, hours)
 
 Each run appends one line of JSON with its settings and, for the untrained encoder and every tenth of the run, what the
@@ -185,11 +185,11 @@ def run(experiment: Experiment, splits: Splits, *, learn: int, test: int) -> dic
     return {"rows": rows, "looks": looks, "seconds": time.perf_counter() - begin, **spent}
 
 
-def study(out: Path, runs: int, steps: int) -> None:
-    """Every run that is not in ``out`` yet."""
+def study(out: Path, numbers: range, steps: int) -> None:
+    """Every run of these numbers that is not in ``out`` yet."""
     done = {json.loads(line)["run"] for line in out.read_text().splitlines()} if out.exists() else set()
     splits = open_data(None)
-    for number in range(runs):
+    for number in numbers:
         if number in done:
             continue
         experiment = tiny(number, steps)
@@ -222,6 +222,7 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0, help="the first run's number, which settles its settings")
     parser.add_argument("--runs", type=int, default=72)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cifar", type=Path)
@@ -231,7 +232,7 @@ def main() -> None:
     if given.cifar is not None:
         pair(given.out, given.cifar, tuple(given.lengths))
     else:
-        study(given.out, given.runs, given.steps)
+        study(given.out, range(given.first, given.first + given.runs), given.steps)
 
 
 if __name__ == "__main__":

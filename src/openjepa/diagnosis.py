@@ -12,7 +12,8 @@ from typing import Any, Literal
 UNTRAINED = "untrained_"
 _NO_SPECTRUM = 10.0
 Row = Mapping[str, Any]
-# What a finding asks of one look, given the untrained encoder's: how far from trouble (below 0) it is, or None.
+# What a finding asks of one look, given the untrained encoder's and the best k-NN since: how far from trouble (below 0)
+# it is, or None.
 _Margin = Callable[[Row, Row], float | None]
 
 
@@ -127,6 +128,8 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
     found = [finding for case in _CASES if (finding := _trouble(case, seen, before, experiment or {})) is not None]
     if any(one.kind == "rank" for one in found):  # it says the same and more
         found = [one for one in found if one.kind != "below"]
+    if len(found) > 1:  # what made the accuracy fall is told already
+        found = [one for one in found if one.kind != "fading"]
     explained = None if found else _rising(rows, seen, before)
     return found if explained is None else [explained]
 
@@ -142,7 +145,8 @@ class _Case:
 
 
 def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[str, Any]) -> Finding | None:
-    margins = [case.margin(look, before) for look in seen]
+    references = _references(seen, before)
+    margins = [case.margin(look, reference) for look, reference in zip(seen, references, strict=True)]
     first = len(margins)
     while first and (value := margins[first - 1]) is not None and value < 0:
         first -= 1
@@ -151,19 +155,30 @@ def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[
         return None
     lowest = min(streak)
     recovering = streak[-1] > streak[-2] and streak[-1] - lowest > 0.25 * -lowest
-    since, last = _done(seen[first]), seen[-1]
-    told = f"{case.seen(last, before)}, since step {since:,}{' so far' if recovering else ''}."
+    since, last, reference = _done(seen[first]), seen[-1], references[-1]
+    told = f"{case.seen(last, reference)}, since step {since:,}{' so far' if recovering else ''}."
     if recovering:
         told += " It has been getting better over the last looks: this may be a dip that the run climbs out of."
     severity = "recovering" if recovering else "trouble"
-    return Finding(kind=case.kind, severity=severity, since=since, seen=told, change=_change(case, experiment, last))
+    return Finding(kind=case.kind, severity=severity, since=since, seen=told, change=_change(case, experiment, last, reference))
 
 
-def _change(case: _Case, experiment: Mapping[str, Any], last: Row) -> str:
+def _references(seen: Sequence[Row], before: Row) -> list[Row]:
+    """What each look is judged beside: the untrained encoder's, and the best online k-NN of the looks before it."""
+    found, best = [], {}
+    for look in seen:
+        found.append({**before, **best})
+        knn = _number(look, "knn")
+        if knn is not None and knn > best.get("best_knn", -1.0):
+            best = {"best_knn": knn, "best_step": _done(look)}
+    return found
+
+
+def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Row) -> str:
     """The advice of a case that is not followed already."""
     ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
     lr, steps = _number(schedule, "lr"), training.get("steps")
-    momentum = ijepa.get("momentum")
+    momentum, best = ijepa.get("momentum"), reference.get("best_step")
     slow = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > 0.99
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
@@ -171,6 +186,7 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row) -> str:
         "momentum": None if slow else "--ijepa.momentum 0.996 1.0",
         "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
+        "fewer": f"--steps {2 * best}" if best and isinstance(steps, int) and 2 * best < steps else None,
     }
     if "ijepa" in experiment and "momentum" not in last:  # another objective, without a teacher
         known |= {"whiten": None, "spread": None, "momentum": None}
@@ -284,6 +300,18 @@ def _knn_seen(look: Row, before: Row) -> str:
     )
 
 
+def _fading_margin(look: Row, reference: Row) -> float | None:
+    now, best = _number(look, "knn"), _number(reference, "best_knn")
+    return None if now is None or best is None else now - best + _FADING
+
+
+def _fading_seen(look: Row, reference: Row) -> str:
+    return (
+        f"The online k-NN is falling while the loss is not: right for {_percent(look['knn'])} of the watched images "
+        f"after {_percent(reference['best_knn'])} at step {reference['best_step']:,}"
+    )
+
+
 def _alpha(look: Row) -> str:
     value = _number(look, "alpha_req")
     return "without end" if value is None else f"{value:.2f}"
@@ -296,12 +324,15 @@ def _percent(share: float | None) -> str:
 # Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
 _LOOKS = 2
 _BELOW = -0.4
+# How far the online k-NN may fall below its best: of 33 labelled runs the ones that ended well fell by 0.024 at most.
+_FADING = 0.025
 _CASES = (
     _Case(kind="vanished", margin=_vanished_margin, seen=_vanished_seen, advice=("whiten", "spread", "steps")),
     _Case(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),
     _Case(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="below", margin=_below_margin, seen=_below_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "lr", "momentum", "steps")),
+    _Case(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("fewer", "momentum", "lr")),
 )
 
 
