@@ -160,7 +160,8 @@ def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[
     if recovering:
         told += " It has been getting better over the last looks: this may be a dip that the run climbs out of."
     severity = "recovering" if recovering else "trouble"
-    return Finding(kind=case.kind, severity=severity, since=since, seen=told, change=_change(case, experiment, last, reference))
+    change = _change(case, experiment, last, reference)
+    return Finding(kind=case.kind, severity=severity, since=since, seen=told, change=change)
 
 
 def _references(seen: Sequence[Row], before: Row) -> list[Row]:
