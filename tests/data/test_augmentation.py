@@ -74,15 +74,35 @@ def test_every_border_is_reached_and_the_fallback_is_central():
 
 
 @pytest.mark.parametrize("size", [(28, 28), (20, 44), (64, 48)])
-def test_crop_and_resize_equal_pillows(size):
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_crop_and_resize_are_as_exact_as_pillows(size, channels):
     u = numbers(1)[0]
-    found = augment(Image.fromarray(NOISE), plain(size), Augmentation(), u)
+    noise = NOISE[..., [0, 1, 2, 0, 1][:channels]]
+    found = augment(noise, plain(size, channels), Augmentation(), u)
     top, left, tall, wide = crop_box(40, 56, size, Augmentation(), u.tolist())
-    cut = Image.fromarray(NOISE[top : top + tall, left : left + wide])
-    expected = np.asarray(cut.resize(size[::-1], Image.Resampling.BICUBIC))
+    cut = noise[top : top + tall, left : left + wide]
+    bands = [Image.fromarray(cut[..., band].copy()) for band in range(channels)]
+    pillows = torch.from_numpy(np.stack([band.resize(size[::-1], Image.Resampling.BICUBIC) for band in bands]))
+    doubles = torch.from_numpy(cut.copy()).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(doubles, size, mode="bicubic", antialias=True).clamp(0, 255)[0]
     assert found.dtype == torch.uint8
-    assert found.shape == (3, *size)
-    assert np.array_equal(found.permute(1, 2, 0), expected)
+    assert found.shape == (channels, *size)
+    off, pillows_off = ((one - exact).abs() for one in (found, pillows))
+    assert off.mean() < 1.01 * pillows_off.mean()
+    assert off.max() < pillows_off.max() + 1
+    assert (found.int() - pillows.int()).abs().float().mean() < 0.1
+
+
+def test_a_picture_and_its_array_become_the_same_pixels_and_what_is_transparent_colours_nothing():
+    u = numbers(1)[0]
+    array, picture = (augment(one, plain((28, 28)), Augmentation(), u) for one in (NOISE, Image.fromarray(NOISE)))
+    assert torch.equal(array, picture)
+    seen = np.zeros((40, 56, 4), np.uint8)
+    seen[:, :28] = (200, 100, 50, 255)
+    seen[:, 28:] = (0, 255, 0, 0)
+    fitted = plain((10, 14), 4).fit(Image.fromarray(seen))
+    visible = fitted[3] > 20  # fainter ones have few levels of colour
+    assert (fitted[:3].permute(1, 2, 0)[visible].int() - torch.tensor([200, 100, 50])).abs().max() <= 6
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -175,10 +195,13 @@ def test_images_that_a_user_hands_over_in_other_modes(mode):
 
 def test_channels_of_arrays():
     assert np.array_equal(with_channels(NOISE[..., :1], 3), np.repeat(NOISE[..., :1], 3, 2))
-    grey = with_channels(NOISE, 1)
+    grey = np.asarray(with_channels(NOISE, 1))[..., None]
     deep = with_channels(NOISE.astype(np.uint16) * 257, 1)
     assert np.abs(grey / 255 - deep).max() < 0.005
-    for has, wanted in ((5, 3), (4, 3), (2, 1), (3, 4)):
+    opaque = np.asarray(with_channels(NOISE, 4))
+    assert np.array_equal(opaque[..., :3], NOISE)
+    assert (opaque[..., 3] == 255).all()
+    for has, wanted in ((5, 3), (4, 3), (2, 1)):
         with pytest.raises(BadImage, match=f"has {has} channels, {wanted} are wanted"):
             with_channels(np.zeros((4, 4, has), np.uint8), wanted)
 

@@ -10,8 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+import openjepa.data.decode
 from openjepa.data.base import BadImage
 from openjepa.data.decode import decode, header_of, read_header
+from openjepa.data.pixels import extent_of
 
 GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)
@@ -35,12 +37,47 @@ def test_lossless_formats_keep_the_pixels(kind, options):
     np.testing.assert_array_equal(pixels(picture), COLOUR)
 
 
-def test_jpeg_is_close_and_cmyk_jpeg_is_the_same_colour():
+@pytest.mark.parametrize("fast", [False, True])
+def test_jpeg_is_close_and_cmyk_jpeg_is_the_same_colour(fast, monkeypatch):
+    monkeypatch.setattr(openjepa.data.decode, "_SIMPLEJPEG", fast)
     smooth = np.broadcast_to(np.array([200, 60, 30], np.uint8), (32, 32, 3))
     for image in (Image.fromarray(smooth), Image.fromarray(smooth).convert("CMYK")):
         picture = decode(saved(image, "JPEG", quality=95), "x")
-        assert picture.mode == "RGB"
+        assert isinstance(picture, np.ndarray) == (fast and image.mode == "RGB")
         assert np.abs(pixels(picture).astype(int) - smooth).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}])
+def test_the_fast_decoder_of_jpegs_gives_pillows_pixels_whole_scaled_and_damaged(mode, options, orientation):
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (9, 13, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = coarse.resize((203, 151), Image.Resampling.BICUBIC).convert(mode)
+    whole = saved(image, "JPEG", quality=90, exif=exif, **options)
+    damaged = bytearray(whole)
+    damaged[-2000:-1990] = bytes(10)
+    assert pytest.importorskip("simplejpeg")
+
+    def both(data: bytes, at_least: tuple[int, int] | None) -> list[np.ndarray | str]:
+        found = []
+        for fast in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(openjepa.data.decode, "_SIMPLEJPEG", fast)
+                try:
+                    found.append(pixels(decode(data, "x", at_least)))
+                except BadImage as error:
+                    found.append(error.reason)
+        return found
+
+    for at_least in (None, (90, 90), (30, 30), (10, 10), (500, 500)):
+        slow, fast = both(whole, at_least)
+        np.testing.assert_array_equal(np.squeeze(slow), np.squeeze(fast))
+    for data in (bytes(damaged), whole[:-900], whole[:-2], whole[:100]):
+        slow, fast = both(data, None)
+        np.testing.assert_array_equal(np.squeeze(slow), np.squeeze(fast))
 
 
 def test_gif_gives_its_first_frame():
@@ -107,18 +144,18 @@ def test_exif_orientation_is_applied_to_pixels_and_header(orientation):
 
 def test_damaged_exif_is_ignored():
     data = saved(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\0")
-    assert decode(data, "x").size == (16, 12)
+    assert extent_of(decode(data, "x")) == (12, 16)
 
 
 def test_draft_makes_big_jpegs_smaller_but_never_too_small():
     data = saved(Image.fromarray(COLOUR).resize((1600, 1200)), "JPEG")
-    assert decode(data, "x").size == (1600, 1200)
-    assert decode(data, "x", at_least=(140, 200)).size == (200, 150)
-    assert decode(data, "x", at_least=(151, 200)).size == (400, 300)
+    assert extent_of(decode(data, "x")) == (1200, 1600)
+    assert extent_of(decode(data, "x", at_least=(140, 200))) == (150, 200)
+    assert extent_of(decode(data, "x", at_least=(151, 200))) == (300, 400)
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(Image.fromarray(COLOUR).resize((1600, 1200)), "JPEG", exif=exif)
-    assert decode(turned, "x", at_least=(200, 140)).size == (150, 200)
+    assert extent_of(decode(turned, "x", at_least=(200, 140))) == (200, 150)
 
 
 @pytest.mark.parametrize(("kind", "share"), [("JPEG", 0.6), ("PNG", 0.6), ("WEBP", 0.6), ("GIF", 0.6), ("BMP", 0.6)])

@@ -17,7 +17,7 @@ from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, network, 
 from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Picture
-from openjepa.data.pixels import Pixels, with_channels
+from openjepa.data.pixels import Pixels, as_image, with_channels
 from openjepa.errors import InputError
 from openjepa.evaluation.suite import RANDOM
 
@@ -43,7 +43,7 @@ class ForeignPreprocessing(Preprocessing):
             if picture.dtype != np.uint8:
                 unit = picture / np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else picture
                 picture = (unit * 255).round().astype(np.uint8)
-            picture = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
+            picture = as_image(picture)
         return self.process(picture).float().clamp(0, 1)
 
 

@@ -22,6 +22,7 @@ from openjepa import draws
 from openjepa.data.base import BadImage, Header, Picture, Source
 from openjepa.data.decode import decode
 from openjepa.data.idx import cache_folder
+from openjepa.data.pixels import as_image
 from openjepa.errors import InputError
 
 # A copy is worth its place where it has at most this share of the original's pixels.
@@ -178,6 +179,8 @@ class Copies(Source):
             header = self.source.header(index)
         except BadImage:
             return b""
+        if not isinstance(image, Image.Image) and image.dtype == np.uint8 and image.shape[2] in (1, 3):
+            image = as_image(image)
         if not isinstance(image, Image.Image) or image.mode not in ("L", "RGB"):
             return b""
         factor = max(self.at_least[0] / image.height, self.at_least[1] / image.width)
