@@ -308,7 +308,7 @@ def _fading_margin(look: Row, reference: Row) -> float | None:
 
 def _fading_seen(look: Row, reference: Row) -> str:
     return (
-        f"The online k-NN is falling while the loss is not: right for {_percent(look['knn'])} of the watched images "
+        f"The online k-NN has fallen from its best: it is right for {_percent(look['knn'])} of the watched images "
         f"after {_percent(reference['best_knn'])} at step {reference['best_step']:,}"
     )
 
