@@ -28,8 +28,8 @@ SWEEPS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 
-def point(facts: tuple[int, ...]) -> None:
-    """In a process of its own: seconds and bytes of an image, and its FLOPs, as JSON."""
+def point(facts: tuple[int, ...], *, timed: bool) -> None:
+    """In a process of its own: the memory of a step, and if ``timed`` seconds and FLOPs of an image, as JSON."""
     from openjepa.cli import suit_the_process
 
     suit_the_process()
@@ -56,16 +56,20 @@ def point(facts: tuple[int, ...]) -> None:
     step = contenders.ours(task, replicas)
     for _ in range(3):
         step()
+    told: dict[str, Any] = {"peak memory": peak_memory(cpu)}
+    if not timed:
+        print(json.dumps(told))
+        return
     while len(times) < 3 or sum(times) < 2:
         times.append(seconds(step, cpu))
     flops = contenders.flops(task, training=True) / batch
-    told = {"seconds": statistics.median(times) / batch, "peak memory": peak_memory(cpu), "flops": flops}
+    told |= {"seconds": statistics.median(times) / batch, "flops": flops}
     print(json.dumps(told | {"dtype": dtype, "peak": peaks[dtype], "machine": machine(cpu) | {"threads": cores}}))
 
 
-def measured(facts: tuple[int, ...]) -> dict[str, Any]:
+def measured(facts: tuple[int, ...], *, timed: bool) -> dict[str, Any]:
     """What a process of its own tells of a point."""
-    command = [sys.executable, __file__, "--json", "-", "--point", *map(str, facts)]
+    command = [sys.executable, __file__, "--json", "-", "--point", *map(str, facts), *(["--untimed"] * (not timed))]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -122,16 +126,18 @@ def main() -> None:
         "--sweeps", nargs="*", choices=list(SWEEPS), default=list(SWEEPS), help="others stay as they are"
     )
     parser.add_argument("--point", type=int, nargs=8, help=argparse.SUPPRESS)
+    parser.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.point:
-        point(tuple(options.point))
+        point(tuple(options.point), timed=not options.untimed)
         return
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     for name in options.sweeps:
         results[name], points = {}, SWEEPS[name]
         print(f"\n| {name} | ms by image | of the GEMM peak | MiB by image |\n|---|---|---|---|")
         for value, facts in points.items():
-            told, twice = measured(facts), measured((*facts[:-1], 2 * facts[-1]))
+            told = measured(facts, timed=True)
+            twice = measured((*facts[:-1], 2 * facts[-1]), timed=False)
             told["bytes"] = (twice["peak memory"] - told["peak memory"]) / facts[-1]
             results["machine"] = told.pop("machine")
             results[name][value] = told
