@@ -249,6 +249,7 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
     made, why = planned_run(tmp_path, images, "--steps", "10000", *few, "--encoder.heads", "3")
     assert (made.encoder.width, made.encoder.heads) == (192, 3)
     assert why.endswith("room for 10,000 steps, so targets standardised per feature")
+    assert made.ijepa.momentum == (0.995, 1.0)
 
 
 def test_time_for_a_long_run_is_given_to_the_wider_encoder(images, tmp_path):

@@ -75,6 +75,9 @@ def test_an_accuracy_that_falls_from_its_best_is_told_when_nothing_else_shows():
     assert (found.kind, found.severity, found.since) == ("fading", "trouble", 250)
     assert "56.0% of the watched images after 60.0% at step 100, since step 250." in found.seen
     assert found.change.startswith("In a new run try --steps 200 or "), "the schedule would end beyond the best look"
+    fast = {**EXPERIMENT, "ijepa": {"momentum": [0.99, 1.0]}, "training": {"steps": 25_000}}
+    (advised,) = diagnose(log(*({"knn": a} for a in accuracies)), fast)
+    assert "--ijepa.momentum 0.998 1.0" in advised.change
     again = log(*({"knn": a} for a in [*accuracies, 0.59]))
     assert diagnose(again, EXPERIMENT) == [], "it has come back"
     collapsed = log({"knn": 0.6}, *[{"knn": 0.3, **POSITIONS}] * 2)

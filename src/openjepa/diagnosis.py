@@ -180,11 +180,13 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Ro
     ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
     lr, steps = _number(schedule, "lr"), training.get("steps")
     momentum, best = ijepa.get("momentum"), reference.get("best_step")
-    slow = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > 0.99
+    # As slow as the small recipe would have the teacher of so long a run.
+    slow = max(0.996, 1 - 50 / steps) if isinstance(steps, int) and steps > 0 else 0.996
+    slow_already = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > slow - 0.003
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
         "spread": None if ijepa.get("variance_covariance") else "--ijepa.variance-covariance 0.05",
-        "momentum": None if slow else "--ijepa.momentum 0.996 1.0",
+        "momentum": None if slow_already else f"--ijepa.momentum {slow:.4g} 1.0",
         "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
         "fewer": f"--steps {2 * best}" if best and isinstance(steps, int) and 2 * best < steps else None,

@@ -25,7 +25,7 @@ from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
-from openjepa.recipes.small import LONG, lengthened
+from openjepa.recipes.small import LONG, lengthened, paced
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
 from openjepa.training.trainer import Step, TrainingConfig, cpu_threads
@@ -154,6 +154,7 @@ def plan(
     if long and lengthy != short:
         if not wishes.long:
             experiment, cost = _costed(lengthy, splits, wishes, processes)
+        experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, lengthy)}"
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
