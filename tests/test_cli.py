@@ -248,7 +248,7 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
     assert settled("--steps", "10000", *few, *asked) == (96, "layer", 0.005, 2e-3)
     made, why = planned_run(tmp_path, images, "--steps", "10000", *few, "--encoder.heads", "3")
     assert (made.encoder.width, made.encoder.heads) == (192, 3)
-    assert why.endswith("room for 10,000 steps, so targets standardised per feature")
+    assert why.endswith("room for 10,000 steps, so targets standardised per feature and a slower teacher")
     assert made.ijepa.momentum == (0.995, 1.0)
 
 

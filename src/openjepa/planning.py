@@ -156,7 +156,7 @@ def plan(
             experiment, cost = _costed(lengthy, splits, wishes, processes)
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
-        why += f", so {_differences(short, lengthy)}"
+        why += f", so {_differences(short, experiment)}"
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
@@ -207,8 +207,10 @@ def _differences(short: Experiment, long: Experiment) -> str:
     different = {
         "a wider encoder": short.encoder.width < long.encoder.width,
         "targets standardised per feature": short.ijepa.target_norm != long.ijepa.target_norm,
+        "a slower teacher": short.ijepa.momentum[0] < long.ijepa.momentum[0],
     }
-    return " and ".join(name for name, is_so in different.items() if is_so) or "other settings"
+    *most, last = [name for name, is_so in different.items() if is_so] or ["other settings"]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _with_objective(experiment: Experiment, objective: Method | None) -> Experiment:
