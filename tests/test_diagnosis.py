@@ -78,6 +78,8 @@ def test_an_accuracy_that_falls_from_its_best_is_told_when_nothing_else_shows():
     fast = {**EXPERIMENT, "ijepa": {"momentum": [0.99, 1.0]}, "training": {"steps": 25_000}}
     (advised,) = diagnose(log(*({"knn": a} for a in accuracies)), fast)
     assert "--ijepa.momentum 0.998 1.0" in advised.change
+    few = log(*({"knn": a, "labelled": 400.0} for a in accuracies))
+    assert diagnose(few, EXPERIMENT) == [], "so much is chance among 400 images"
     again = log(*({"knn": a} for a in [*accuracies, 0.59]))
     assert diagnose(again, EXPERIMENT) == [], "it has come back"
     collapsed = log({"knn": 0.6}, *[{"knn": 0.3, **POSITIONS}] * 2)

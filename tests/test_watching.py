@@ -60,7 +60,7 @@ def test_it_measures_any_objective_and_the_same_each_time():
     objective = Bare()
     watch = Watch(source(), EXPERIMENT, objective, ALONE)
     found = watch()
-    assert set(found) == LABEL_FREE | {"knn", "probe"}
+    assert set(found) == LABEL_FREE | {"knn", "probe", "labelled"}
     assert watch() == found
     assert Watch(source(), EXPERIMENT, objective, ALONE)() == found
     assert Watch(source(), replace(EXPERIMENT, seed=1), objective, ALONE)() != found
@@ -121,7 +121,7 @@ def test_images_that_cannot_be_read_are_left_out():
     watch = Watch(Spoilt("spoilt", whole.images, whole.labels), EXPERIMENT, Bare(), ALONE)
     assert sum(map(len, watch.images)) == 160
     assert len(watch.crops) == 32 * watch.views
-    assert set(watch()) == LABEL_FREE | {"knn", "probe"}
+    assert set(watch()) == LABEL_FREE | {"knn", "probe", "labelled"}
 
     class Lost(ArraySource):
         def read(self, index, at_least=None):

@@ -305,7 +305,9 @@ def _knn_seen(look: Row, before: Row) -> str:
 
 def _fading_margin(look: Row, reference: Row) -> float | None:
     now, best = _number(look, "knn"), _number(reference, "best_knn")
-    return None if now is None or best is None else now - best + _FADING
+    if now is None or best is None:
+        return None
+    return now - best + _FADING / math.sqrt(_number(look, "labelled") or _LABELLED)
 
 
 def _fading_seen(look: Row, reference: Row) -> str:
@@ -327,8 +329,9 @@ def _percent(share: float | None) -> str:
 # Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
 _LOOKS = 2
 _BELOW = -0.4
-# How far the online k-NN may fall below its best: of 33 labelled runs the ones that ended well fell by 0.024 at most.
-_FADING = 0.025
+# How far the online k-NN may fall below its best, times the root of the number of images: about 1.5 standard errors of
+# the difference. With 1,000 images that is 0.025; of 33 labelled runs the ones that ended well fell by 0.024 at most.
+_FADING, _LABELLED = 0.8, 1000
 _CASES = (
     _Case(kind="vanished", margin=_vanished_margin, seen=_vanished_seen, advice=("whiten", "spread", "steps")),
     _Case(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),

@@ -83,7 +83,7 @@ class Watch:
 
         ``rankme``, ``alpha_req`` and ``uniformity`` of the mean over tokens, ``lidar`` and ``alignment`` of crops,
         ``features_over_images`` and ``features_over_positions`` (variances of tokens) and, with labels, ``knn``
-        (leave-one-out) and ``probe`` (of one half on the other), accuracies in [0, 1].
+        (leave-one-out) and ``probe`` (of one half on the other), accuracies in [0, 1], and how many are ``labelled``.
         """
         self.objective.eval()
         few, means = [], []
@@ -115,7 +115,11 @@ class Watch:
         known = self.labels >= 0
         if int(known.sum()) < _FEWEST_LABELLED or len(self.labels[known].unique()) < 2:
             return {}
-        return {"knn": leave_one_out(pooled, self.labels), "probe": _probe(pooled[known], self.labels[known])}
+        return {
+            "knn": leave_one_out(pooled, self.labels),
+            "probe": _probe(pooled[known], self.labels[known]),
+            "labelled": float(known.sum()),
+        }
 
 
 def _crops(
