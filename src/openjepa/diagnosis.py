@@ -111,6 +111,15 @@ def _log_ratio(look: Row, before: Row, name: str) -> float | None:
     return None if now is None or then is None or min(now, then) <= 0 else math.log(now / then)
 
 
+def slow_teacher(steps: int) -> float:
+    """The EMA momentum for the teacher of a long run to begin with: 1 - 50 / steps.
+
+    (1 - momentum) x steps is then what 5,000 steps from 0.99 have; a teacher that takes in more made a run of 24,000
+    steps worse (LOG.md).
+    """
+    return 1 - 50 / steps
+
+
 def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -> list[Finding]:
     """What the rows so far show: the troubles first, then what only looks like one.
 
@@ -125,7 +134,8 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
     seen, before = looks(rows), untrained(rows)
     if rows:
         before |= {"loss": rows[0].get("loss")}
-    found = [finding for case in _CASES if (finding := _trouble(case, seen, before, experiment or {})) is not None]
+    beside = list(zip(seen, _references(seen, before), strict=True))
+    found = [finding for case in _CASES if (finding := _trouble(case, beside, experiment or {})) is not None]
     if any(one.kind == "rank" for one in found):  # it says the same and more
         found = [one for one in found if one.kind != "below"]
     if len(found) > 1:  # what made the accuracy fall is told already
@@ -144,9 +154,8 @@ class _Case:
     advice: tuple[str, ...]
 
 
-def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[str, Any]) -> Finding | None:
-    references = _references(seen, before)
-    margins = [case.margin(look, reference) for look, reference in zip(seen, references, strict=True)]
+def _trouble(case: _Case, beside: Sequence[tuple[Row, Row]], experiment: Mapping[str, Any]) -> Finding | None:
+    margins = [case.margin(look, reference) for look, reference in beside]
     first = len(margins)
     while first and (value := margins[first - 1]) is not None and value < 0:
         first -= 1
@@ -155,7 +164,7 @@ def _trouble(case: _Case, seen: Sequence[Row], before: Row, experiment: Mapping[
         return None
     lowest = min(streak)
     recovering = streak[-1] > streak[-2] and streak[-1] - lowest > 0.25 * -lowest
-    since, last, reference = _done(seen[first]), seen[-1], references[-1]
+    since, (last, reference) = _done(beside[first][0]), beside[-1]
     told = f"{case.seen(last, reference)}, since step {since:,}{' so far' if recovering else ''}."
     if recovering:
         told += " It has been getting better over the last looks: this may be a dip that the run climbs out of."
@@ -180,8 +189,7 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Ro
     ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
     lr, steps = _number(schedule, "lr"), training.get("steps")
     momentum, best = ijepa.get("momentum"), reference.get("best_step")
-    # As slow as the small recipe would have the teacher of so long a run.
-    slow = max(0.996, 1 - 50 / steps) if isinstance(steps, int) and steps > 0 else 0.996
+    slow = max(0.996, slow_teacher(steps)) if isinstance(steps, int) and steps > 0 else 0.996
     slow_already = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > slow - 0.003
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",

@@ -12,6 +12,7 @@ Long runs (:func:`lengthened`, :func:`paced`), Fashion-MNIST, 27,500 steps of 25
 from dataclasses import replace
 
 from openjepa.data.augmentation import Augmentation
+from openjepa.diagnosis import slow_teacher
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
 from openjepa.masking import MultiBlockConfig
@@ -61,10 +62,6 @@ def lengthened(short: Experiment) -> Experiment:
     )
 
 
-# Weights' worth that flows into the teacher in a run, at its first momentum: what the short recipe has in 5,000 steps.
-_FLOW = 50
-
-
 def paced(long: Experiment) -> Experiment:
     """The long recipe with a teacher that is the slower the more steps there are, settled once their number is.
 
@@ -74,5 +71,5 @@ def paced(long: Experiment) -> Experiment:
     if long.method != "ijepa":
         return long
     first, last = long.ijepa.momentum
-    slower = max(first, 1 - _FLOW / long.training.steps)
+    slower = max(first, slow_teacher(long.training.steps))
     return replace(long, ijepa=replace(long.ijepa, momentum=(min(slower, last), last)))
