@@ -19,7 +19,7 @@ from openjepa.objectives.ijepa import IJEPA
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, TrainingConfig
+from openjepa.training.step import Step, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

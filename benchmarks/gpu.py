@@ -24,7 +24,7 @@ from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
 from openjepa.recipes.standard import standard
 from openjepa.training.distributed import Processes
-from openjepa.training.trainer import Step
+from openjepa.training.step import Step
 
 _COLOURS = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 _READY = 6

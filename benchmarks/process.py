@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> None:
     from openjepa.training.distributed import Processes
     from openjepa.training.optimizer import OptimizerConfig
     from openjepa.training.schedules import ScheduleConfig
-    from openjepa.training.trainer import Step, TrainingConfig
+    from openjepa.training.step import Step, TrainingConfig
 
     cpu = torch.device("cpu")
     most = torch.get_num_threads()

@@ -35,7 +35,7 @@ from openjepa.objectives.ijepa import IJEPA
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, TrainingConfig
+from openjepa.training.step import Step, TrainingConfig
 
 STAGES = ("data", "masks", "teacher", "context encoder", "predictor", "loss", "backward", "optimiser", "EMA", "other")
 BESIDE = STAGES[:2]

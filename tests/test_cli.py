@@ -378,7 +378,15 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
     )
 
 
-@pytest.mark.parametrize("shard", [(), ("--training.shard",), ("--training.shard", "--objective", "denoising")])
+@pytest.mark.parametrize(
+    "shard",
+    [
+        (),
+        ("--training.shard",),
+        ("--training.shard", "--objective", "denoising"),
+        ("--training.shard", "--training.accumulate", "2"),
+    ],
+)
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
     arguments += ["--device", "cpu"]  # also where there is one GPU

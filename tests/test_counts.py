@@ -43,7 +43,7 @@ def test_floating_point_operations_are_those_of_the_networks():
     context = depth * block_flops(width, seen, seen) + 2 * patch * width * seen
     predictor = blocks * (block_flops(narrow, asked, seen + asked) + 2 * narrow * width * asked)
     predictor += 2 * width * narrow * seen
-    counted = flops(made.objective(), made)
+    counted = flops(made.objective(), made, masking(torch.arange(2), 0))
     assert counted["forward"] == whole
     # Backward is twice the forward pass, but for the patches, which need no gradient. Whitening is a few percent more.
     least = whole + 3 * (context + predictor) - 2 * patch * width * seen

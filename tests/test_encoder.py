@@ -207,3 +207,10 @@ def test_the_published_initialisation():
         else:
             scale = 2 if name == "embed.weight" else 1  # 192 values in a patch, a quarter of 16x16x3
             assert abs(parameter.std().item() - scale * 0.02) < scale * 5e-4, name
+
+
+def test_the_last_of_the_last_blocks_is_what_forward_gives_in_bfloat16_too():
+    config = EncoderConfig(signal=(16, 16), patch=(4, 4), width=24, depth=3, heads=2)
+    encoder, x = Encoder(config).eval(), torch.randn(2, 3, 16, 16)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.last_blocks(x, 2)[-1], encoder(x))

@@ -31,6 +31,7 @@ ROOMS = [
     "training",
     "experiment",
     "recipes",
+    "costing",
     "planning",
     "watching",
     "running",

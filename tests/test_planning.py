@@ -2,12 +2,29 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from openjepa.data.sources import open_data
 from openjepa.experiment import Experiment
 from openjepa.planning import Wishes, plan
 from openjepa.training.distributed import Processes
+
+
+@pytest.mark.parametrize("shape", ["fixed", "packed", "reference"])
+def test_the_plan_tells_the_tokens_of_the_masks_that_are_drawn(shape):
+    def with_masks(experiment: Experiment) -> Experiment:
+        encoder = replace(experiment.encoder, patch=(2, 2), width=24, depth=1, heads=2)
+        training = replace(experiment.training, batch=32, replicas=1, threads=1, workers=0, accumulate=2)
+        masks = replace(experiment.masks, shape=shape)
+        return replace(experiment, encoder=encoder, masks=masks, training=training)
+
+    found = plan(open_data(None), Wishes(steps=1, workers=0), Processes(0, 1, torch.device("cpu")), None, with_masks)
+    drawn = found.experiment.masking()(torch.arange(16), 0)
+    told = found.facts["masks"]
+    assert told["context_tokens"] == pytest.approx(drawn.context_valid.sum(1).double().mean().item(), abs=0.5)
+    assert told["target_tokens"] == drawn.targets.shape[-1] > 0
+    assert (told["context_tokens"] == round(0.25 * 14 * 14)) == (shape == "fixed")
 
 
 def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():

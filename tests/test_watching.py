@@ -15,7 +15,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.objectives.base import Objective, Output
 from openjepa.training.distributed import Processes
-from openjepa.training.trainer import TrainingConfig
+from openjepa.training.step import TrainingConfig
 from openjepa.watching import Watch, affordable
 
 ALONE = Processes(0, 1, torch.device("cpu"))

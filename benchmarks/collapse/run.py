@@ -37,7 +37,8 @@ from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Trainer, TrainingConfig
+from openjepa.training.step import TrainingConfig
+from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
 LOOKS = 10

@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         the final norm; the last one is what :meth:`forward` gives. Source: I-JEPA, app. A.2."""
         if count == 1:
             return [self(x)]
-        return [self.stack.norm(stream) for stream in self.depths(x)[1:][-count:]]
+        return [self.stack.norm(stream.to(self.stack.norm.weight.dtype)) for stream in self.depths(x)[1:][-count:]]
 
     def _rows(self, x: Tensor, keep: Tensor | None, packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the transformer is given, the class token in front where there is one."""

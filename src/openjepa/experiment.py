@@ -21,7 +21,7 @@ from openjepa.objectives.mae import MAE, MAEConfig
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import TrainingConfig
+from openjepa.training.step import TrainingConfig
 
 T = TypeVar("T")
 Method = Literal["ijepa", "mae", "denoising"]

@@ -142,7 +142,7 @@ class MultiBlockMasking:
         if config.shape == "reference":
             self._check_reference()
         else:
-            self._survey()
+            self._settle()
 
     def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
         """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
@@ -202,7 +202,7 @@ class MultiBlockMasking:
         packed = torch.from_numpy(np.flatnonzero(valid))
         return Masks(torch.from_numpy(context_at), torch.from_numpy(target_at), packed)
 
-    def _survey(self) -> None:
+    def _settle(self) -> None:
         """Settle T and K from many draws, and refuse what the grid cannot give."""
         targets, visible = self._attempt(np.arange(_SURVEY), 0, -1)
         lengths = visible.sum(-1).min(1)

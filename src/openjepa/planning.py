@@ -1,23 +1,20 @@
 """Before a run: look at the images, choose a recipe, measure a few steps, and say what will happen."""
 
-import itertools
 import math
-import os
 import platform
 import time
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa._version import __version__
+from openjepa.costing import Cost, measure
 from openjepa.data.base import Source, Splits
 from openjepa.data.copies import Copies
-from openjepa.data.loader import Batch, training_batches
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
@@ -27,19 +24,11 @@ from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
 from openjepa.recipes.small import LONG, lengthened, paced
 from openjepa.training.distributed import Processes
-from openjepa.training.metrics import peak_memory
-from openjepa.training.trainer import Step, TrainingConfig, cpu_threads
+from openjepa.training.step import refuse_uneven
 
 FEWEST_IMAGES = 16
 # What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
 _BESIDES = 0.05
-# Images of a replica: each has gradients of all weights, and few images do not pay for them.
-_LEAST_SHARE = 8
-# What loader processes can do, over what steps take: they do not all get on alike. More of them take memory.
-_SPARE, _MOST_WORKERS = 1.25, 16
-# Batches to try steps on, and steps before a way is timed: a GPU's are recorded from the fourth on (recording.py).
-_MOST_HELD = 8
-_FIRST = {"cpu": 3, "cuda": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +149,6 @@ def plan(
     return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cost:
-    """What was measured: seconds of a ``step``, seconds in which one loader process makes a ``batch``, and the bytes of
-    peak ``memory``."""
-
-    step: float
-    batch: float
-    memory: int
-
-
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
         saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
@@ -267,170 +246,21 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
             f"--training.replicas {training.replicas} is for one process on a CPU; here are {processes.world} on "
             f"{processes.device}: leave it out"
         )
-    if training.batch % (processes.world * training.accumulate):
-        raise InputError(
-            f"a batch of {training.batch} cannot be shared evenly by {processes.world} processes with "
-            f"{training.accumulate} micro-batches each; choose a multiple of {processes.world * training.accumulate}"
-        )
+    refuse_uneven(training, processes)
 
 
-def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, _Cost]:
+def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, Cost]:
     """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
     # Where the time given decides on the steps it is worth a longer look.
     look = 1.0 if wishes.minutes is None else 4.0
-    training, cost = _measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
-    return _settle_length(replace(experiment, training=training), wishes, len(splits.train), cost.step), cost
+    training, cost = measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
+    images = len(splits.train)
+    return _settle_length(replace(experiment, training=training), wishes, images, cost.step, processes), cost
 
 
-def _measure(
-    experiment: Experiment, splits: Splits, processes: Processes, *, look: float, settle_workers: bool
-) -> tuple[TrainingConfig, _Cost]:
-    """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
-    costs then, from real steps on real batches with weights that are thrown away.
-
-    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches.
-    """
-    if processes.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(processes.device)
-    given = experiment.training
-    held, loading = _load(experiment, splits, processes)
-    with closing(_trial(experiment, processes, itertools.cycle(held))) as trial:
-        next(trial)
-        begin = time.perf_counter()
-        with cpu_threads(given.threads_each):
-            for _ in range(_FIRST[processes.device.type]):
-                trial.send(given)
-        slow = time.perf_counter() - begin > 2 * look
-        memory = _memory(processes.device)
-        ways = [given] if slow else _ways(given, processes)
-        rounds = 2 if len(ways) > 1 else 1
-        timed = dict.fromkeys(ways, math.inf)
-        for way in ways * rounds:
-            with cpu_threads(way.threads_each):
-                timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds))
-    fastest = min(timed.values())
-    # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
-    chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
-    if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
-        torch.cuda.empty_cache()
-    step = timed[chosen]
-    if settle_workers:
-        enough = math.ceil(_SPARE * loading / step)
-        chosen = replace(chosen, workers=max(1, min(enough, _cores() - 1, _MOST_WORKERS)))
-    if not chosen.workers:
-        seconds = step + loading
-    elif loading > step * chosen.workers or slow or processes.device.type == "cuda":
-        seconds = max(step, loading / chosen.workers)
-    else:  # a loader that keeps up, on the cores that compute: how much it takes of them is seen
-        with (
-            closing(_batches(experiment, splits, processes, chosen.workers)) as live,
-            closing(_trial(experiment, processes, live)) as trial,
-            cpu_threads(chosen.threads_each),
-        ):
-            next(trial)
-            seconds = _seconds(trial, chosen, look)
-    return chosen, _Cost(step=seconds, batch=loading, memory=memory)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes at the peak; of a GPU those that PyTorch has reserved, in which a recorded step keeps room of its own."""
-    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
-
-
-def _load(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[list[Batch], float]:
-    """A few batches, and the mean seconds in which one loader process makes one."""
-    held: list[Batch] = []
-    with cpu_threads(1), closing(_batches(experiment, splits, processes, 0)) as batches:
-        held.append(next(batches))  # to get started
-        begin = time.perf_counter()
-        while len(held) < 2 or (len(held) < _MOST_HELD and time.perf_counter() - begin < 1):
-            held.append(next(batches))
-        return held, (time.perf_counter() - begin) / (len(held) - 1)
-
-
-def _batches(
-    experiment: Experiment, splits: Splits, processes: Processes, workers: int
-) -> Generator[Batch, None, None]:
-    """A run's batches, this process' share of each."""
-    return training_batches(
-        splits.train,
-        experiment.preprocessing,
-        experiment.augmentation,
-        experiment.masking(),
-        batch=experiment.training.batch // processes.world,
-        seed=experiment.seed,
-        workers=workers,
-    )
-
-
-def _cores() -> int:
-    """Processor cores of this process, of all that run on this machine under torchrun."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # a container's share, where it has one (cgroup v2)
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
-    """Replicas and threads worth trying, the fewest first: all of one kind, so that there are not too many."""
-    if training.replicas or training.threads or not processes.one_cpu:
-        return [training]
-    most = torch.get_num_threads()
-    piece = training.batch // training.accumulate
-    ways = []
-    for count in [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]:
-        if count > 1 and piece % count == 0 and piece >= _LEAST_SHARE * count and not training.compile:
-            ways.append(replace(training, replicas=count, threads=1))
-        ways.append(replace(training, replicas=1, threads=count))
-    return ways
-
-
-def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, look: float) -> float:
-    """Mean seconds of a step, over ``look`` seconds and 3 steps at least, and 200 at most."""
-    for _ in range(2):
-        trial.send(way)
-    begin, count = time.perf_counter(), 0
-    while count < 3 or (count < 200 and time.perf_counter() - begin < look):
-        trial.send(way)
-        count += 1
-    return (time.perf_counter() - begin) / count
-
-
-def _trial(
-    experiment: Experiment, processes: Processes, batches: Iterable[Batch]
-) -> Generator[None, TrainingConfig, None]:
-    """Takes a real step in the way that it is sent, with new weights for each new way, on one batch after the other."""
-    way = yield
-    alone = Processes(0, 1, processes.device)
-    share = experiment.training.batch // processes.world
-    taken: TrainingConfig | None = None
-    step: Step | None = None
-    for number, batch in enumerate(batches):
-        assert batch.masks is not None
-        if step is None or way != taken:
-            step, taken = None, way  # its memory first
-            own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
-            step = _step(experiment, own, alone)
-        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
-        try:
-            step(x, batch.masks.to(processes.device), number)
-        except FloatingPointError as error:
-            raise InputError(
-                f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
-                f"the images"
-            ) from error
-        way = yield
-
-
-def _step(experiment: Experiment, training: TrainingConfig, processes: Processes) -> Step:
-    objective = experiment.objective().to(processes.device).train()
-    return Step(
-        objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=processes
-    )
-
-
-def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds: float) -> Experiment:
+def _settle_length(
+    experiment: Experiment, wishes: Wishes, images: int, seconds: float, processes: Processes
+) -> Experiment:
     training = experiment.training
     per_epoch = images / training.batch
     if wishes.minutes is not None:
@@ -440,7 +270,7 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
     elif wishes.steps is not None:
         steps = wishes.steps
     elif wishes.flops is not None:
-        each = flops(experiment.objective(), experiment)["step"] * training.batch
+        each = flops(experiment.objective(), experiment, _drawn(experiment, processes))["step"] * training.batch
         steps = int(wishes.flops / each)
         if not steps:
             raise InputError(f"--flops {wishes.flops:g} is less than one step of {experiment.method} ({each:.3g})")
@@ -455,20 +285,27 @@ def _settle_length(experiment: Experiment, wishes: Wishes, images: int, seconds:
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
 
 
-def flops(objective: Objective, experiment: Experiment, masks: Masks | None = None) -> dict[str, int]:
+def _drawn(experiment: Experiment, processes: Processes) -> Masks:
+    """The masks of a micro-batch, as many together as a process draws."""
+    training = experiment.training
+    return experiment.masking()(np.arange(training.batch // (processes.world * training.accumulate)), 0)
+
+
+def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[str, int]:
     """Floating-point operations per image, counted by running the objective on the meta device.
 
     ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
-    ``masks`` of two images, or with those that the experiment draws.
+    ``masks`` of some images.
     """
     shadow = objective.to("meta")
-    x = torch.empty(2, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
-    masks = (masks or experiment.masking()(torch.arange(2), 0)).to("meta")
+    images = len(masks.context) // (experiment.masks.contexts if experiment.method == "ijepa" else 1)
+    x = torch.empty(images, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
+    masks = masks.to("meta")
     with FlopCounterMode(display=False) as whole:
         shadow(x, masks).loss.backward()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         shadow.representation(x)
-    return {"forward": forward.get_total_flops() // 2, "step": whole.get_total_flops() // 2}
+    return {"forward": forward.get_total_flops() // images, "step": whole.get_total_flops() // images}
 
 
 def _facts(
@@ -477,11 +314,11 @@ def _facts(
     opened: str | None,
     seen: Survey,
     why: str,
-    cost: _Cost,
+    cost: Cost,
     processes: Processes,
 ) -> dict[str, Any]:
     source, training, encoder = splits.train, experiment.training, experiment.encoder
-    objective, masking = experiment.objective(), experiment.masking()
+    objective, masks = experiment.objective(), _drawn(experiment, processes)
     counted = {
         "encoder": sum(p.numel() for p in objective.representation.parameters()),
         "trained": sum(p.numel() for p in objective.parameters() if p.requires_grad),
@@ -512,14 +349,14 @@ def _facts(
         "parameters": counted | {"predictor": counted["trained"] - counted["encoder"]},
         "masks": {
             "shape": _shape(experiment),
-            "context_tokens": masking.context_tokens,
+            "context_tokens": round(masks.context_valid.sum(1).double().mean().item()),
             "target_blocks": experiment.masks.targets if experiment.method == "ijepa" else 1,
-            "target_tokens": masking.target_tokens,
+            "target_tokens": masks.targets.shape[-1],
         },
         "steps": training.steps,
         "epochs": training.steps * training.batch / len(source),
         "batch": training.batch,
-        "flops_per_image": flops(objective, experiment),
+        "flops_per_image": flops(objective, experiment, masks),
         "device": _device_name(processes.device),
         "processes": processes.world,
         "precision": training.precision,

@@ -29,6 +29,7 @@ from openjepa.planning import Plan
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
+from openjepa.training.step import refuse_uneven
 from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
@@ -144,6 +145,7 @@ class Run:
         self.folder, self.processes = run, processes
         saved, self.plan = read_experiment(run)
         self.experiment = saved.on(processes)
+        refuse_uneven(self.experiment.training, processes)
         if workers is not None:
             self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
         self.splits = own_data(run, self.plan)
@@ -165,6 +167,7 @@ class Run:
                 start_step=start,
                 rank=processes.rank,
                 world=processes.world,
+                pieces=training.accumulate,
                 pin=processes.device.type == "cuda",
             )
 

@@ -22,7 +22,7 @@ from openjepa.evaluation.spectrum import alignment, alpha_req, lidar, rankme, un
 from openjepa.experiment import Experiment
 from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes
-from openjepa.training.trainer import TrainingConfig
+from openjepa.training.step import TrainingConfig
 
 # Fewer labelled images than this make an online accuracy mean nothing.
 _FEWEST_LABELLED = 100

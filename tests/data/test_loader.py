@@ -49,7 +49,7 @@ def take(batches, count: int) -> list:
 
 
 def same(first, second) -> bool:
-    masks = [[] if batch.masks is None else [batch.masks.context, batch.masks.targets] for batch in (first, second)]
+    masks = [[part for own in batch.masks for part in (own.context, own.targets)] for batch in (first, second)]
     return (
         torch.equal(first.images, second.images)
         and torch.equal(first.samples, second.samples)
@@ -98,7 +98,21 @@ def test_ranks_share_the_batch(folder):
         for step, batch in enumerate(whole):
             assert torch.equal(batch.images, torch.cat([share[step].images for share in shares]))
             assert torch.equal(batch.samples, torch.cat([share[step].samples for share in shares]))
-            assert torch.equal(batch.masks.targets, torch.cat([share[step].masks.targets for share in shares]))
+            assert torch.equal(batch.masks[0].targets, torch.cat([share[step].masks[0].targets for share in shares]))
+
+
+def test_micro_batches_have_masks_of_their_own():
+    # The published sampler draws one size for the images of a device, and cuts them to their shortest.
+    masking = MultiBlockMasking(TokenGrid((14, 14)), MultiBlockConfig(shape="reference"))
+    own = settings(masking=masking, pieces=2)
+    (batch,) = take(training_batches(in_memory(), GREY, Augmentation(), **own), 1)
+    assert len(batch.masks) == 2
+    for masks, samples in zip(batch.masks, batch.samples.split(4), strict=True):
+        expected = masking(samples.numpy(), 0)
+        assert torch.equal(masks.context, expected.context)
+        assert torch.equal(masks.targets, expected.targets)
+    with pytest.raises(ValueError, match="8 cannot be shared by 1 processes with 3 micro-batches"):
+        training_batches(in_memory(), GREY, Augmentation(), **settings(pieces=3))
 
 
 def test_seed_and_epoch_change_the_crops():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from openjepa.encoder import Encoder, EncoderConfig
-from openjepa.evaluation.finetune import Backbone, Classifier, FineTuning, Labelled, cropped
+from openjepa.evaluation.finetune import Backbone, FineTuned, FineTuning, Labelled, cropped
 from openjepa.evaluation.layer_decay import layer_of, parameter_groups, share_of_rate
 
 CONFIG = EncoderConfig(signal=(8, 8), patch=(4, 4), channels=1, width=16, depth=2, heads=2)
@@ -19,7 +19,7 @@ def backbone() -> Backbone:
 def test_a_class_token_belongs_to_the_first_layer_and_is_not_decayed():
     encoder = Encoder(dataclasses.replace(CONFIG, class_token=True), generator=torch.Generator().manual_seed(0))
     made = dataclasses.replace(backbone(), encoder=encoder)
-    model = Classifier(made, 3, generator=torch.Generator())
+    model = FineTuned(made, 3, generator=torch.Generator())
     groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
     (own,) = [group for group in groups if any(p is model.encoder.class_token for p in group["params"])]
     assert (own["lr"], own["weight_decay"]) == (0.125, 0.0)
@@ -36,7 +36,7 @@ def stripes(count: int, seed: int) -> Labelled:
 
 
 def test_every_parameter_has_its_layers_rate():
-    model = Classifier(backbone(), 3, generator=torch.Generator())
+    model = FineTuned(backbone(), 3, generator=torch.Generator())
     groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(rate) == len(list(model.parameters())) == sum(len(group["params"]) for group in groups)

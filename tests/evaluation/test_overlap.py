@@ -25,6 +25,14 @@ def test_miou_of_a_hand_computed_confusion():
     assert found.union.tolist() == [[3, 2, 0, 0], [1, 2, 3, 0]]
 
 
+def test_a_pixel_without_a_class_counts_nowhere():
+    masks = torch.tensor([[[0, 3]], [[1, 0]]], dtype=torch.uint8)
+    named = torch.tensor([[[0, 1]], [[1, 0]]])
+    found = Overlap.of(named, masks, 2)
+    assert found.union.tolist() == [[1, 0], [1, 1]]
+    assert found.miou() == 1
+
+
 def test_miou_is_scikit_learns_jaccard_over_all_pixels():
     from sklearn.metrics import jaccard_score
 

@@ -26,7 +26,7 @@ from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, TrainingConfig
+from openjepa.training.step import Step, TrainingConfig
 
 TOLERANCES = {
     "loss": 1e-6,  # relative

@@ -41,6 +41,12 @@ def test_a_gpu_and_photos_get_the_standard_recipe():
     assert chosen((32, 32), 3, device="cuda").recipe == "small"
 
 
+def test_the_published_recipes_keep_the_published_mean_and_spread_of_colours():
+    assert chosen((300, 400), 3, name="published-b16").mean == (0.485, 0.456, 0.406)
+    grey = chosen((300, 400), 1, name="published-b16")
+    assert (grey.mean, grey.encoder.channels) == ((0.5,), 1)
+
+
 @pytest.mark.parametrize("method", ["mae", "denoising"])
 def test_a_baseline_gets_the_same_encoder(method):
     for name in ("small", "standard"):

@@ -18,7 +18,7 @@ from openjepa.recipes.small import small
 from openjepa.training.distributed import Processes
 from openjepa.training.energy import EnergyMeter
 from openjepa.training.recording import Recording
-from openjepa.training.trainer import Step
+from openjepa.training.step import Step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")

@@ -17,13 +17,13 @@ def asked(shape: str, calls: int):
     recording = Recording([weight])
 
     def work(x, masks):
-        loss = (weight * x).sum() * masks.context.shape[1]
+        loss = (weight * x).sum() * masks[0].context.shape[1]
         loss.backward()
         return loss.detach()
 
     for number in range(calls):
         x, masks = torch.full((4, 1), 1.0 + number), masking(torch.arange(4) + 4 * number, 0)
-        told = recording(work, x, masks)
+        told = recording(work, x, [masks])
         assert weight.grad is not None
         found.append((told.item(), weight.grad.item(), x.sum().item() * masks.context.shape[1]))
         weight.grad = None

@@ -14,7 +14,7 @@ from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, TrainingConfig
+from openjepa.training.step import Step, TrainingConfig
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)

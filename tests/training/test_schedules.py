@@ -35,6 +35,11 @@ def test_a_stretched_schedule_stops_short():
     assert progress(stretched, 40, 40) == pytest.approx(0.8)
 
 
+def test_a_schedule_shorter_than_the_run_leaves_the_momentum_at_its_end():
+    short = ScheduleConfig(stretch=0.5)
+    assert [progress(short, step, 40) for step in (10, 20, 30, 40)] == [0.5, 1.0, 1.0, 1.0]
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="warmup"):
         ScheduleConfig(warmup=1.5)

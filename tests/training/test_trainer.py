@@ -1,5 +1,6 @@
 """The loop: exact resume, accumulation, refusals, interruptions. Real images, real steps, small networks."""
 
+import itertools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.data.base import BadImage, Header, Source
-from openjepa.data.loader import training_batches
+from openjepa.data.loader import LoaderError, training_batches
 from openjepa.data.sources import ArraySource
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
@@ -25,7 +26,8 @@ from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import Step, Trainer, TrainingConfig, TrainingStopped
+from openjepa.training.step import Step, TrainingConfig, refuse_uneven
+from openjepa.training.trainer import Trainer, TrainingStopped
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)
@@ -233,6 +235,58 @@ def test_a_number_that_is_not_finite_stops_before_the_weights_change(tmp_path, w
     assert len(named["images"]) == 8
 
 
+def test_a_step_that_is_refused_leaves_the_running_statistics_alone():
+    model = objective(target_norm="whiten").train()
+    training = TrainingConfig(steps=10, batch=8, precision="float32")
+    step = Step(model, schedule=ScheduleConfig(), optimizer=OptimizerConfig(), training=training, processes=ALONE)
+    masking = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(targets=2))
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    step(x, masking(torch.arange(8), 0), 0)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    with pytest.raises(FloatingPointError, match="nan"):
+        step(torch.full_like(x, torch.nan), masking(torch.arange(8), 1), 1)
+    assert same(dict(model.named_buffers()), before)
+    for number in (1, 2, 3):
+        assert np.isfinite(step(x, masking(torch.arange(8), number), number)["loss"])
+
+
+def test_micro_batches_may_have_masks_of_different_sizes():
+    masking = [MultiBlockMasking(ENCODER.grid, MultiBlockConfig(targets=2, context_tokens=k)) for k in (3, 5)]
+    masks = [one(torch.arange(4), 0) for one in masking]
+    x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = objective().train()
+    settings = {"schedule": ScheduleConfig(), "optimizer": OptimizerConfig(), "processes": ALONE}
+    for replicas in (1, 2):
+        training = TrainingConfig(batch=8, accumulate=2, replicas=replicas, precision="float32")
+        row = Step(model, training=training, **settings).backward(x, masks)
+        with torch.no_grad():
+            losses = [model(part, own).loss.item() for part, own in zip(x.split(4), masks, strict=True)]
+        assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+        assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    with pytest.raises(ValueError, match="masks of 3 micro-batches were given, and a step has 2"):
+        Step(model, training=TrainingConfig(batch=8, accumulate=2), **settings).backward(x, [*masks, masks[0]])
+
+
+def test_a_loader_that_dies_leaves_a_run_that_is_saved_where_it_was(tmp_path):
+    run = trainer(tmp_path / "run")
+    whole = run.batches
+
+    def dying(start):
+        yield from itertools.islice(whole(start), 7)
+        raise LoaderError("a loader process was killed")
+
+    run.batches = dying
+    with pytest.raises(TrainingStopped, match=r"process was killed; the run is saved at step 7: openjepa resume"):
+        run.train(show=False)
+    assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == 7
+
+
+def test_processes_that_cannot_share_a_batch_are_refused():
+    refuse_uneven(TrainingConfig(batch=64, accumulate=2), Processes(0, 4, torch.device("cpu")))
+    with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes with 1 .* multiple of 3"):
+        refuse_uneven(TrainingConfig(batch=64), Processes(0, 3, torch.device("cpu")))
+
+
 def test_a_bad_image_is_set_aside_and_replaced_the_same_way_again(tmp_path):
     runs = []
     for name, workers in (("one", 0), ("two", 2)):
@@ -257,7 +311,7 @@ def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
 def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one():
     program = """
 import signal, sys, time
-from openjepa.training.trainer import Interruption
+from openjepa.training.interruption import Interruption
 with Interruption() as interruption:
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)

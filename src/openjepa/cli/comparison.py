@@ -134,6 +134,7 @@ def _print(content: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    objectives = content["request"]["objectives"]
     names = list(dict.fromkeys(name for row in content["summary"] for name in row["values"]))
     table = Table(title="mean over seeds ± their standard deviation")
     table.add_column("measure")
@@ -146,11 +147,12 @@ def _print(content: dict[str, Any]) -> None:
             table.add_section()
         before = kind
         title = ", ".join(part for part in (row["task"], row["evaluator"], row["metric"]) if part != "accuracy")
-        table.add_row(title, *(_cell(row["values"].get(name)) for name in names))
+        table.add_row(title, *(_cell(row["values"].get(name), name in objectives) for name in names))
     Console().print(table)
 
 
-def _cell(found: dict[str, Any] | None) -> str:
+def _cell(found: dict[str, Any] | None, trained: bool) -> str:
     if found is None:
         return ""
-    return f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
+    spread = found["std"] if trained else None  # the references are the same for every seed
+    return f"{100 * found['mean']:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")

@@ -10,7 +10,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     from openjepa.report.formats import counted_threads
 
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
-    kept = "all visible" if masks["shape"] in ("packed", "reference") else f"{masks['context_tokens']}"
+    about = "about " if masks["shape"] in ("packed", "reference") else ""
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
     rows = {
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
@@ -19,7 +19,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",
-        "masks": f"{masks['shape']}: {kept} seen, {blocks} of {masks['target_tokens']} asked",
+        "masks": f"{masks['shape']}: {about}{masks['context_tokens']} seen, {blocks} of {masks['target_tokens']} asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "

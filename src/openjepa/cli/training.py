@@ -26,7 +26,7 @@ def pretrain_verb(arguments: list[str]) -> int:
     from openjepa.recipes.small import small
     from openjepa.training.optimizer import OptimizerConfig
     from openjepa.training.schedules import ScheduleConfig
-    from openjepa.training.trainer import TrainingConfig
+    from openjepa.training.step import TrainingConfig
 
     # The recipe's settings, each of which an option can override; the order is the one of --help.
     parts = {

@@ -45,14 +45,14 @@ class Batch:
         images: uint8, or float32 in [0, 1] when one of them has more than 8 bits.
         samples: the images' numbers in the source.
         labels: their class numbers, -1 for none.
-        masks: what ``masking`` gave for them.
+        masks: what ``masking`` gave for the images of each micro-batch; none without a ``masking``.
         bad: the images that could not be used.
     """
 
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     samples: Int64[Tensor, "B"]
     labels: Int64[Tensor, "B"]
-    masks: Masks | None = None
+    masks: tuple[Masks, ...] = ()
     bad: tuple[BadRecord, ...] = ()
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
@@ -69,7 +69,7 @@ class Batch:
             images=change(self.images),
             samples=change(self.samples),
             labels=change(self.labels),
-            masks=None if self.masks is None else change(self.masks),
+            masks=tuple(change(own) for own in self.masks),
         )
 
 
@@ -98,6 +98,7 @@ class _TrainingBatches(Dataset[Batch | InputError]):
     seed: int
     rank: int
     world: int
+    pieces: int
 
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] | None = None
@@ -115,7 +116,8 @@ class _TrainingBatches(Dataset[Batch | InputError]):
             images, samples, bad = self._images(wanted, epoch, u)
         except InputError as error:
             return error
-        masks = None if self.masking is None else self.masking(samples, epoch)
+        masking, parts = self.masking, np.split(samples, self.pieces)
+        masks = () if masking is None else tuple(masking(part, epoch) for part in parts)
         return Batch(images, torch.from_numpy(samples), _labels(self.source, samples), masks, bad)
 
     def _images(
@@ -173,7 +175,7 @@ class _OrderedBatches(Dataset[Batch | InputError]):
                 bad.append(BadRecord(sample, self.source.reference(sample), error.reason, -1))
         numbers = np.array(samples, np.int64)
         pixels = _stacked(images, self.preprocessing)
-        return Batch(pixels, torch.from_numpy(numbers), _labels(self.source, numbers), None, tuple(bad))
+        return Batch(pixels, torch.from_numpy(numbers), _labels(self.source, numbers), bad=tuple(bad))
 
 
 def training_batches(
@@ -188,6 +190,7 @@ def training_batches(
     start_step: int = 0,
     rank: int = 0,
     world: int = 1,
+    pieces: int = 1,
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """The training batches from ``start_step`` on, without end; the images of an epoch that fill no batch are left out.
@@ -203,18 +206,21 @@ def training_batches(
         start_step: the first step; what came before is not read.
         rank: which share.
         world: number of shares.
+        pieces: micro-batches of a share; each has masks of its own.
         pin: whether to put the batches in pinned memory.
 
     Raises:
         InputError: there are fewer images than a batch holds, or hardly any can be used.
         LoaderError: a worker was killed.
     """
-    if batch < 1 or batch % world or not 0 <= rank < world:
-        raise ValueError(f"a batch of {batch} cannot be shared by {world} processes (rank {rank})")
+    if batch < 1 or batch % (world * pieces) or not 0 <= rank < world:
+        raise ValueError(
+            f"a batch of {batch} cannot be shared by {world} processes with {pieces} micro-batches (rank {rank})"
+        )
     if len(source) < batch:
         raise InputError(f"{source.name} has {len(source)} images, fewer than a batch of {batch}; take a smaller batch")
     source.prepare()
-    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world)
+    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world, pieces)
     return iterate(dataset, _Steps(start_step), workers, pin)
 
 

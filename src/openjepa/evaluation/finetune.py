@@ -56,7 +56,7 @@ class Labelled:
         return Labelled(images=self.images[torch.from_numpy(index)], labels=self.labels[index])
 
 
-class Classifier(nn.Module):
+class FineTuned(nn.Module):
     """A copy of an encoder with a linear head on the average of its tokens."""
 
     def __init__(self, backbone: Backbone, classes: int, *, generator: torch.Generator) -> None:
@@ -166,11 +166,11 @@ class FineTuning:
             right.append((self._predict(model, backbone, kept.labels, held.images) == held.labels).sum())
         return rates[int(np.argmax(right))]
 
-    def _trained(self, backbone: Backbone, train: Labelled, rate: float, advance: Callable[[], None]) -> Classifier:
+    def _trained(self, backbone: Backbone, train: Labelled, rate: float, advance: Callable[[], None]) -> FineTuned:
         classes, codes = np.unique(train.labels, return_inverse=True)
         device = next(backbone.encoder.parameters()).device
         head = torch.Generator().manual_seed(self.seed)
-        model = Classifier(backbone, len(classes), generator=head).to(device).train()
+        model = FineTuned(backbone, len(classes), generator=head).to(device).train()
         groups = parameter_groups(
             model, backbone.depth, rate=rate, layer_decay=self.layer_decay, weight_decay=self.weight_decay
         )
@@ -194,7 +194,7 @@ class FineTuning:
 
     @torch.inference_mode()
     def _predict(
-        self, model: Classifier, backbone: Backbone, labels: Int64[np.ndarray, "n"], images: Shaped[Tensor, "m C H W"]
+        self, model: FineTuned, backbone: Backbone, labels: Int64[np.ndarray, "n"], images: Shaped[Tensor, "m C H W"]
     ) -> Int64[np.ndarray, "m"]:
         device = next(model.parameters()).device
         answers = [model(backbone.normalise(some.to(device))).argmax(1).cpu() for some in images.split(2 * self.batch)]

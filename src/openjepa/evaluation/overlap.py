@@ -27,8 +27,8 @@ class Overlap:
 
     @classmethod
     def of(cls, predicted: Int[Tensor, "n H W"], masks: UInt8[Tensor, "n H W"], classes: int) -> "Overlap":
-        """Count the pixels of images; those labelled IGNORE are left out."""
-        known = masks != IGNORE
+        """Count the pixels of images; those labelled IGNORE, or with no class at all, are left out."""
+        known = masks < classes
         cell = masks.long() * classes + predicted
         image = torch.arange(len(masks), device=masks.device)[:, None, None] * classes**2
         counts = torch.bincount((image + cell)[known], minlength=len(masks) * classes**2)

@@ -16,10 +16,11 @@ SIMILARITIES_AT_ONCE = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Mean average precision: every test image ranks all train images by cosine similarity (Radenovic et al. 2018).
+    """Mean average precision: every test image ranks all train images by cosine similarity.
 
-    Relevant are the train images of its class; average precision is the mean precision at their ranks. Of equals the
-    earlier image comes first. ``precision at 10`` is the share of relevant ones among the first ten.
+    Relevant are the train images of its class; average precision is the mean precision at their ranks (Manning et al.
+    2008, "Introduction to Information Retrieval", sec. 8.4; no trapezoids). Of equals the earlier image comes first.
+    ``precision at 10`` is the share of relevant ones among the first ten.
     Nothing is trained or chosen.
     """
 

@@ -24,7 +24,7 @@ class RunningNorm(nn.Module):
             tokens is made the identity, by its Cholesky factor).
         tokens, values: N and V of the features.
         momentum: of the running statistics.
-        floor: added to variances, as a share of their mean.
+        floor: for ``whiten``, added to the variances, as a share of their mean; the other kinds add 1e-4.
     """
 
     mean: Tensor

@@ -111,8 +111,9 @@ def fit(
 
 
 def _published(name: str, wanted, mean, std) -> Experiment:
+    """With ImageNet's mean and standard deviation for colour images, as published, and with the data's for others."""
     experiment = published.published(name)
-    signal = wanted or experiment.encoder.signal
-    return replace(
-        experiment, mean=mean, std=std, encoder=replace(experiment.encoder, signal=signal, channels=len(mean))
-    )
+    encoder = replace(experiment.encoder, signal=wanted or experiment.encoder.signal, channels=len(mean))
+    if len(mean) == 3:
+        return replace(experiment, encoder=encoder)
+    return replace(experiment, encoder=encoder, mean=mean, std=std)

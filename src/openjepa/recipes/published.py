@@ -12,7 +12,7 @@ from openjepa.experiment import Experiment
 from openjepa.masking import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import TrainingConfig
+from openjepa.training.step import TrainingConfig
 
 # name: pixels, patch, width, depth, heads, predictor depth
 _SIZES = {

@@ -19,7 +19,7 @@ from openjepa.masking import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
-from openjepa.training.trainer import TrainingConfig
+from openjepa.training.step import TrainingConfig
 
 
 def small(

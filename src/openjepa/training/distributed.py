@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from openjepa.encoder import Encoder, Predictor
 from openjepa.errors import InputError
 from openjepa.objectives.base import Objective
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ class Processes:
         value = torch.tensor(number, dtype=torch.float64, device=self.device)
         dist.all_reduce(value)
         return value.item()
+
+    def gather(self, found: T) -> list[T]:
+        """What every process brings, in their order; anything that can be pickled."""
+        if self.world == 1:
+            return [found]
+        everyone: list[Any] = [None] * self.world
+        dist.all_gather_object(everyone, found)
+        return everyone
 
     def add_up(self, tensors: list[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
@@ -112,6 +122,7 @@ def parallelise(objective: Objective, processes: Processes, *, shard: bool) -> n
                 # What is called beside forward needs the whole weights too.
                 register_fsdp_forward_method(part, "reconstruct" if isinstance(part, Predictor) else "depths")
         fully_shard(objective)
+        register_fsdp_forward_method(objective, "survey")  # it may come before the step's first forward pass
         return objective
     devices = [processes.device] if processes.device.type == "cuda" else None
     return DistributedDataParallel(objective, device_ids=devices, broadcast_buffers=False)

@@ -5,7 +5,7 @@ kernels are those of the step as it comes, so its numbers are the same.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openjepa.masking import Masks
 
-Work = Callable[[Float[Tensor, "B C *S"], Masks], Tensor]
+Work = Callable[[Float[Tensor, "B C *S"], list[Masks]], Tensor]
 
 # Calls before the recording, in which libraries settle what they settle once.
 _WARM = 3
@@ -42,7 +42,7 @@ class Recording:
     def made(self) -> bool:
         return self._graph is not None
 
-    def __call__(self, work: Work, x: Float[Tensor, "B C *S"], masks: Masks) -> Tensor:
+    def __call__(self, work: Work, x: Float[Tensor, "B C *S"], masks: list[Masks]) -> Tensor:
         """What ``work(x, masks)`` gives; every call brings the same work."""
         given = _tensors(x, masks)
         shapes = [part.shape for part in given]
@@ -61,8 +61,8 @@ class Recording:
             parameter.grad = gradient
         return self._found
 
-    def _record(self, work: Work, x: Tensor, masks: Masks) -> None:
-        self._x, self._masks = x.clone(), masks.clone()
+    def _record(self, work: Work, x: Tensor, masks: list[Masks]) -> None:
+        self._x, self._masks = x.clone(), [own.clone() for own in masks]
         try:
             graph = torch.cuda.CUDAGraph()
             side = torch.cuda.Stream()
@@ -87,5 +87,6 @@ class Recording:
         self._graph = graph
 
 
-def _tensors(x: Tensor, masks: Masks) -> list[Tensor]:
-    return [x, masks.context, masks.targets, *(part for part in (masks.context_packed, masks.keys) if part is not None)]
+def _tensors(x: Tensor, masks: Sequence[Masks]) -> list[Tensor]:
+    parts = [part for own in masks for part in (own.context, own.targets, own.context_packed, own.keys)]
+    return [x, *(part for part in parts if part is not None)]

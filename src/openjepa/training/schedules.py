@@ -59,8 +59,8 @@ def weight_decay(config: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def progress(config: ScheduleConfig, step: int, steps: int) -> float:
-    """The share of the schedule done before ``step``, on which an objective's own schedules run."""
-    return step / (config.stretch * steps)
+    """The share of the schedule done before ``step`` (at most 1), on which an objective's own schedules run."""
+    return min(1.0, step / (config.stretch * steps))
 
 
 def _cosine(start: float, end: float, along: float) -> float:

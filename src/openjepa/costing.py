@@ -1,0 +1,186 @@
+"""What a step of a run costs, from real steps with weights that are thrown away, and the fastest way to take it."""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from openjepa.data.base import Splits
+from openjepa.data.loader import Batch, training_batches
+from openjepa.errors import InputError
+from openjepa.experiment import Experiment
+from openjepa.training.distributed import Processes
+from openjepa.training.metrics import peak_memory
+from openjepa.training.step import Step, TrainingConfig, cpu_threads
+
+# Images of a replica: each has gradients of all weights, and few images do not pay for them.
+_LEAST_SHARE = 8
+# What loader processes can do, over what steps take: they do not all get on alike. More of them take memory.
+_SPARE, _MOST_WORKERS = 1.25, 16
+# Batches to try steps on, and steps before a way is timed: a GPU's are recorded from the fourth on (recording.py).
+_MOST_HELD = 8
+_FIRST = {"cpu": 3, "cuda": 5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What was measured: seconds of a ``step``, seconds in which one loader process makes a ``batch``, and the bytes of
+    peak ``memory``."""
+
+    step: float
+    batch: float
+    memory: int
+
+
+def measure(
+    experiment: Experiment, splits: Splits, processes: Processes, *, look: float, settle_workers: bool
+) -> tuple[TrainingConfig, Cost]:
+    """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
+    costs then, from real steps on real batches with weights that are thrown away.
+
+    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches.
+    """
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
+    given = experiment.training
+    held, loading = _load(experiment, splits, processes)
+    with closing(_trial(experiment, processes, itertools.cycle(held))) as trial:
+        next(trial)
+        begin = time.perf_counter()
+        with cpu_threads(given.threads_each):
+            for _ in range(_FIRST[processes.device.type]):
+                trial.send(given)
+        slow = time.perf_counter() - begin > 2 * look
+        memory = _memory(processes.device)
+        ways = [given] if slow else _ways(given, processes)
+        rounds = 2 if len(ways) > 1 else 1
+        timed = dict.fromkeys(ways, math.inf)
+        for way in ways * rounds:
+            with cpu_threads(way.threads_each):
+                timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds))
+    fastest = min(timed.values())
+    # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
+    chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
+    if processes.device.type == "cuda":  # the run itself, or another process, is to have the memory
+        torch.cuda.empty_cache()
+    step = timed[chosen]
+    if settle_workers:
+        enough = math.ceil(_SPARE * loading / step)
+        chosen = replace(chosen, workers=max(1, min(enough, _cores() - 1, _MOST_WORKERS)))
+    if not chosen.workers:
+        seconds = step + loading
+    elif loading > step * chosen.workers or slow or processes.device.type == "cuda":
+        seconds = max(step, loading / chosen.workers)
+    else:  # a loader that keeps up, on the cores that compute: how much it takes of them is seen
+        with (
+            closing(_batches(experiment, splits, processes, chosen.workers)) as live,
+            closing(_trial(experiment, processes, live)) as trial,
+            cpu_threads(chosen.threads_each),
+        ):
+            next(trial)
+            seconds = _seconds(trial, chosen, look)
+    return chosen, Cost(step=seconds, batch=loading, memory=memory)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes at the peak; of a GPU those that PyTorch has reserved, in which a recorded step keeps room of its own."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory(device)
+
+
+def _load(experiment: Experiment, splits: Splits, processes: Processes) -> tuple[list[Batch], float]:
+    """A few batches, and the mean seconds in which one loader process makes one."""
+    held: list[Batch] = []
+    with cpu_threads(1), closing(_batches(experiment, splits, processes, 0)) as batches:
+        held.append(next(batches))  # to get started
+        begin = time.perf_counter()
+        while len(held) < 2 or (len(held) < _MOST_HELD and time.perf_counter() - begin < 1):
+            held.append(next(batches))
+        return held, (time.perf_counter() - begin) / (len(held) - 1)
+
+
+def _batches(
+    experiment: Experiment, splits: Splits, processes: Processes, workers: int
+) -> Generator[Batch, None, None]:
+    """A run's batches, this process' share of each."""
+    return training_batches(
+        splits.train,
+        experiment.preprocessing,
+        experiment.augmentation,
+        experiment.masking(),
+        batch=experiment.training.batch // processes.world,
+        seed=experiment.seed,
+        workers=workers,
+        pieces=experiment.training.accumulate,
+    )
+
+
+def _cores() -> int:
+    """Processor cores of this process, of all that run on this machine under torchrun."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # a container's share, where it has one (cgroup v2)
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:
+    """Replicas and threads worth trying, the fewest first: all of one kind, so that there are not too many."""
+    if training.replicas or training.threads or not processes.one_cpu:
+        return [training]
+    most = torch.get_num_threads()
+    piece = training.batch // training.accumulate
+    ways = []
+    for count in [count for count in (1, 2, 4, 8, 16, 32) if count < most] + [most]:
+        if count > 1 and piece % count == 0 and piece >= _LEAST_SHARE * count and not training.compile:
+            ways.append(replace(training, replicas=count, threads=1))
+        ways.append(replace(training, replicas=1, threads=count))
+    return ways
+
+
+def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, look: float) -> float:
+    """Mean seconds of a step, over ``look`` seconds and 3 steps at least, and 200 at most."""
+    for _ in range(2):
+        trial.send(way)
+    begin, count = time.perf_counter(), 0
+    while count < 3 or (count < 200 and time.perf_counter() - begin < look):
+        trial.send(way)
+        count += 1
+    return (time.perf_counter() - begin) / count
+
+
+def _trial(
+    experiment: Experiment, processes: Processes, batches: Iterable[Batch]
+) -> Generator[None, TrainingConfig, None]:
+    """Takes a real step in the way that it is sent, with new weights for each new way, on one batch after the other."""
+    way = yield
+    alone = Processes(0, 1, processes.device)
+    share = experiment.training.batch // processes.world
+    taken: TrainingConfig | None = None
+    step: Step | None = None
+    for number, batch in enumerate(batches):
+        if step is None or way != taken:
+            step, taken = None, way  # its memory first
+            own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
+            step = _step(experiment, own, alone)
+        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
+        try:
+            step(x, [masks.to(processes.device) for masks in batch.masks], number)
+        except FloatingPointError as error:
+            raise InputError(
+                f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
+                f"the images"
+            ) from error
+        way = yield
+
+
+def _step(experiment: Experiment, training: TrainingConfig, processes: Processes) -> Step:
+    objective = experiment.objective().to(processes.device).train()
+    return Step(
+        objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=processes
+    )
