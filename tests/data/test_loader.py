@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from openjepa import draws
+from openjepa.data import loader
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.data.loader import LoaderError, ordered_batches, training_batches
 from openjepa.data.sources import ArraySource, open_data
@@ -99,6 +101,26 @@ def test_ranks_share_the_batch(folder):
             assert torch.equal(batch.images, torch.cat([share[step].images for share in shares]))
             assert torch.equal(batch.samples, torch.cat([share[step].samples for share in shares]))
             assert torch.equal(batch.masks[0].targets, torch.cat([share[step].masks[0].targets for share in shares]))
+
+
+@pytest.mark.parametrize("room", [10**6, 6000])
+def test_small_images_are_decoded_once_where_there_is_room(folder, monkeypatch, room):
+    monkeypatch.setattr(loader, "_ROOM", room)
+    read: Counter[int] = Counter()
+    decode = type(folder).read
+
+    def counted(self, index, at_least=None):
+        read[index] += 1
+        return decode(self, index, at_least)
+
+    monkeypatch.setattr(type(folder), "read", counted)
+    first = take(training_batches(folder, COLOUR, Augmentation(), **settings()), 12)
+    kept = [index for index, count in read.items() if count == 1]
+    good = len(folder) - 2  # two cannot be read, and are tried again
+    assert len(kept) == good if room > 6000 else 0 < len(kept) < good
+    # What is kept changes nothing.
+    later = take(training_batches(folder, COLOUR, Augmentation(), **settings(start_step=11)), 1)
+    assert same(first[11], later[0])
 
 
 def test_micro_batches_have_masks_of_their_own():

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from openjepa import draws
-from openjepa.data.augmentation import NUMBERS, Augmentation, Pixels, Preprocessing, augment, augment_array, to_unit
-from openjepa.data.base import BadImage, Source
+from openjepa.data.augmentation import NUMBERS, Augmentation, Preprocessing, augment, augment_array
+from openjepa.data.base import BadImage, Picture, Source
 from openjepa.data.idx import ArraySource
+from openjepa.data.pixels import Pixels, to_unit, with_channels
 from openjepa.data.workers import LoaderError, iterate
 from openjepa.errors import InputError
 from openjepa.masking import Masks
@@ -22,8 +24,9 @@ __all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "t
 
 # A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
 _REPLACEMENTS = 32
-# Up to this extent (pixels), images that lie in memory are cropped and resized by matrix products.
-_SMALL = 64
+# Up to this extent (pixels), images of 8 bits are cropped and resized by matrix products, many at a time, and kept in
+# memory once decoded: so many bytes of them in each process that reads.
+_SMALL, _ROOM = 64, 2**28
 
 Masking = Callable[[Int64[np.ndarray, "B"], int], Masks]
 
@@ -103,6 +106,8 @@ class _TrainingBatches(Dataset[Batch | InputError]):
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] | None = None
         self._at_least = self.augmentation.at_least(self.preprocessing.size)
+        self._kept: dict[int, UInt8[np.ndarray, "H W C"]] = {}
+        self._room = _ROOM
 
     def __getitem__(self, step: int) -> Batch | InputError:
         epoch, place = divmod(step, len(self.source) // self.batch)
@@ -124,28 +129,58 @@ class _TrainingBatches(Dataset[Batch | InputError]):
         self, wanted: Int64[np.ndarray, "B"], epoch: int, u: Float64[np.ndarray, "B U"]
     ) -> tuple[Shaped[Tensor, "B C H W"], Int64[np.ndarray, "B"], tuple[BadRecord, ...]]:
         """The augmented images, the numbers of those that were taken, and what was wrong with the others."""
-        if isinstance(self.source, ArraySource) and max(self.source.images.shape[1:3]) <= _SMALL:
+        if isinstance(self.source, ArraySource) and _is_small(self.source.images[0]):
             return augment_array(self.source.images[wanted], self.preprocessing, self.augmentation, u), wanted, ()
         found = [self._image(sample, epoch, u[row]) for row, sample in enumerate(wanted.tolist())]
-        samples = np.array([sample for _, sample, _ in found], np.int64)
-        bad = tuple(record for _, _, record in found if record is not None)
-        return _stacked([image for image, _, _ in found], self.preprocessing), samples, bad
+        pixels = self._augmented([picture for picture, *_ in found], [own for _, own, *_ in found])
+        samples = np.array([sample for *_, sample, _ in found], np.int64)
+        return _stacked(pixels, self.preprocessing), samples, tuple(record for *_, record in found if record)
 
-    def _image(self, sample: int, epoch: int, u: Float64[np.ndarray, "U"]) -> tuple[Pixels, int, BadRecord | None]:
-        """The augmented image, or its replacement where it is bad, with its number."""
+    def _augmented(self, pictures: list[Picture], u: list[Float64[np.ndarray, "U"]]) -> list[Pixels]:
+        """Each picture cropped by its own numbers; small ones of one size together."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        small: dict[int, np.ndarray] = {}
+        for place, picture in enumerate(pictures):
+            if isinstance(picture, np.ndarray) and _is_small(picture):
+                small[place] = picture
+                alike.setdefault(picture.shape, []).append(place)
+        done: dict[int, Pixels] = {}
+        for places in alike.values():
+            images, numbers = np.stack([small[place] for place in places]), np.stack([u[place] for place in places])
+            done |= zip(places, augment_array(images, self.preprocessing, self.augmentation, numbers), strict=True)
+        return [
+            done[place] if place in done else augment(picture, self.preprocessing, self.augmentation, u[place])
+            for place, picture in enumerate(pictures)
+        ]
+
+    def _read(self, sample: int) -> Picture:
+        """The image with its channels as they are wanted; a small one is decoded once, and kept as long as room is."""
+        if sample in self._kept:
+            return self._kept[sample]
+        image = with_channels(self.source.read(sample, at_least=self._at_least), self.preprocessing.channels)
+        if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
+            image = np.asarray(image).reshape(image.height, image.width, -1)
+        if isinstance(image, np.ndarray) and _is_small(image) and image.nbytes <= self._room:
+            self._kept[sample] = image = np.array(image)
+            self._room -= image.nbytes
+        return image
+
+    def _image(
+        self, sample: int, epoch: int, u: Float64[np.ndarray, "U"]
+    ) -> tuple[Picture, Float64[np.ndarray, "U"], int, BadRecord | None]:
+        """The image or its replacement where it is bad, the numbers for its crop, and which it is."""
         bad: list[BadImage] = []
         chosen = sample
         for attempt in range(_REPLACEMENTS + 1):
             try:
-                image = self.source.read(chosen, at_least=self._at_least)
-                pixels = augment(image, self.preprocessing, self.augmentation, u)
+                image = self._read(chosen)
             except BadImage as error:
                 bad.append(BadImage(self.source.reference(chosen), error.reason))
                 chosen = int(draws.bits("replacement", self.seed, epoch, sample, attempt)[0] % len(self.source))
                 u = draws.uniform("crop", self.seed, epoch, chosen, np.arange(NUMBERS))
             else:
                 record = BadRecord(sample, bad[0].reference, bad[0].reason, chosen) if bad else None
-                return pixels, chosen, record
+                return image, u, chosen, record
         raise InputError(
             f"{len(bad)} images in a row cannot be used, so most of {self.source.name} is damaged or of another kind; "
             f"the first: {bad[0]}"
@@ -241,6 +276,11 @@ def ordered_batches(
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     dataset = _OrderedBatches(source, preprocessing, chosen, batch)
     return iterate(dataset, range(len(dataset)), workers, pin)
+
+
+def _is_small(image: np.ndarray) -> bool:
+    """Whether an array "H W C" is of 8 bits and small, so that matrix products are the fastest way to resize it."""
+    return image.dtype == np.uint8 and max(image.shape[:2]) <= _SMALL
 
 
 def _stacked(images: list[Tensor], preprocessing: Preprocessing) -> Shaped[Tensor, "B C H W"]:
