@@ -1,6 +1,7 @@
 """The command line, as a person meets it: real runs on small folders, and a clear sentence for every mistake."""
 
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -23,6 +24,8 @@ from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
+from openjepa.files import locked
+from openjepa.running import LOCK
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 
@@ -680,3 +683,40 @@ def test_mistakes_in_an_evaluation_are_told_in_a_sentence(run, images, tmp_path,
     assert "one of --cache and --no-cache" in refused(capsys, "evaluate", run, "--cache", tmp_path, "--no-cache")
     assert "is a file" in refused(capsys, "evaluate", run, "--cache", images / "kind0" / "0.png")
     assert "labels.npy" in refused(capsys, "evaluate", tmp_path / "mine.npy")
+
+
+def test_an_unlabelled_run_reports_on_the_labelled_images_it_is_shown(images, tmp_path, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        (flat / f"{number}.png").write_bytes(path.read_bytes())
+    run = tmp_path / "my run"
+    assert call("pretrain", flat, "--out", run, "--steps", "2", *SMALL) == 0
+    assert "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS" in (run / "report.html").read_text()
+    assert call("evaluate", run, images, "--no-cache") == 0
+    assert "written: " in capsys.readouterr().out
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    assert {row["features"] for row in rows} == {"trained encoder", "random encoder", "raw pixels"}
+    assert "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS" not in (run / "report.html").read_text()
+
+
+def test_a_labelled_run_keeps_to_its_own_images(run, tmp_path, capsys):
+    others = stripes(tmp_path / "others", classes=2)
+    before = (run / "evaluation.json").read_text()
+    assert call("evaluate", run, others, "--no-cache") == 0
+    assert "not kept" in capsys.readouterr().out
+    assert (run / "evaluation.json").read_text() == before
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(run, capsys):
+    with locked(run / LOCK):
+        assert "is being trained by another process" in refused(capsys, "resume", run)
+
+
+def test_what_a_disk_refuses_is_a_sentence(run, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "evaluation.json")
+
+    monkeypatch.setattr("openjepa.cli.evaluation.write_whole", full)
+    said = refused(capsys, "evaluate", run, "--no-cache")
+    assert "evaluation.json): No space left on device" in said

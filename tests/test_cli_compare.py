@@ -57,6 +57,8 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     ("arguments", "words"),
     [
         (("--steps", "3", "--objectives", "ijepa,simclr"), "no objective 'simclr'; choose from ijepa, mae, denoising"),
+        (("--steps", "3", "--scene-count", "100", "50"), "at least 200 to learn on"),
+        (("--steps", "3", "--segmentation", "nowhere", "nowhere"), "nowhere"),
         ((), "one of --minutes, --flops, --steps and --epochs"),
         (("--steps", "3", "--minutes", "1"), "not --minutes and --steps"),
         (("--steps", "3", "--suite", "most"), "no suite 'most'"),

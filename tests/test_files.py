@@ -1,9 +1,29 @@
 """A file is there whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
 from openjepa.errors import InputError
-from openjepa.files import check_room, whole_file, write_whole
+from openjepa.files import check_room, locked, whole_file, write_whole
+
+
+def test_one_process_at_a_time_holds_a_lock(tmp_path):
+    script = f"""if True:
+        from pathlib import Path
+        from openjepa.files import locked
+        with locked(Path({str(tmp_path / "lock")!r})) as free:
+            print(free)
+    """
+
+    def other() -> str:
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+    with locked(tmp_path / "lock") as free:
+        assert free
+        assert other() == "False"
+    assert other() == "True"
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):

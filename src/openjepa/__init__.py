@@ -48,3 +48,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'openjepa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

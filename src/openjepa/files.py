@@ -55,3 +55,26 @@ def check_room(wanted: int, folder: Path, *, what: str, instead: str = "") -> No
             f"{what} would take about {wanted / 1e9:.1f} GB in {folder}, and {free / 1e9:.1f} GB are free there: "
             f"set OPENJEPA_CACHE to a folder with more room{instead and f', or {instead}'}"
         )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the file ``path`` while it is inside, as far as the system can tell.
+
+    The lock ends with the process, whatever ends it. Where there are no locks (Windows, some network drives) everybody
+    holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    with path.open("w") as file:
+        free = True
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:  # a drive without locks
+            pass
+        yield free

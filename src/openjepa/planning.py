@@ -76,6 +76,8 @@ class Wishes:
             raise InputError(f"--channels must be 1 or more, got {self.channels}")
         if self.image_size is not None and min(self.image_size) < 2:
             raise InputError(f"--image-size needs a height and a width of 2 pixels or more, got {self.image_size}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed must be a whole number from 0 to {2**63 - 1}, got {self.seed}")
         if self.workers is not None and self.workers < 0:
             raise InputError(f"--workers must be 0 or more, got {self.workers}")
         others = {
@@ -337,6 +339,7 @@ def _facts(
             "channels": seen.channels,
             "classes": len(source.classes),
             "labelled": source.labels is not None,
+            "unlabelled": source.unlabelled if source.labels is None else None,
             "split": splits.sentence,
             "fingerprint": source.fingerprint,
             "copies": list(source.at_least) if isinstance(source, Copies) else None,

@@ -6,6 +6,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from openjepa.data.sources import open_data
 from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
-from openjepa.files import whole_file, write_whole
+from openjepa.files import locked, whole_file, write_whole
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
@@ -34,10 +35,12 @@ from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
 PICTURES = 12
+# Held by the process that trains the run.
+LOCK = ".lock"
 # Which step's encoder stands in encoder/, and why; for the card and the report.
 EXPORTED = "exported.json"
 # What a run holds that was stopped before its first step, or in its first save.
-_ASKED = {"experiment.json", "plan.json", "checkpoints"}
+_ASKED = {"experiment.json", "plan.json", "checkpoints", LOCK}
 _SUMMARIES = {
     "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
     "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
@@ -112,7 +115,13 @@ def own_data(run: Path, plan: dict[str, Any]) -> Splits:
     Raises:
         InputError: they are gone, or are others now.
     """
-    splits = open_data(plan["data"]["opened"])
+    opened = plan["data"]["opened"]
+    try:
+        splits = open_data(opened)
+    except InputError as error:
+        raise InputError(
+            f"{run} is a run on {opened}, which cannot be opened: {error}. Put them back, or a link"
+        ) from error
     source = splits.train
     if source.fingerprint != plan["data"]["fingerprint"]:
         raise InputError(
@@ -216,7 +225,17 @@ class Run:
         self.exported = self.trainer.done
 
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
-        """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None."""
+        """Train to the end (or to step ``until``), then export; returns the signal that stopped it early, or None.
+
+        Raises:
+            InputError: another process trains it.
+        """
+        with locked(self.folder / LOCK) if self.processes.first else nullcontext(True) as free:
+            if not free:
+                raise InputError(f"{self.folder} is being trained by another process: wait for it, or end it")
+            return self._train(until, show)
+
+    def _train(self, until: int | None, show: bool) -> str | None:
         stopped = self.trainer.train(until=until, show=show)
         state = whole_representation(self.objective)
         if self.processes.first:

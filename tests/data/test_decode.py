@@ -233,6 +233,8 @@ def test_arrays(tmp_path):
         "deep": (five.astype(np.uint16) * 100, np.uint16, five.astype(np.uint16) * 100),
         "int": (five.astype(np.int64), np.uint8, five),
         "bool": (five > 99, np.uint8, (five > 99) * 255),
+        "short": (five.astype(np.int16), np.uint16, five),  # whatever its largest value: 12 bits, as often as not
+        "bright": (five / 220, np.float32, np.minimum(five / 220, 1).astype(np.float32)),  # reflectance above 1
         "double": (five / 255, np.float32, (five / 255).astype(np.float32)),
         "endian": (five.astype(">u2"), np.uint16, five),
     }
@@ -249,6 +251,7 @@ def test_arrays(tmp_path):
     [
         (np.zeros((2, 3, 4, 5), np.uint8), "shape"),
         (np.zeros((0, 4), np.uint8), "shape"),
+        (np.zeros((3, 32, 40), np.uint8), "channels first"),
         (np.array([[None, 1]], object), "objects"),
         (np.zeros((4, 4), np.complex64), "complex"),
         (np.full((4, 4), -3), "scale"),

@@ -57,20 +57,21 @@ def test_class_folders_inside_one_folder_count_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "why"),
     [
-        ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "loose.png"),  # not every image in a class
-        ("cat/1.png", "cat/2.png", "dog/sub/1.png", "dog/sub/2.png"),  # not directly below
-        ("cat/1.png", "cat/2.png"),  # one class
-        ("a/1.png", "b/1.png", "c/1.png"),  # a folder for every image
+        (("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "loose.png"), "1 of the images lie beside the 2 folders"),
+        (("cat/1.png", "cat/2.png", "dog/sub/1.png", "dog/sub/2.png"), "2 folders that might be classes hold folders"),
+        (("cat/1.png", "cat/2.png"), "no class folders"),
+        (("a/1.png", "b/1.png", "c/1.png"), "3 class folders with fewer than two images each"),
     ],
 )
-def test_folders_that_are_no_classes(tmp_path, names):
+def test_folders_that_are_no_classes(tmp_path, names, why):
     put(tmp_path, *names)
     source = open_data(str(tmp_path)).train
     assert len(source) == len(names)
     assert source.labels is None
     assert source.classes == ()
+    assert why in source.unlabelled
 
 
 @pytest.mark.parametrize("test_name", ["test", "val", "valid", "Validation", "test_images"])

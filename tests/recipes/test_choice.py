@@ -20,6 +20,8 @@ def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", image
         ((32, 32), 3, (32, 32), 4),  # 48
         ((32, 32), 1, (32, 32), 8),
         ((28, 28), 3, (28, 28), 4),
+        ((8, 8), 1, (16, 16), 2),  # enlarged
+        ((8, 12), 3, (16, 24), 2),
         ((16, 16), 1, (16, 16), 4),  # never fewer than 4 tokens on a side
         ((64, 64), 3, (64, 64), 8),  # nor more than 8
         ((64, 64), 1, (64, 64), 8),

@@ -188,6 +188,17 @@ def test_a_killed_run_says_how_far_it_came_and_how_to_go_on(parts):
     assert f"openjepa resume {run}" in page.text
 
 
+def test_a_run_that_numbers_stopped_says_so_and_is_not_gone_on_with(parts):
+    parts.log(20)
+    parts.evaluation = None
+    run = parts.write()
+    (run / "checkpoints" / "step-20").mkdir(parents=True)
+    (run / "nonfinite-step-20.json").write_text("{}")
+    page = Page(write_report(run))
+    assert "stopped by a number that is not finite (nonfinite-step-20.json names the images" in page.text
+    assert f"openjepa resume {run}" not in page.text
+
+
 def test_a_line_that_is_no_json_inside_the_log_is_counted(parts):
     run = parts.write()
     lines = (run / "metrics.jsonl").read_text().splitlines()

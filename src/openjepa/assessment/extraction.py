@@ -12,7 +12,7 @@ from openjepa.assessment.cache import Entry, FeatureCache, key_of
 from openjepa.assessment.encoders import Kind, Network, Panel
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Source
-from openjepa.data.loader import ordered_batches
+from openjepa.data.loader import BadRecord, ordered_batches
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part, Tokens
 from openjepa.evaluation.suite import TOKENS
@@ -87,8 +87,10 @@ def _compute(
     values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
     samples: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
     workers, done = 0 if len(every) < _IN_PARALLEL else 1, 0
+    bad: tuple[BadRecord, ...] = ()
     for batch in ordered_batches(part.source, panel.preprocessing, every, batch=_BATCH, workers=workers):
         done += len(batch.samples) + len(batch.bad)
+        bad = bad or batch.bad
         numbers = batch.samples.numpy()
         inside = {kind: np.isin(numbers, indices) for kind, indices in missing.items()}
         for network, kinds in networks:
@@ -100,7 +102,8 @@ def _compute(
         if count is not None:
             count(f"features of the {part.name} images", float(done), float(len(every)))
     if not all(samples.values()):
-        raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used")
+        first = f"; the first: {bad[0].reference}: {bad[0].reason}" if bad else ""
+        raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used{first}")
     return {kind: Entry(values=np.concatenate(values[kind]), samples=np.concatenate(samples[kind])) for kind in missing}
 
 

@@ -103,7 +103,7 @@ def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) 
     train, test = splits.train, splits.test
     if train.labels is None or len(train.classes) < 2:
         raise InputError(
-            f"{train.name} has no labels (no class folders, no label column), and fine-tuning learns labels; "
+            f"{train.name} has no labels ({train.unlabelled}), and fine-tuning learns labels; "
             "put the images of each class in a folder of its own"
         )
     if min(limit, test_limit) < 8:

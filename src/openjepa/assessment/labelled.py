@@ -70,6 +70,12 @@ def assess(
     tested = extract_kinds(panel, held, kinds, cache, progress)
     subjects, notes = _subjects(trained, tested)
     main = Kind(panel.subjects[0], LAST)
+    commonest = float(np.bincount(tested[main].labels).max() / len(tested[main]))
+    if commonest > 2 / len(train.classes):
+        notes.append(
+            f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
+            f"test images."
+        )
     found = run_suite(subjects, entries, progress, remembering(cache))
     return facts | {
         "train_images": len(trained[main]),
@@ -179,7 +185,7 @@ def _unlabelled(
     return {
         "train_images": len(part.indices),
         "test_images": 0,
-        "split": f"{source.name} has no labels (no class folders, no label column), so nothing can be classified.",
+        "split": f"{source.name} has no labels ({source.unlabelled}), so nothing can be classified.",
         "pixels": list(panel.pixels),
         "rows": [],
         "spectrum": measures,

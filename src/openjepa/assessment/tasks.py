@@ -186,7 +186,9 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     differences = [*(row for row in before.get("differences", []) if kept(row)), *now.get("differences", [])]
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
-    notes = list(dict.fromkeys([*before.get("notes", []), *now.get("notes", [])]))
+    mended = tuple(f"{name} could not be measured" for name in names)
+    notes = [note for note in before.get("notes", []) if not note.startswith(mended)]
+    notes = list(dict.fromkeys([*notes, *now.get("notes", [])]))
     head = now if fresh or not stale else before | {"notes": notes}
     kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
     place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import errno
 import importlib
 import os
 import signal
@@ -28,6 +29,8 @@ Every verb explains itself with --help.
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+# What a disk or its owner says, and no program can mend.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Verb, and the file that holds the function of its name.
 _VERBS = {
     "pretrain": "training",
@@ -65,8 +68,14 @@ def _main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"openjepa {verb}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"openjepa {verb}: cannot write or read{where}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as stop:
-        print(f"openjepa {verb}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"openjepa {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 143 if str(stop) else 130
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -86,7 +86,14 @@ def _compare(given: Any, command: str) -> int:
     out, opened = given.out.expanduser(), given.data
     if opened is not None and Path(opened).expanduser().exists():
         opened = str(Path(opened).expanduser().resolve())
-    content = begin(out, request, _wishes(given), open_data(given.data), opened, distributed.join(given.device))
+    splits = open_data(given.data)
+    if splits.train.labels is None:
+        print(
+            f"openjepa compare: {splits.train.name} has no labels ({splits.train.unlabelled}), so which objective "
+            f"suits these images best cannot be measured; what follows is of scenes drawn from the bundled sample",
+            file=sys.stderr,
+        )
+    content = begin(out, request, _wishes(given), splits, opened, distributed.join(given.device))
     content["command"] = content["command"] or command
     write(out, content)
     try:
@@ -106,9 +113,15 @@ def _compare(given: Any, command: str) -> int:
 
 def _judging(given: Any) -> tuple[str, ...]:
     """The arguments of ``openjepa evaluate`` for every run, which has the quick suite from its training already."""
+    from openjepa.assessment import Tasks
+    from openjepa.data.masks import open_masked
     from openjepa.evaluation.catalogue import choose
 
-    choose(given.suite)  # a wrong name is told before anything is trained
+    # What is wrong is told before anything is trained.
+    choose(given.suite)
+    Tasks(names=("scenes",), scene_count=given.scene_count)
+    if given.segmentation is not None:
+        open_masked(*(path.expanduser() for path in given.segmentation))
     arguments = ["--suite", "full"] if given.suite == "full" else ["--only", "robustness", "scenes"]
     arguments += ["--scene-count", *map(str, given.scene_count)]
     if given.segmentation is not None:

@@ -77,10 +77,21 @@ def evaluate_verb(arguments: list[str]) -> int:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written: {given.json}")
     folder = given.encoder.expanduser()
-    if given.data is None and (folder / "experiment.json").is_file():
-        for path in renewed(folder, found):
-            print(f"written: {path}")
+    if (folder / "experiment.json").is_file():
+        if _reports(folder, given.data):
+            for path in renewed(folder, found):
+                print(f"written: {path}")
+        elif given.json is None:
+            print(f"not kept: {folder} reports on its own images (--json FILE keeps this)")
     return 0
+
+
+def _reports(run: Path, data: str | None) -> bool:
+    """Whether a run's report is of these images: its own, or any where its own have no labels to report on."""
+    from openjepa.running import read_experiment
+
+    own = read_experiment(run)[1]["data"]
+    return data is None or not own.get("labelled") or str(Path(data).expanduser().resolve()) == own["opened"]
 
 
 def renewed(run: Path, found: dict[str, Any]) -> list[Path]:

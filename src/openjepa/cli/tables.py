@@ -16,7 +16,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
         "skipped": _skipped(data),
         "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}",
-        "labels": f"{data['classes']} classes, for evaluation only" if data["labelled"] else "none found",
+        "labels": _labels(data),
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",
         "masks": f"{masks['shape']}: {about}{masks['context_tokens']} seen, {blocks} of {masks['target_tokens']} asked",
@@ -39,6 +39,10 @@ def _loader(workers: int, batch_seconds: float) -> str:
     if not workers:
         return f"in this process, {each} a batch"
     return f"{workers} process{'es' if workers > 1 else ''}, {each} a batch for one of them"
+
+
+def _labels(data: dict[str, Any]) -> str:
+    return f"{data['classes']} classes, for evaluation only" if data["labelled"] else f"none ({data['unlabelled']})"
 
 
 def _skipped(data: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The verbs that train: pretrain and resume."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -220,7 +221,8 @@ def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | No
     if training.choice:
         print(training.choice)
     if stopped is not None:
-        print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: openjepa resume {run}")
+        on = f"openjepa resume {shlex.quote(str(run))}"
+        print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: {on}")
         return 130 if stopped == "SIGINT" else 143
     return _finish(run, training)
 
@@ -231,7 +233,8 @@ def _finish(run: Path, training: Any) -> int:
     from openjepa.cli.evaluation import renewed
     from openjepa.pretrained import load
 
-    found = assess(load(run).to(training.processes.device), training.splits, command=f"openjepa evaluate {run}")
+    command = f"openjepa evaluate {shlex.quote(str(run))}"
+    found = assess(load(run).to(training.processes.device), training.splits, command=command)
     report = renewed(run, found)[-1]
     print_evaluation(found)
     print(f"encoder: {run / 'encoder'}   report: {report}")

@@ -23,6 +23,11 @@ def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     shape, _, dtype = reader(file)
     if len(shape) not in (2, 3) or 0 in shape:
         raise BadImage(reference, f"holds an array of shape {shape}; an image is (height, width, channels)")
+    if len(shape) == 3 and shape[0] <= 4 < min(shape[1:]):
+        raise BadImage(
+            reference,
+            f"holds an array of shape {shape}, channels first it seems; it should be (height, width, channels)",
+        )
     if dtype.hasobject:
         raise BadImage(reference, "holds Python objects, not numbers")
     refuse_bomb(shape[1], shape[0], reference)
@@ -69,8 +74,9 @@ def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
 def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
     """An array of any number type as uint8, uint16 or float32 in [0, 1].
 
-    White is the dtype's largest value for uint8 and uint16. Other types don't say what white is: it is the smallest
-    of 1 (floats only), 255 and 65535 that holds the image's largest value.
+    White is the dtype's largest value for uint8 and uint16, and 65535 for int16. Other types don't say what white is:
+    it is the smallest of 1 (floats only, up to 2, for reflectance may pass 1 and is cut there), 255 and 65535 that
+    holds the image's largest value.
 
     Raises:
         BadImage: its values are not intensities.
@@ -85,9 +91,10 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
     if not (low >= 0 and high <= 65535):
         raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
     if array.dtype.kind == "f":
-        white = 1.0 if high <= 1 else 255.0 if high <= 255 else 65535.0
-        return np.ascontiguousarray(array / white, np.float32)
-    return np.ascontiguousarray(array, np.uint8 if high <= 255 else np.uint16)
+        white = 1.0 if high <= 2 else 255.0 if high <= 255 else 65535.0
+        return np.ascontiguousarray((array / white).clip(max=1), np.float32)
+    narrow = high <= 255 and array.dtype.itemsize != 2
+    return np.ascontiguousarray(array, np.uint8 if narrow else np.uint16)
 
 
 def refuse_bomb(width: int, height: int, reference: str) -> None:

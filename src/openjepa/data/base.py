@@ -57,12 +57,14 @@ class Source(ABC):
         name: the data as the user named them.
         labels: a class number for each image, -1 for none; None when the data bring no labels.
         classes: the names of the classes.
+        unlabelled: why there are no labels, where there are none.
         skipped: files that were found and not used.
     """
 
     name: str
     labels: Int64[np.ndarray, "n"] | None = None
     classes: tuple[str, ...] = ()
+    unlabelled: str = "no class folders, no label column"
     skipped: tuple[Skipped, ...] = ()
 
     @abstractmethod

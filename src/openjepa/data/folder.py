@@ -99,6 +99,7 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
         class_of = _class_folders(base, runs)
         classes = merged_classes(class_of.values())
         train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped))
+        train.unlabelled = _why_unlabelled(base, runs)
         return Splits(train=train, test=None, sentence="The data bring no test split: every image is used to train.")
     (train_name, train_runs), (test_name, test_runs) = splits
     used = {start for _, start, _ in train_runs + test_runs}
@@ -111,6 +112,8 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
         FolderSource(name, root, images.part(runs), _numbers(class_of, runs, classes), classes, left)
         for runs, class_of, left in ((train_runs, train_classes, tuple(skipped)), (test_runs, test_classes, ()))
     )
+    for source, (split, runs) in zip((train, test), splits, strict=True):
+        source.unlabelled = _why_unlabelled(base + split + os.sep, runs)
     also = f"; {len(outside)} images outside these two folders are left out" if outside else ""
     sentence = f"Train and test are the data's own: the folders {train_name} and {test_name}{also}."
     return Splits(train=train, test=test, sentence=sentence)
@@ -154,6 +157,20 @@ def _class_folders(base: str, runs: list[Run]) -> dict[str, str]:
         class_of[folder] = name
         counts[name] += stop - start
     return class_of if len(counts) >= 2 and counts.total() >= 2 * len(counts) else {}
+
+
+def _why_unlabelled(base: str, runs: list[Run]) -> str:
+    """Why folders below ``base`` are no classes, for a person who may have meant them as such."""
+    parts = [folder[len(base) :].split(os.sep) for folder, _, _ in runs]
+    names = {part[0] for part in parts if part[0]}
+    loose = sum(stop - start for part, (_, start, stop) in zip(parts, runs, strict=True) if not part[0])
+    if not names:
+        return "no class folders, no label column"
+    if loose:
+        return f"{loose} of the images lie beside the {len(names)} folders that might be classes, not in one"
+    if any(len(part) > 2 for part in parts):
+        return f"the {len(names)} folders that might be classes hold folders of their own"
+    return "one class folder" if len(names) < 2 else f"{len(names)} class folders with fewer than two images each"
 
 
 def _numbers(class_of: dict[str, str], runs: list[Run], classes: tuple[str, ...]) -> Int64[np.ndarray, "n"] | None:

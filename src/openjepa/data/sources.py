@@ -40,6 +40,8 @@ def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
     if data is None:
         return open_sample()
     name = os.fspath(data)
+    if not name:
+        raise InputError("the name of the data is empty (an unset variable, perhaps): give a folder of images")
     path = Path(name).expanduser()
     try:
         if path.is_dir():

@@ -116,7 +116,10 @@ def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
         named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
         parts = [_told(name, objectives[0], row["differences"][name]) for name in objectives[1:]]
         said.append(f"<p>On the <b>{escape(evaluator)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
-    return "".join(said) or "<p>Without labels no accuracy could be measured; see RankMe in each run's report.</p>"
+    return "".join(said) or (
+        "<p>Your images have no labels, so which objective suits them best could not be measured. What follows is of "
+        "scenes drawn from the bundled sample, not of your images; RankMe is in each run's report.</p>"
+    )
 
 
 def _told(name: str, first: str, difference: dict[str, Any]) -> str:

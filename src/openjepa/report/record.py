@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,13 +181,14 @@ def next_section(run: RunFolder) -> str:
     """The exact commands that come next."""
     folder = shlex.quote(str(run.path))
     steps: list[tuple[str, str]] = []
-    if run.finished is False:
+    if run.finished is False and run.stopped_by is None:
         steps.append(("Go on with the training", f"openjepa resume {folder}"))
     command = nested(run.evaluation, "command")
-    if isinstance(command, str) and command:
+    if isinstance(command, str) and command and nested(run.evaluation, "rows"):
         steps.append(("Repeat the evaluation", command))
     else:
-        steps.append(("Measure how good the features are", f"openjepa evaluate {folder} {_labelled_data(run)}"))
+        labelled = "" if run.planned("data", "labelled") else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
+        steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{labelled}"))
     steps.append(("Write this page again", f"openjepa report {folder}"))
     steps.append(("Train on your own images", "openjepa pretrain YOUR_IMAGES --out runs/yours"))
     python = (
@@ -201,10 +201,3 @@ def next_section(run: RunFolder) -> str:
         f'<h2 id="next">What next</h2>{exact}<h3>Use the encoder in Python</h3><pre><code>{escape(python)}</code></pre>'
         f"{files if run.has_encoder else ''}"
     )
-
-
-def _labelled_data(run: RunFolder) -> str:
-    """The training data where they are labelled and can be named again, else a placeholder."""
-    name = run.planned("data", "name")
-    known = isinstance(name, str) and (name == "fashion-mnist" or Path(name).exists())
-    return shlex.quote(name) if run.planned("data", "labelled") and known else "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"

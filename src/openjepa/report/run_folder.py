@@ -58,7 +58,8 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Everything that the report uses. ``notes`` are sentences about what was missing or damaged."""
+    """Everything that the report uses. ``notes`` are sentences about what was missing or damaged; ``stopped_by`` is the
+    file about the step that gave a number that was not finite, where the run ended there."""
 
     path: Path
     plan: dict[str, Any]
@@ -69,6 +70,7 @@ class RunFolder:
     bad_images: tuple[dict[str, Any], ...]
     checkpoint_step: int | None
     has_encoder: bool
+    stopped_by: str | None
     notes: tuple[str, ...]
 
     def planned(self, *keys: str) -> Any:
@@ -118,6 +120,7 @@ def read_run(path: Path) -> RunFolder:
     rows = [row for row in _read_lines(path / "metrics.jsonl", notes) if is_number(row.get("step"))]
     by_step = {row["step"]: row for row in rows}
     checkpoints = [re.fullmatch(r"step-(\d+)", entry.name) for entry in path.glob("checkpoints/step-*")]
+    last = max((int(match[1]) for match in checkpoints if match), default=None)
     return RunFolder(
         path=path,
         plan=plan if isinstance(plan, dict) else {},
@@ -126,8 +129,9 @@ def read_run(path: Path) -> RunFolder:
         evaluation=evaluation if isinstance(evaluation, dict) else None,
         pictures=_read_pictures(path / "pictures.npz", notes),
         bad_images=tuple(_read_lines(path / "bad_images.jsonl", notes)),
-        checkpoint_step=max((int(match[1]) for match in checkpoints if match), default=None),
+        checkpoint_step=last,
         has_encoder=(path / "encoder").is_dir(),
+        stopped_by=f"nonfinite-step-{last}.json" if (path / f"nonfinite-step-{last}.json").is_file() else None,
         notes=tuple(notes),
     )
 

@@ -206,6 +206,8 @@ def _unevaluated(run: RunFolder) -> str:
     steps = run.planned("steps")
     if is_number(steps):
         state = "finished" if run.finished else f"reached step {count(run.steps_done)} of {count(steps)}"
+    if run.stopped_by is not None:
+        state += f" and was stopped by a number that is not finite ({run.stopped_by} names the images of that step)"
     measured = [
         text
         for name, text in (("loss", "loss {}"), ("rankme", "RankMe {}"))

@@ -43,7 +43,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     aside = folder / f".writing-step-{checkpoint.step}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    torch.save(checkpoint.state, aside / "state.pt")
+    with (aside / "state.pt").open("wb") as file:  # a full disk is an OSError there
+        torch.save(checkpoint.state, file)
     (aside / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}, indent=1))
     files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(aside.iterdir())}
     (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))

@@ -4,6 +4,7 @@ Nothing here is random: what a step sees is a function of its number, so a run t
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -205,7 +206,7 @@ class Trainer:
                 raise
             self.save()
             raise TrainingStopped(
-                f"{error}; the run is saved at step {self.done}: openjepa resume {self.run}"
+                f"{error}; the run is saved at step {self.done}: openjepa resume {shlex.quote(str(self.run))}"
             ) from error
         window.waited()
         self._note_bad(batch)
