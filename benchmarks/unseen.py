@@ -32,21 +32,24 @@ def main() -> None:
     known = {sample.test.read(index).tobytes() for index in range(len(sample.test))}
     rest = [index for index in range(len(everything)) if everything.read(index).tobytes() not in known]
     print(f"{len(sample.test):,} test images of the sample, {len(rest):,} others")
-    for run in options.runs:
-        encoder = openjepa.load(run)
+    for run in (None, *options.runs):
+        encoder = None if run is None else openjepa.load(run)
         train, test = (features(encoder, part, range(len(part))) for part in (sample.train, sample.test))
         unseen = features(encoder, everything, rest)
         for evaluator in (KNN(), LinearProbe()):
             values = [evaluator.classify(train, part).scores()["accuracy"] for part in (test, unseen)]
             print(
-                f"{run}, {evaluator.name}: {100 * values[0]:.1f} on the sample's, {100 * values[1]:.1f} on the others"
+                f"{run or 'raw pixels'}, {evaluator.name}: {100 * values[0]:.1f} on the sample's, {100 * values[1]:.1f} on the others"
             )
 
 
-def features(encoder: Pretrained, source: Source, chosen: range | list[int]) -> Features:
-    """Features and labels of the chosen images."""
+def features(encoder: Pretrained | None, source: Source, chosen: range | list[int]) -> Features:
+    """Features, or pixels, and labels of the chosen images."""
     labels = np.asarray(source.labels)[np.asarray(chosen)]
-    return Features(encoder.encode((source.read(index) for index in chosen), batch=500), labels, "trained encoder")
+    images = [np.asarray(source.read(index)) for index in chosen]
+    if encoder is None:
+        return Features(np.stack(images).reshape(len(images), -1).astype(np.float32) / 255, labels, "raw pixels")
+    return Features(encoder.encode(images, batch=500), labels, "trained encoder")
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def test_a_run_that_numbers_stopped_says_so_and_is_not_gone_on_with(parts):
     (run / "nonfinite-step-20.json").write_text("{}")
     page = Page(write_report(run))
     assert "stopped by a number that is not finite (nonfinite-step-20.json names the images" in page.text
+    assert "begin a new one, with a lower --schedule.lr" in page.text
     assert f"openjepa resume {run}" not in page.text
 
 

@@ -86,7 +86,11 @@ def _notes(run: RunFolder) -> str:
     notes = list(run.notes)
     if run.finished is False:
         steps = f"step {count(run.steps_done)} of {count(run.planned('steps'))}"
-        notes.insert(0, f"This run is not finished: {steps}. It is still going on, or it was stopped.")
+        ended = "It is still going on, or it was stopped."
+        if run.stopped_by is not None:
+            ended = f"A number that is not finite stopped it ({run.stopped_by}): "
+            ended += "begin a new one, with a lower --schedule.lr."
+        notes.insert(0, f"This run is not finished: {steps}. {ended}")
     if run.bad_images:
         notes.append(f"{count(len(run.bad_images))} record(s) of images that could not be read: see images set aside.")
     return f'<div class="notes"><ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul></div>' if notes else ""
