@@ -37,10 +37,8 @@ def main() -> None:
         train, test = (features(encoder, part, range(len(part))) for part in (sample.train, sample.test))
         unseen = features(encoder, everything, rest)
         for evaluator in (KNN(), LinearProbe()):
-            values = [evaluator.classify(train, part).scores()["accuracy"] for part in (test, unseen)]
-            print(
-                f"{run or 'raw pixels'}, {evaluator.name}: {100 * values[0]:.1f} on the sample's, {100 * values[1]:.1f} on the others"
-            )
+            own, others = (100 * evaluator.classify(train, part).scores()["accuracy"] for part in (test, unseen))
+            print(f"{run or 'raw pixels'}, {evaluator.name}: {own:.1f} on the sample's, {others:.1f} on the others")
 
 
 def features(encoder: Pretrained | None, source: Source, chosen: range | list[int]) -> Features:

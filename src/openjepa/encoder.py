@@ -45,9 +45,9 @@ class EncoderConfig:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.depth < 1 or self.width % self.heads:
+        if self.heads < 1 or self.depth < 0 or self.width % self.heads:
             raise InputError(
-                f"an encoder needs a depth of 1 or more and a width that is a multiple of its number of heads, "
+                f"an encoder needs a depth of 0 or more and a width that is a multiple of its number of heads, "
                 f"got depth {self.depth}, width {self.width} and {self.heads} heads"
             )
 

@@ -233,6 +233,8 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
             f"{100 * training.bad_images:g}%: for example {seen.bad[0]}. Mend or remove them, or allow more with "
             f"--training.bad-images"
         )
+    if not experiment.encoder.depth:
+        raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
     if min(seen.smallest) < min(patch):
         raise InputError(
             f"the smallest image found is {seen.smallest[0]}x{seen.smallest[1]} px (height x width), smaller than a "
