@@ -460,6 +460,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     assert "5 images" in refused(capsys, "pretrain", few, "--out", tmp_path / "r")
     tiny = stripes(tmp_path / "tiny", size=(1, 40))
     assert "smaller than a patch" in refused(capsys, "pretrain", tiny, "--out", tmp_path / "r")
+    options = ["--out", tmp_path / "r", "--encoder.depth", "0"]
+    assert "leaves nothing to train" in refused(capsys, "pretrain", images, *options)
     assert "--minutes and --steps" in refused(
         capsys, "pretrain", images, "--out", tmp_path / "r", "--minutes", "1", "--steps", "5"
     )
