@@ -87,7 +87,7 @@ def _draw(axes, curve: Curve) -> None:
             FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1e3 else f"{value:.6g}")
         )
         if curve.as_percent:
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if np.ptp(curve.values) > 0.05 else 1))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     if len(line.steps) == 1:

@@ -39,7 +39,7 @@ def lines_svg(
             axes.axhline(level, color=MUTED, linewidth=0.9, dashes=(3, 3))
             axes.annotate(name, (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
                           ha="right", va="bottom", color=MUTED, fontsize=7)  # fmt: skip
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_name, color=MUTED, labelpad=1)
         axes.tick_params(colors=MUTED, length=0)
