@@ -25,8 +25,8 @@ __all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "t
 # A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
 _REPLACEMENTS = 32
 # Up to this extent (pixels), images of 8 bits are cropped and resized by matrix products, many at a time, and kept in
-# memory once decoded: so many bytes of them in each process that reads.
-_SMALL, _ROOM = 64, 2**28
+# memory once decoded: so many bytes of them in all processes that read.
+_SMALL, _ROOM = 64, 2**29
 
 Masking = Callable[[Int64[np.ndarray, "B"], int], Masks]
 
@@ -102,12 +102,13 @@ class _TrainingBatches(Dataset[Batch | InputError]):
     rank: int
     world: int
     pieces: int
+    room: int
 
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] | None = None
         self._at_least = self.augmentation.at_least(self.preprocessing.size)
         self._kept: dict[int, UInt8[np.ndarray, "H W C"]] = {}
-        self._room = _ROOM
+        self._room = self.room
 
     def __getitem__(self, step: int) -> Batch | InputError:
         epoch, place = divmod(step, len(self.source) // self.batch)
@@ -255,7 +256,8 @@ def training_batches(
     if len(source) < batch:
         raise InputError(f"{source.name} has {len(source)} images, fewer than a batch of {batch}; take a smaller batch")
     source.prepare()
-    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world, pieces)
+    room = _ROOM // max(1, workers)
+    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world, pieces, room)
     return iterate(dataset, _Steps(start_step), workers, pin)
 
 
