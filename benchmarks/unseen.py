@@ -1,10 +1,10 @@
-"""The demo's headline on images that no trial of the recipe has seen.
+"""The demo's headline on images that the recipe was not chosen on.
 
     python benchmarks/unseen.py RUN [RUN ...]
 
 The small recipe was chosen by trials that were judged on the bundled sample's 5,000 test images, so what it reaches on
-them may be flattered by that choice. Fashion-MNIST has 5,000 more test images, of which no trial has heard: the same
-run, taught by the same labels, is asked about both.
+them may be flattered by that choice. Fashion-MNIST has 5,000 more test images (only long runs of other settings were
+ever judged on those as well): the same run, taught by the same labels, is asked about both.
 """
 
 import argparse

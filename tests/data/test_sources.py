@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.data.sources import BadImage, FolderSource, open_data
+from openjepa.data.sources import BadImage, FolderSource, in_full, open_data
 from openjepa.errors import InputError
 
 
@@ -154,6 +154,14 @@ def test_sources_can_be_pickled(tmp_path):
     again = pickle.loads(pickle.dumps(source))
     assert references(again) == references(source)
     assert again.fingerprint == source.fingerprint
+
+
+def test_names_are_spelled_in_full_where_they_are_places(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert in_full("images") == in_full("~/images") == str(tmp_path / "images")
+    assert [in_full(name) for name in ("fashion-mnist", "owner/name", None)] == ["fashion-mnist", "owner/name", None]
 
 
 def test_one_image_is_data_too(tmp_path):

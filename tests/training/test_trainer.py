@@ -306,6 +306,12 @@ def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
     ):
         run.train(show=False)
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
+    # Going on changes nothing about it, before another bad image comes along.
+    again = trainer(tmp_path / "run", source(100))
+    assert again.resume() == []
+    with pytest.raises(InputError, match="2 of 100 images could not be read"):
+        again.train(show=False)
+    assert again.done == run.done
 
 
 def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one():

@@ -66,7 +66,7 @@ def compare_verb(arguments: list[str]) -> int:
 
 def _compare(given: Any, command: str) -> int:
     from openjepa.comparing import Request, begin, gather, run_all, write
-    from openjepa.data.sources import open_data
+    from openjepa.data.sources import in_full, open_data
     from openjepa.experiment import Method
     from openjepa.report.comparison import write_comparison
     from openjepa.training import distributed
@@ -83,17 +83,14 @@ def _compare(given: Any, command: str) -> int:
         epochs=given.epochs,
         evaluate=_judging(given),
     )
-    out, opened = given.out.expanduser(), given.data
-    if opened is not None and Path(opened).expanduser().exists():
-        opened = str(Path(opened).expanduser().resolve())
-    splits = open_data(given.data)
+    out, splits = given.out.expanduser(), open_data(given.data)
     if splits.train.labels is None:
         print(
             f"openjepa compare: {splits.train.name} has no labels ({splits.train.unlabelled}), so which objective "
             f"suits these images best cannot be measured; what follows is of scenes drawn from the bundled sample",
             file=sys.stderr,
         )
-    content = begin(out, request, _wishes(given), splits, opened, distributed.join(given.device))
+    content = begin(out, request, _wishes(given), splits, in_full(given.data), distributed.join(given.device))
     content["command"] = content["command"] or command
     write(out, content)
     try:

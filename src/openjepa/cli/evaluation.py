@@ -88,10 +88,11 @@ def evaluate_verb(arguments: list[str]) -> int:
 
 def _reports(run: Path, data: str | None) -> bool:
     """Whether a run's report is of these images: its own, or any where its own have no labels to report on."""
+    from openjepa.data.sources import in_full
     from openjepa.running import read_experiment
 
     own = read_experiment(run)[1]["data"]
-    return data is None or not own.get("labelled") or str(Path(data).expanduser().resolve()) == own["opened"]
+    return data is None or not own.get("labelled") or in_full(data) == own["opened"]
 
 
 def renewed(run: Path, found: dict[str, Any]) -> list[Path]:

@@ -138,7 +138,7 @@ def pretrain_verb(arguments: list[str]) -> int:
 
 
 def _begin(given: Any, wishes: Any, plan: Callable) -> int:
-    from openjepa.data.sources import open_data
+    from openjepa.data.sources import in_full, open_data
     from openjepa.running import check_free, make_run
     from openjepa.training import distributed
 
@@ -147,14 +147,10 @@ def _begin(given: Any, wishes: Any, plan: Callable) -> int:
         if processes.first:
             if not given.dry_run:
                 check_free(given.out)
-            # Spelled in full, so that the run can go on from any other folder.
-            opened = given.data
-            if opened is not None and Path(opened).expanduser().exists():
-                opened = str(Path(opened).expanduser().resolve())
             # Several processes write when the run begins, the first one of each machine.
             write = processes.world == 1 and not given.dry_run
             copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
-            planned = plan(open_data(given.data), wishes, processes, opened, copied=copied)
+            planned = plan(open_data(given.data), wishes, processes, in_full(given.data), copied=copied)
             print_plan(planned.facts)
             if not given.dry_run:
                 make_run(given.out, planned)

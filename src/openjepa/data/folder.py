@@ -27,6 +27,7 @@ class FolderSource(Source):
         labels: a class number for each, or None.
         classes: the names of the classes.
         skipped: what was found and not used.
+        unlabelled: why there are no labels, where there are none.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class FolderSource(Source):
         labels: Int64[np.ndarray, "n"] | None = None,
         classes: tuple[str, ...] = (),
         skipped: tuple[Skipped, ...] = (),
+        unlabelled: str = Source.unlabelled,
     ) -> None:
         self.name, self.root, self.files = name, root, files
-        self.labels, self.classes, self.skipped = labels, classes, skipped
+        self.labels, self.classes, self.skipped, self.unlabelled = labels, classes, skipped, unlabelled
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,24 +98,26 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     splits = _split_folders(base, images)
     if not splits:
         runs = list(images.runs())
-        class_of = _class_folders(base, runs)
+        class_of, why = _class_folders(base, runs)
         classes = merged_classes(class_of.values())
-        train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped))
-        train.unlabelled = _why_unlabelled(base, runs)
+        train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped), why)
         return Splits(train=train, test=None, sentence="The data bring no test split: every image is used to train.")
     (train_name, train_runs), (test_name, test_runs) = splits
     used = {start for _, start, _ in train_runs + test_runs}
     outside = images.part([run for run in images.runs() if run[1] not in used])
     reason = f"outside the folders {train_name} and {test_name}"
     skipped += [Skipped(path, reason) for path in outside]
-    train_classes, test_classes = (_class_folders(base + split + os.sep, runs) for split, runs in splits)
+    (train_classes, train_why), (test_classes, test_why) = (
+        _class_folders(base + split + os.sep, runs) for split, runs in splits
+    )
     classes = merged_classes(train_classes.values(), test_classes.values())
     train, test = (
-        FolderSource(name, root, images.part(runs), _numbers(class_of, runs, classes), classes, left)
-        for runs, class_of, left in ((train_runs, train_classes, tuple(skipped)), (test_runs, test_classes, ()))
+        FolderSource(name, root, images.part(runs), _numbers(class_of, runs, classes), classes, left, why)
+        for runs, class_of, left, why in (
+            (train_runs, train_classes, tuple(skipped), train_why),
+            (test_runs, test_classes, (), test_why),
+        )
     )
-    for source, (split, runs) in zip((train, test), splits, strict=True):
-        source.unlabelled = _why_unlabelled(base + split + os.sep, runs)
     also = f"; {len(outside)} images outside these two folders are left out" if outside else ""
     sentence = f"Train and test are the data's own: the folders {train_name} and {test_name}{also}."
     return Splits(train=train, test=test, sentence=sentence)
@@ -146,31 +150,30 @@ def _common_folder(images: Files) -> str:
     return shared + os.sep if shared else ""
 
 
-def _class_folders(base: str, runs: list[Run]) -> dict[str, str]:
-    """The class of every folder, which lie below ``base``; empty where they are no classes."""
+def _class_folders(base: str, runs: list[Run]) -> tuple[dict[str, str], str]:
+    """The class of every folder, which lie below ``base``; or none, and why they are no classes."""
     class_of = {}
     counts: Counter[str] = Counter()
+    loose, deep = 0, False
     for folder, start, stop in runs:
         name, _, deeper = folder[len(base) :].partition(os.sep)
-        if not name or deeper:
-            return {}
+        if not name:
+            loose += stop - start
+            continue
+        deep = deep or bool(deeper)
         class_of[folder] = name
         counts[name] += stop - start
-    return class_of if len(counts) >= 2 and counts.total() >= 2 * len(counts) else {}
-
-
-def _why_unlabelled(base: str, runs: list[Run]) -> str:
-    """Why folders below ``base`` are no classes, for a person who may have meant them as such."""
-    parts = [folder[len(base) :].split(os.sep) for folder, _, _ in runs]
-    names = {part[0] for part in parts if part[0]}
-    loose = sum(stop - start for part, (_, start, stop) in zip(parts, runs, strict=True) if not part[0])
-    if not names:
-        return "no class folders, no label column"
+    if not counts:
+        return {}, FolderSource.unlabelled
     if loose:
-        return f"{loose} of the images lie beside the {len(names)} folders that might be classes, not in one"
-    if any(len(part) > 2 for part in parts):
-        return f"the {len(names)} folders that might be classes hold folders of their own"
-    return "one class folder" if len(names) < 2 else f"{len(names)} class folders with fewer than two images each"
+        return {}, f"{loose} of the images lie beside the {len(counts)} folders that might be classes, not in one"
+    if deep:
+        return {}, f"the {len(counts)} folders that might be classes hold folders of their own"
+    if len(counts) < 2:
+        return {}, "one class folder"
+    if counts.total() < 2 * len(counts):
+        return {}, f"{len(counts)} class folders with fewer than two images each"
+    return class_of, ""
 
 
 def _numbers(class_of: dict[str, str], runs: list[Run], classes: tuple[str, ...]) -> Int64[np.ndarray, "n"] | None:

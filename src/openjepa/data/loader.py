@@ -108,7 +108,6 @@ class _TrainingBatches(Dataset[Batch | InputError]):
         self._order: tuple[int, np.ndarray] | None = None
         self._at_least = self.augmentation.at_least(self.preprocessing.size)
         self._kept: dict[int, UInt8[np.ndarray, "H W C"]] = {}
-        self._room = self.room
 
     def __getitem__(self, step: int) -> Batch | InputError:
         epoch, place = divmod(step, len(self.source) // self.batch)
@@ -139,16 +138,14 @@ class _TrainingBatches(Dataset[Batch | InputError]):
 
     def _augmented(self, pictures: list[Picture], u: list[Float64[np.ndarray, "U"]]) -> list[Pixels]:
         """Each picture cropped by its own numbers; small ones of one size together."""
-        alike: dict[tuple[int, ...], list[int]] = {}
-        small: dict[int, np.ndarray] = {}
+        alike: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
         for place, picture in enumerate(pictures):
             if isinstance(picture, np.ndarray) and _is_small(picture):
-                small[place] = picture
-                alike.setdefault(picture.shape, []).append(place)
+                alike.setdefault(picture.shape, {})[place] = picture
         done: dict[int, Pixels] = {}
-        for places in alike.values():
-            images, numbers = np.stack([small[place] for place in places]), np.stack([u[place] for place in places])
-            done |= zip(places, augment_array(images, self.preprocessing, self.augmentation, numbers), strict=True)
+        for group in alike.values():
+            images, numbers = np.stack(list(group.values())), np.stack([u[place] for place in group])
+            done |= zip(group, augment_array(images, self.preprocessing, self.augmentation, numbers), strict=True)
         return [
             done[place] if place in done else augment(picture, self.preprocessing, self.augmentation, u[place])
             for place, picture in enumerate(pictures)
@@ -159,11 +156,11 @@ class _TrainingBatches(Dataset[Batch | InputError]):
         if sample in self._kept:
             return self._kept[sample]
         image = with_channels(self.source.read(sample, at_least=self._at_least), self.preprocessing.channels)
-        if isinstance(image, Image.Image) and image.mode in ("L", "RGB"):
+        if isinstance(image, Image.Image) and image.mode in ("L", "RGB") and max(image.size) <= _SMALL:
             image = np.asarray(image).reshape(image.height, image.width, -1)
-        if isinstance(image, np.ndarray) and _is_small(image) and image.nbytes <= self._room:
+        if isinstance(image, np.ndarray) and _is_small(image) and image.nbytes <= self.room:
             self._kept[sample] = image = np.array(image)
-            self._room -= image.nbytes
+            self.room -= image.nbytes
         return image
 
     def _image(

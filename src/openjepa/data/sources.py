@@ -23,10 +23,17 @@ __all__ = [
     "Skipped",
     "Source",
     "Splits",
+    "in_full",
     "open_data",
 ]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def in_full(data: str | None) -> str | None:
+    """The name of data as it is understood from any folder: a file or folder's whole path, others as they are."""
+    path = None if data is None else Path(data).expanduser()
+    return str(path.resolve()) if path is not None and path.exists() else data
 
 
 def open_data(data: str | os.PathLike[str] | None = None) -> Splits:

@@ -217,14 +217,13 @@ class Trainer:
 
     def _note_bad(self, batch: Batch) -> None:
         own = {bad.reference: bad.reason for bad in batch.bad if bad.reference not in self.bad}
-        if not self.processes.any(bool(own)):
-            return
-        fresh = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
-        if self.processes.first:
-            with (self.run / "bad_images.jsonl").open("a") as file:
-                for reference, reason in fresh.items():
-                    file.write(json.dumps({"reference": reference, "reason": reason}) + "\n")
-        self.bad |= fresh
+        if self.processes.any(bool(own)):
+            fresh = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
+            if self.processes.first:
+                with (self.run / "bad_images.jsonl").open("a") as file:
+                    for reference, reason in fresh.items():
+                        file.write(json.dumps({"reference": reference, "reason": reason}) + "\n")
+            self.bad |= fresh
         if len(self.bad) > self.training.bad_images * self.images:
             self.save()
             example, reason = next(iter(self.bad.items()))
