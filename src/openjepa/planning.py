@@ -342,7 +342,7 @@ def _facts(
             "classes": len(source.classes),
             "labelled": source.labels is not None,
             "unlabelled": source.unlabelled if source.labels is None else None,
-            "split": splits.sentence,
+            "split": splits.said,
             "fingerprint": source.fingerprint,
             "copies": list(source.at_least) if isinstance(source, Copies) else None,
         },

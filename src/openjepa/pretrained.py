@@ -51,7 +51,8 @@ class Pretrained:
         Args:
             images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, or float in [0, 1]),
                 tensors (C H W; uint8, uint16, or float in [0, 1]); an array or tensor with one more axis in front is
-                many.
+                many. A file of floats or of wide integers is scaled by its own largest value (a folder to train on, by
+                that of many): to be sure, save uint8 or uint16.
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from openjepa import draws
 from openjepa.data.base import Source, Splits
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
-from openjepa.data.sources import open_data
+from openjepa.data.sources import in_full, open_data
 from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
@@ -120,8 +121,30 @@ def own_data(run: Path, plan: dict[str, Any]) -> Splits:
         splits = open_data(opened)
     except InputError as error:
         raise InputError(
-            f"{run} is a run on {opened}, which cannot be opened: {error}. Put them back, or a link"
+            f"{run} is a run on {opened}, which cannot be opened: {error}. If the images have moved, say where to: "
+            f"openjepa resume {shlex.quote(str(run))} --data FOLDER"
         ) from error
+    return _same(run, plan, splits)
+
+
+def moved(run: Path, data: str) -> None:
+    """Make a run remember that its images are at ``data`` now.
+
+    Raises:
+        InputError: it is not a run, or these are other images.
+    """
+    plan = read_experiment(run)[1]
+    _same(run, plan, open_data(data))
+    plan["data"]["opened"] = in_full(data)
+    write_whole(run / "plan.json", json.dumps(plan, indent=1) + "\n")
+
+
+def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
+    """The images, if they are the run's.
+
+    Raises:
+        InputError: they are others.
+    """
     source = splits.train
     if source.fingerprint != plan["data"]["fingerprint"]:
         raise InputError(

@@ -95,6 +95,8 @@ def test_a_split_without_classes_has_no_labels(tmp_path):
     splits = open_data(str(tmp_path))
     assert splits.train.labels is not None
     assert splits.test.labels is None
+    assert "the test images have no labels (no class folders, no label column), so a fifth" in splits.said
+    assert splits.sentence in splits.said
 
 
 def test_train_alone_and_a_class_called_train_are_no_splits(tmp_path):
@@ -231,3 +233,39 @@ def test_hub_id_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"no file or folder owner/name.*pip install openjepa\[hub\]"):
         open_data("owner/name")
+
+
+@pytest.mark.parametrize(("dtype", "bright", "as_read"), [(np.float32, 4000, 100 / 65535), (np.int32, 4000, 100)])
+def test_a_dark_array_is_of_the_scale_of_the_others(tmp_path, dtype, bright, as_read):
+    """By itself its highest value, 100, would be taken for one of 255."""
+    for split, names in {"train": "abcd", "test": "ef"}.items():
+        (tmp_path / split).mkdir()
+        for name in names:
+            np.save(tmp_path / split / f"{name}.npy", np.full((4, 4), 100 if name in "af" else bright, dtype))
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    for source, dark in ((splits.train, 0), (pickle.loads(pickle.dumps(splits.test)), 1)):
+        assert source.reference(dark).split("/")[1] in ("a.npy", "f.npy")
+        assert np.asarray(source.read(dark)).max() == pytest.approx(as_read)
+        assert source.header(dark).bits == source.header(1 - dark).bits == (32 if dtype == np.float32 else 16)
+
+
+def test_an_array_of_another_scale_than_most_is_refused(tmp_path):
+    """Not among those that settle the scale (every second one of 128), it is told and not shown too dark."""
+    for number in range(128):
+        value = 300.0 if number == 1 else 0.5
+        np.save(tmp_path / f"{number:03}.npy", np.full((2, 2), value, np.float32))
+    source = open_data(str(tmp_path)).train
+    assert np.asarray(source.read(0)).max() == 0.5
+    with pytest.raises(BadImage, match="up to 300 where other images of these data end at 1; save them all as uint8"):
+        source.read(1)
+
+
+def test_cached_features_go_with_the_scale(tmp_path):
+    """The same file is another image where others say that white is something else."""
+    for folder, bright in (("one", 4000), ("other", 200)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", np.full((2, 2), 100.0))
+        np.save(tmp_path / folder / "b.npy", np.full((2, 2), float(bright)))
+    contents = [open_data(str(tmp_path / folder)).train.content(np.array([0])) for folder in ("one", "other")]
+    assert contents[0] != contents[1]

@@ -108,7 +108,7 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
         before = {}
     whole = joined(before, found)
     if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
-        print(f"{left} earlier rows of {path} give way: they are measured anew, or of another encoder or other images")
+        print(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
     write_whole(path, json.dumps(whole, indent=1) + "\n")
     return [path, renew_card(run, whole["rows"]), write_report(run)]
 

@@ -131,10 +131,24 @@ def pretrain_verb(arguments: list[str]) -> int:
         workers=given.training.workers if given.workers is None and "--training.workers" in asked else given.workers,
         experiment=read_saved(given.experiment),
     )
+    _refuse_of_others(given.objective or (wishes.experiment.method if wishes.experiment else "ijepa"), asked)
     if given.out is None and not given.dry_run:
         raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
     given.out = given.out and given.out.expanduser()
     return _begin(given, wishes, partial(plan, override=override, asked=asked))
+
+
+def _refuse_of_others(objective: str, asked: set[str]) -> None:
+    """Refuse settings that only another objective than this one reads."""
+    own = {"ijepa": ("masks", "ijepa"), "mae": ("mae",), "denoising": ("denoising",)}
+    for other, parts in own.items():
+        idle = sorted(name for name in asked if name[2:].split(".")[0] in parts and "." in name)
+        if other != objective and idle:
+            them = "it" if len(idle) == 1 else "them"
+            raise InputError(
+                f"{' and '.join(idle)} would change nothing: {objective} is to be trained, and only {other} reads "
+                f"{them}; leave {them} out, or add --objective {other}"
+            )
 
 
 def _begin(given: Any, wishes: Any, plan: Callable) -> int:
@@ -246,19 +260,28 @@ def resume_verb(arguments: list[str]) -> int:
 
         Attributes:
             run: the run's folder.
+            data: where the run's images are now, if they (or the run) have moved; they must be the same ones, and the
+                run remembers the place.
             workers: another number of loader processes; it does not change the result.
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
         run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+        data: str | None = None
         workers: int | None = None
         device: str | None = None
 
     given = parse(Resume, "resume", arguments)
+    from openjepa.running import moved
     from openjepa.training import distributed
 
+    run = given.run.expanduser()
     processes = distributed.join(given.device)
     try:
-        return _train(given.run.expanduser(), processes, resume=True, workers=given.workers)
+        if given.data is not None:
+            if processes.first:
+                moved(run, given.data)
+            processes.wait()
+        return _train(run, processes, resume=True, workers=given.workers)
     finally:
         distributed.leave()

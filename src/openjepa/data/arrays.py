@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -10,6 +11,8 @@ from PIL import Image
 from openjepa.data.base import BadImage, Picture
 
 File = io.BufferedReader | io.BytesIO
+# What white is, given an image's highest value and whether it is a float.
+White = Callable[[float, bool], float]
 
 
 def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
@@ -71,15 +74,22 @@ def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
     return None
 
 
-def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
+def own_white(highest: float, floats: bool) -> float:
+    """What white is in an image of that highest value: the smallest of 1 (floats only), 255 and 65535 that holds it.
+
+    Floats up to 2 count as from 0 to 1: reflectance may pass 1.
+    """
+    return 1.0 if floats and highest <= 2 else 255.0 if highest <= 255 else 65535.0
+
+
+def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White = own_white) -> Picture:
     """An array of any number type as uint8, uint16 or float32 in [0, 1].
 
     White is the dtype's largest value for uint8 and uint16, and 65535 for int16. Other types don't say what white is:
-    it is the smallest of 1 (floats only, up to 2, for reflectance may pass 1 and is cut there), 255 and 65535 that
-    holds the image's largest value.
+    ``white`` does, from the image's highest value and whether it is a float. What is above white 1 is cut there.
 
     Raises:
-        BadImage: its values are not intensities.
+        BadImage: its values are not intensities, or are of another scale than ``white``.
     """
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
@@ -87,14 +97,21 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str) -> Picture:
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     if array.dtype.kind not in "iuf":
         raise BadImage(reference, f"holds numbers of type {array.dtype}, which is not an image's")
-    low, high = float(array.min()), float(array.max())
+    floats, low, high = array.dtype.kind == "f", float(array.min()), float(array.max())
     if not (low >= 0 and high <= 65535):
         raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
-    if array.dtype.kind == "f":
-        white = 1.0 if high <= 2 else 255.0 if high <= 255 else 65535.0
-        return np.ascontiguousarray((array / white).clip(max=1), np.float32)
-    narrow = high <= 255 and array.dtype.itemsize != 2
-    return np.ascontiguousarray(array, np.uint8 if narrow else np.uint16)
+    if array.dtype.kind == "i" and array.dtype.itemsize == 2:
+        return np.ascontiguousarray(array, np.uint16)
+    limit = white(high, floats)
+    if own_white(high, floats) > limit:
+        raise BadImage(
+            reference,
+            f"has values up to {high:g} where other images of these data end at {limit:g}; save them all as uint8 or "
+            "uint16",
+        )
+    if floats:
+        return np.ascontiguousarray((array / limit).clip(max=1), np.float32)
+    return np.ascontiguousarray(array, np.uint8 if limit == 255 else np.uint16)
 
 
 def refuse_bomb(width: int, height: int, reference: str) -> None:

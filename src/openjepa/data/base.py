@@ -145,6 +145,16 @@ class Splits:
     test: Source | None
     sentence: str
 
+    @property
+    def said(self) -> str:
+        """The sentence, and what becomes of test images that nothing can be tested on."""
+        if self.test is None or self.test.labels is not None or self.train.labels is None:
+            return self.sentence
+        return (
+            f"{self.sentence} But the test images have no labels ({self.test.unlabelled}), so a fifth of each class of "
+            "the train images is held out to test on."
+        )
+
 
 def merged_classes(*groups: Iterable[str]) -> tuple[str, ...]:
     """The sorted names of all classes in ``groups``."""

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from openjepa.data.arrays import File, as_picture, read_npy, read_tiff, refuse_bomb
+from openjepa.data.arrays import File, White, as_picture, own_white, read_npy, read_tiff, refuse_bomb
 from openjepa.data.base import BadImage, Header, Picture
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
@@ -54,9 +54,14 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def decode(
-    data: str | os.PathLike[str] | bytes | memoryview, reference: str, at_least: tuple[int, int] | None = None
+    data: str | os.PathLike[str] | bytes | memoryview,
+    reference: str,
+    at_least: tuple[int, int] | None = None,
+    white: White = own_white,
 ) -> Picture:
     """The pixels of an image file (a path, or its bytes), upright; the first frame or page of several.
+
+    ``white`` as :func:`as_picture` has it.
 
     Raises:
         BadImage: it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
@@ -64,10 +69,10 @@ def decode(
     with opened(data, reference) as file:
         head = _head(file)
         if head.startswith(_NPY):
-            return as_picture(read_npy(file, reference), reference)
+            return as_picture(read_npy(file, reference), reference, white)
         with _pillow(file, head) as image:
             if image is None:
-                return as_picture(read_tiff(file, reference), reference)
+                return as_picture(read_tiff(file, reference), reference, white)
             refuse_bomb(*image.size, reference)
             orientation = _orientation(image)
             if image.format == "JPEG":
@@ -76,7 +81,7 @@ def decode(
                 if orientation == 1 and (pixels := _by_simplejpeg(file, image)) is not None:
                     return pixels
             image.load()
-            return standard(upright(image), reference)
+            return standard(upright(image), reference, white)
 
 
 def _by_simplejpeg(file: File, image: Image.Image) -> UInt8[np.ndarray, "_H _W _C"] | None:
@@ -94,7 +99,7 @@ def _by_simplejpeg(file: File, image: Image.Image) -> UInt8[np.ndarray, "_H _W _
     return pixels if pixels.shape[:2] == (height, width) else None
 
 
-def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Header:
+def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: str, white: White = own_white) -> Header:
     """Size and kind of an image file, without decoding its pixels (arrays of other layouts are read whole).
 
     Raises:
@@ -110,7 +115,7 @@ def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: st
                     if _orientation(image) >= 5:
                         width, height = height, width
                     return Header(height, width, *_kind(image), image.mode)
-    return header_of(decode(data, reference))
+    return header_of(decode(data, reference, white=white))
 
 
 def header_of(picture: Picture) -> Header:
@@ -199,7 +204,7 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image.copy()
 
 
-def standard(image: Image.Image, reference: str) -> Picture:
+def standard(image: Image.Image, reference: str, white: White = own_white) -> Picture:
     """An image of any Pillow mode in one that the rest of the library knows, or as an array if it has more than 8 bits.
 
     Raises:
@@ -211,6 +216,6 @@ def standard(image: Image.Image, reference: str) -> Picture:
         as_picture(array, reference)
         return array.astype(np.uint16)
     if image.mode == "F":
-        return as_picture(np.asarray(image)[..., None], reference)
+        return as_picture(np.asarray(image)[..., None], reference, white)
     mode = _target_mode(image)
     return image if mode == image.mode else image.convert(mode)

@@ -1,5 +1,6 @@
 """A folder of images in any layout: what is in it, which folders are splits and which are classes."""
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -8,9 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64
 
+from openjepa.data.arrays import White, own_white
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes
 from openjepa.data.decode import decode, read_header
 from openjepa.data.listing import Files, Found, Run
+from openjepa.data.white import CommonWhite
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
@@ -28,6 +31,7 @@ class FolderSource(Source):
         classes: the names of the classes.
         skipped: what was found and not used.
         unlabelled: why there are no labels, where there are none.
+        white: what white is in arrays whose type does not say (:func:`openjepa.data.arrays.as_picture`).
     """
 
     def __init__(
@@ -39,20 +43,22 @@ class FolderSource(Source):
         classes: tuple[str, ...] = (),
         skipped: tuple[Skipped, ...] = (),
         unlabelled: str = Source.unlabelled,
+        white: White = own_white,
     ) -> None:
         self.name, self.root, self.files = name, root, files
         self.labels, self.classes, self.skipped, self.unlabelled = labels, classes, skipped, unlabelled
+        self.white = white
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, index: int, at_least: tuple[int, int] | None = None) -> Picture:
         """The image, decoded from its file."""
-        return decode(os.path.join(self.root, self.path(index)), self.reference(index), at_least)
+        return decode(os.path.join(self.root, self.path(index)), self.reference(index), at_least, self.white)
 
     def header(self, index: int) -> Header:
         """Size and kind, from the file's first bytes."""
-        return read_header(os.path.join(self.root, self.path(index)), self.reference(index))
+        return read_header(os.path.join(self.root, self.path(index)), self.reference(index), self.white)
 
     def reference(self, index: int) -> str:
         """The file's path below the folder."""
@@ -71,6 +77,11 @@ class FolderSource(Source):
                 return file.read()
         except OSError as error:
             raise BadImage(self.reference(index), f"cannot be read: {error.strerror}") from error
+
+    def content(self, indices: Int64[np.ndarray, "n"]) -> str:
+        """A digest of what these images hold and of what white is taken for, for caches."""
+        taken = f"{self.white(0.0, False):g} {self.white(0.0, True):g}"
+        return hashlib.sha256(f"{super().content(indices)} {taken}".encode()).hexdigest()
 
     def state(self) -> Iterator[bytes]:
         """The files' names, sizes and times of change."""
@@ -95,12 +106,12 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     images, skipped = found.images, list(found.skipped)
     skipped += [Skipped(path, "a Parquet file among images") for path in found.parquet]
     base = _common_folder(images)
-    splits = _split_folders(base, images)
+    splits, white = _split_folders(base, images), CommonWhite(root, images)
     if not splits:
         runs = list(images.runs())
         class_of, why = _class_folders(base, runs)
         classes = merged_classes(class_of.values())
-        train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped), why)
+        train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped), why, white)
         return Splits(train=train, test=None, sentence="The data bring no test split: every image is used to train.")
     (train_name, train_runs), (test_name, test_runs) = splits
     used = {start for _, start, _ in train_runs + test_runs}
@@ -112,7 +123,7 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     )
     classes = merged_classes(train_classes.values(), test_classes.values())
     train, test = (
-        FolderSource(name, root, images.part(runs), _numbers(class_of, runs, classes), classes, left, why)
+        FolderSource(name, root, images.part(runs), _numbers(class_of, runs, classes), classes, left, why, white)
         for runs, class_of, left, why in (
             (train_runs, train_classes, tuple(skipped), train_why),
             (test_runs, test_classes, (), test_why),
