@@ -10,9 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from openjepa.costing import flops
 from openjepa.experiment import Experiment
 from openjepa.masking import Masks, MultiBlockConfig
-from openjepa.planning import flops
 from openjepa.recipes.small import small
 
 

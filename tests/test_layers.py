@@ -32,6 +32,7 @@ ROOMS = [
     "experiment",
     "recipes",
     "costing",
+    "facts",
     "planning",
     "watching",
     "running",

@@ -1,4 +1,4 @@
-"""What a step of a run costs, from real steps with weights that are thrown away, and the fastest way to take it."""
+"""What a step of a run costs: its time, from real steps with weights that are thrown away, and its operations."""
 
 import itertools
 import math
@@ -9,16 +9,22 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch, training_batches
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
+from openjepa.masking import Masks
+from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
 from openjepa.training.step import Step, TrainingConfig, cpu_threads
 
+# What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
+BESIDES = 0.05
 # Images of a replica: each has gradients of all weights, and few images do not pay for them.
 _LEAST_SHARE = 8
 # What loader processes can do, over what steps take: they do not all get on alike. More of them take memory.
@@ -184,3 +190,26 @@ def _step(experiment: Experiment, training: TrainingConfig, processes: Processes
     return Step(
         objective, schedule=experiment.schedule, optimizer=experiment.optimizer, training=training, processes=processes
     )
+
+
+def drawn_masks(experiment: Experiment, processes: Processes) -> Masks:
+    """The masks of a micro-batch, as many together as a process draws."""
+    training = experiment.training
+    return experiment.masking()(np.arange(training.batch // (processes.world * training.accumulate)), 0)
+
+
+def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[str, int]:
+    """Floating-point operations per image, counted by running the objective on the meta device.
+
+    ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
+    ``masks`` of some images.
+    """
+    shadow = objective.to("meta")
+    images = len(masks.context) // (experiment.masks.contexts if experiment.method == "ijepa" else 1)
+    x = torch.empty(images, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
+    masks = masks.to("meta")
+    with FlopCounterMode(display=False) as whole:
+        shadow(x, masks).loss.backward()
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        shadow.representation(x)
+    return {"forward": forward.get_total_flops() // images, "step": whole.get_total_flops() // images}

@@ -1,25 +1,19 @@
 """Before a run: look at the images, choose a recipe, measure a few steps, and say what will happen."""
 
 import math
-import platform
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from openjepa._version import __version__
-from openjepa.costing import Cost, measure
+from openjepa.costing import BESIDES, Cost, drawn_masks, flops, measure
 from openjepa.data.base import Source, Splits
-from openjepa.data.copies import Copies
 from openjepa.data.survey import Survey, statistics, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
-from openjepa.masking import Masks
-from openjepa.objectives.base import Objective
+from openjepa.facts import facts
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
 from openjepa.recipes.small import LONG, lengthened, paced
@@ -27,8 +21,6 @@ from openjepa.training.distributed import Processes
 from openjepa.training.step import refuse_uneven
 
 FEWEST_IMAGES = 16
-# What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
-_BESIDES = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +140,7 @@ def plan(
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, experiment)}"
-    return Plan(experiment=experiment, facts=_facts(experiment, splits, opened, seen, why, cost, processes), long=long)
+    return Plan(experiment=experiment, facts=facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
@@ -268,13 +260,13 @@ def _settle_length(
     training = experiment.training
     per_epoch = images / training.batch
     if wishes.minutes is not None:
-        steps = int(wishes.minutes * 60 * (1 - _BESIDES) / seconds)
+        steps = int(wishes.minutes * 60 * (1 - BESIDES) / seconds)
     elif wishes.epochs is not None:
         steps = round(wishes.epochs * per_epoch)
     elif wishes.steps is not None:
         steps = wishes.steps
     elif wishes.flops is not None:
-        each = flops(experiment.objective(), experiment, _drawn(experiment, processes))["step"] * training.batch
+        each = flops(experiment.objective(), experiment, drawn_masks(experiment, processes))["step"] * training.batch
         steps = int(wishes.flops / each)
         if not steps:
             raise InputError(f"--flops {wishes.flops:g} is less than one step of {experiment.method} ({each:.3g})")
@@ -287,95 +279,3 @@ def _settle_length(
     watch = training.watch_every if own else max(1 if wishes.flops else 50, steps // 12)
     watch = wishes.watch_every or watch
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
-
-
-def _drawn(experiment: Experiment, processes: Processes) -> Masks:
-    """The masks of a micro-batch, as many together as a process draws."""
-    training = experiment.training
-    return experiment.masking()(np.arange(training.batch // (processes.world * training.accumulate)), 0)
-
-
-def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[str, int]:
-    """Floating-point operations per image, counted by running the objective on the meta device.
-
-    ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
-    ``masks`` of some images.
-    """
-    shadow = objective.to("meta")
-    images = len(masks.context) // (experiment.masks.contexts if experiment.method == "ijepa" else 1)
-    x = torch.empty(images, experiment.encoder.channels, *experiment.encoder.signal, device="meta")
-    masks = masks.to("meta")
-    with FlopCounterMode(display=False) as whole:
-        shadow(x, masks).loss.backward()
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        shadow.representation(x)
-    return {"forward": forward.get_total_flops() // images, "step": whole.get_total_flops() // images}
-
-
-def _facts(
-    experiment: Experiment,
-    splits: Splits,
-    opened: str | None,
-    seen: Survey,
-    why: str,
-    cost: Cost,
-    processes: Processes,
-) -> dict[str, Any]:
-    source, training, encoder = splits.train, experiment.training, experiment.encoder
-    objective, masks = experiment.objective(), _drawn(experiment, processes)
-    counted = {
-        "encoder": sum(p.numel() for p in objective.representation.parameters()),
-        "trained": sum(p.numel() for p in objective.parameters() if p.requires_grad),
-    }
-    return {
-        "data": {
-            "name": source.name,
-            "opened": opened,
-            "images": len(source),
-            "skipped": len(source.skipped),
-            "skipped_example": ": ".join(source.skipped[0]) if source.skipped else None,
-            "looked_at": seen.looked_at,
-            "unreadable": len(seen.bad),
-            "unreadable_example": str(seen.bad[0]) if seen.bad else None,
-            "sizes": seen.sizes,
-            "channels": seen.channels,
-            "classes": len(source.classes),
-            "labelled": source.labels is not None,
-            "unlabelled": source.unlabelled if source.labels is None else None,
-            "split": splits.said,
-            "fingerprint": source.fingerprint,
-            "copies": list(source.at_least) if isinstance(source, Copies) else None,
-        },
-        "recipe": {"name": experiment.recipe, "why": why},
-        "objective": experiment.method,
-        "image": list(encoder.signal),
-        "patch": list(encoder.patch),
-        "grid": list(encoder.grid.shape),
-        "parameters": counted | {"predictor": counted["trained"] - counted["encoder"]},
-        "masks": {
-            "shape": _shape(experiment),
-            "context_tokens": round(masks.context_valid.sum(1).double().mean().item()),
-            "target_blocks": experiment.masks.targets if experiment.method == "ijepa" else 1,
-            "target_tokens": masks.targets.shape[-1],
-        },
-        "steps": training.steps,
-        "epochs": training.steps * training.batch / len(source),
-        "batch": training.batch,
-        "flops_per_image": flops(objective, experiment, masks),
-        "device": _device_name(processes.device),
-        "processes": processes.world,
-        "precision": training.precision,
-        "threads": training.threads_together or torch.get_num_threads(),
-        "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "loader": {"workers": training.workers, "batch_seconds": cost.batch},
-        "estimate": {"seconds": training.steps * cost.step * (1 + _BESIDES), "memory": cost.memory},
-    }
-
-
-def _shape(experiment: Experiment) -> str:
-    shapes = {"mae": "random", "denoising": "none, but noise"}
-    return shapes.get(experiment.method, experiment.masks.shape)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

@@ -1,0 +1,90 @@
+"""What a plan says of a run: the facts of ``plan.json``, which are printed before it and reported after it."""
+
+import platform
+from typing import Any
+
+import torch
+
+from openjepa._version import __version__
+from openjepa.costing import BESIDES, Cost, drawn_masks, flops
+from openjepa.data.base import Splits
+from openjepa.data.copies import Copies
+from openjepa.data.survey import Survey
+from openjepa.experiment import Experiment
+from openjepa.training.distributed import Processes
+
+
+def facts(
+    experiment: Experiment,
+    splits: Splits,
+    opened: str | None,
+    seen: Survey,
+    why: str,
+    cost: Cost,
+    processes: Processes,
+) -> dict[str, Any]:
+    """What ``plan.json`` says of a run that is about to begin: names to JSON values; seconds, bytes, pixels.
+
+    Args:
+        opened: what ``open_data`` was given, to open it again on resume.
+        why: how the recipe was chosen, in words.
+        cost: of a step, measured.
+    """
+    source, training, encoder = splits.train, experiment.training, experiment.encoder
+    objective, masks = experiment.objective(), drawn_masks(experiment, processes)
+    counted = {
+        "encoder": sum(p.numel() for p in objective.representation.parameters()),
+        "trained": sum(p.numel() for p in objective.parameters() if p.requires_grad),
+    }
+    return {
+        "data": {
+            "name": source.name,
+            "opened": opened,
+            "images": len(source),
+            "skipped": len(source.skipped),
+            "skipped_example": ": ".join(source.skipped[0]) if source.skipped else None,
+            "looked_at": seen.looked_at,
+            "unreadable": len(seen.bad),
+            "unreadable_example": str(seen.bad[0]) if seen.bad else None,
+            "sizes": seen.sizes,
+            "channels": seen.channels,
+            "classes": len(source.classes),
+            "labelled": source.labels is not None,
+            "unlabelled": source.unlabelled if source.labels is None else None,
+            "split": splits.said,
+            "fingerprint": source.fingerprint,
+            "copies": list(source.at_least) if isinstance(source, Copies) else None,
+        },
+        "recipe": {"name": experiment.recipe, "why": why},
+        "objective": experiment.method,
+        "image": list(encoder.signal),
+        "patch": list(encoder.patch),
+        "grid": list(encoder.grid.shape),
+        "parameters": counted | {"predictor": counted["trained"] - counted["encoder"]},
+        "masks": {
+            "shape": _shape(experiment),
+            "context_tokens": round(masks.context_valid.sum(1).double().mean().item()),
+            "target_blocks": experiment.masks.targets if experiment.method == "ijepa" else 1,
+            "target_tokens": masks.targets.shape[-1],
+        },
+        "steps": training.steps,
+        "epochs": training.steps * training.batch / len(source),
+        "batch": training.batch,
+        "flops_per_image": flops(objective, experiment, masks),
+        "device": _device_name(processes.device),
+        "processes": processes.world,
+        "precision": training.precision,
+        "threads": training.threads_together or torch.get_num_threads(),
+        "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "loader": {"workers": training.workers, "batch_seconds": cost.batch},
+        "estimate": {"seconds": training.steps * cost.step * (1 + BESIDES), "memory": cost.memory},
+    }
+
+
+def _shape(experiment: Experiment) -> str:
+    shapes = {"mae": "random", "denoising": "none, but noise"}
+    return shapes.get(experiment.method, experiment.masks.shape)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
