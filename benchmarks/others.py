@@ -1,0 +1,118 @@
+"""The defaults alone on data that the recipe was never chosen on: is the encoder better than a random one and pixels?
+
+    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--only few wide]
+
+Four data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
+``patches`` and ``wide``, 100 crops of 48x48 and 32x96 px from the left halves of each of forty photographs, to be told
+from crops of the right halves (40 each): which photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360).
+Each gets the run that ``openjepa pretrain FOLDER/few --steps 1500`` gives a person. Runs that are there are left out, a
+stopped one is gone on with. ``results.json`` in FOLDER holds the numbers.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from openjepa.data.sources import open_data
+
+OPENJEPA = [sys.executable, "-m", "openjepa"]
+Drawn = Iterator[tuple[str, Image.Image | np.ndarray]]
+
+
+def few(cifar10: Path) -> Drawn:
+    """2,000 images to learn on, 2,000 to test."""
+    random, splits = np.random.default_rng(0), open_data(cifar10)
+    for part, source in (("train", splits.train), ("test", splits.test)):
+        assert source is not None
+        assert source.labels is not None
+        for number in random.permutation(len(source))[:2000]:
+            yield f"{part}/{source.labels[number]}/{number}.png", source.read(int(number))
+
+
+def crops(photos: Path, height: int, width: int) -> Drawn:
+    """Crops of the left halves to learn on, of the right halves to test."""
+    random = np.random.default_rng(0)
+    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    for kind, path in enumerate(files[:: max(1, len(files) // 40)][:40]):
+        photo = Image.open(path).convert("RGB")
+        photo.thumbnail((400, 400))
+        middle = photo.width // 2
+        for part, count, left, right in (("train", 100, 0, middle), ("test", 40, middle, photo.width)):
+            for number in range(count):
+                x = int(random.integers(left, right - width + 1))
+                y = int(random.integers(0, photo.height - height + 1))
+                yield f"{part}/{kind:02}/{number}.png", photo.crop((x, y, x + width, y + height))
+
+
+def digits() -> Drawn:
+    """Handwritten digits of 16 grey levels."""
+    from sklearn.datasets import load_digits
+
+    values, classes = load_digits(return_X_y=True)
+    for place, number in enumerate(np.random.default_rng(0).permutation(len(classes))):
+        part = "train" if place < 1437 else "test"
+        pixels = (values[number].reshape(8, 8) * 255 / 16).astype(np.uint8)
+        yield f"{part}/{classes[number]}/{number}.png", Image.fromarray(pixels)
+
+
+def write(folder: Path, drawn: Callable[[], Drawn]) -> None:
+    """The images as files, whole or not at all."""
+    if folder.exists():
+        return
+    draft = folder.with_name(f"{folder.name}-draft")
+    for name, image in drawn():
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(draft / name)
+    draft.rename(folder)
+
+
+def trained(data: Path, run: Path, steps: int) -> dict[str, Any]:
+    """The accuracies that the run's own evaluation found, by features and evaluator."""
+    if not (run / "evaluation.json").is_file():
+        begun = (run / "checkpoints").is_dir()
+        command = ["resume", str(run)] if begun else ["pretrain", str(data), "--out", str(run), "--steps", str(steps)]
+        subprocess.run([*OPENJEPA, *command], check=True, stdout=subprocess.DEVNULL)
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    return {f"{row['features']}, {row['evaluator']}": [row["value"], row["low"], row["high"]] for row in rows}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    sets: dict[str, Callable[[], Drawn]] = {
+        "few": lambda: few(options.cifar10),
+        "patches": lambda: crops(options.photos, 48, 48),
+        "wide": lambda: crops(options.photos, 32, 96),
+        "digits": digits,
+    }
+    parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets), metavar="NAME")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    print("| data | evaluator | trained encoder | random encoder | raw pixels |\n|---|---|---|---|---|")
+    for name in options.only:
+        write(options.out / name, sets[name])
+        results[name] = trained(options.out / name, options.out / f"run-{name}", options.steps)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        for evaluator in ("k-NN", "linear probe", "linear probe, last four blocks"):
+            cells = [
+                results[name][f"{what}, {evaluator}"] for what in ("trained encoder", "random encoder", "raw pixels")
+            ]
+            told = " | ".join(f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})" for value, low, high in cells)
+            print(f"| {name} | {evaluator} | {told} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
