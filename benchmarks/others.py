@@ -3,8 +3,8 @@
     python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--only few wide]
 
 Four data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
-``patches`` and ``wide``, 100 crops of 48x48 and 32x96 px from the left halves of each of forty photographs, to be told
-from crops of the right halves (40 each): which photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360).
+``tiles`` and ``wide``, forty photographs cut into tiles of 48x48 and 32x96 px, of which a third are to test: from which
+photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360).
 Each gets the run that ``openjepa pretrain FOLDER/few --steps 1500`` gives a person. Runs that are there are left out, a
 stopped one is gone on with. ``results.json`` in FOLDER holds the numbers.
 """
@@ -36,19 +36,23 @@ def few(cifar10: Path) -> Drawn:
             yield f"{part}/{source.labels[number]}/{number}.png", source.read(int(number))
 
 
-def crops(photos: Path, height: int, width: int) -> Drawn:
-    """Crops of the left halves to learn on, of the right halves to test."""
+def tiles(photos: Path, height: int, width: int) -> Drawn:
+    """Tiles of photographs, none of which overlap, two thirds of each photograph's to learn on."""
     random = np.random.default_rng(0)
     files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     for kind, path in enumerate(files[:: max(1, len(files) // 40)][:40]):
         photo = Image.open(path).convert("RGB")
-        photo.thumbnail((400, 400))
-        middle = photo.width // 2
-        for part, count, left, right in (("train", 100, 0, middle), ("test", 40, middle, photo.width)):
-            for number in range(count):
-                x = int(random.integers(left, right - width + 1))
-                y = int(random.integers(0, photo.height - height + 1))
-                yield f"{part}/{kind:02}/{number}.png", photo.crop((x, y, x + width, y + height))
+        short = min(photo.size)
+        photo = photo.resize((photo.width * 480 // short, photo.height * 480 // short))
+        corners = [
+            (x, y)
+            for y in range(0, photo.height - height + 1, height)
+            for x in range(0, photo.width - width + 1, width)
+        ]
+        for place, number in enumerate(random.permutation(len(corners))):
+            x, y = corners[number]
+            part = "train" if 3 * place < 2 * len(corners) else "test"
+            yield f"{part}/{kind:02}/{number}.png", photo.crop((x, y, x + width, y + height))
 
 
 def digits() -> Drawn:
@@ -92,8 +96,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     sets: dict[str, Callable[[], Drawn]] = {
         "few": lambda: few(options.cifar10),
-        "patches": lambda: crops(options.photos, 48, 48),
-        "wide": lambda: crops(options.photos, 32, 96),
+        "tiles": lambda: tiles(options.photos, 48, 48),
+        "wide": lambda: tiles(options.photos, 32, 96),
         "digits": digits,
     }
     parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets), metavar="NAME")
