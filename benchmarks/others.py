@@ -11,8 +11,6 @@ stopped one is gone on with. ``results.json`` in FOLDER holds the numbers.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from openjepa.data.base import Picture
+from openjepa.data.pixels import as_image
 from openjepa.data.sources import open_data
+from time_to_accuracy import train
 
-OPENJEPA = [sys.executable, "-m", "openjepa"]
-Drawn = Iterator[tuple[str, Image.Image | np.ndarray]]
+Drawn = Iterator[tuple[str, Image.Image]]
+
+
+def picture(read: Picture) -> Image.Image:
+    """An 8-bit image as Pillow's, whoever decoded it."""
+    return read if isinstance(read, Image.Image) else as_image(read)
 
 
 def few(cifar10: Path) -> Drawn:
@@ -33,15 +38,15 @@ def few(cifar10: Path) -> Drawn:
         assert source is not None
         assert source.labels is not None
         for number in random.permutation(len(source))[:2000]:
-            yield f"{part}/{source.labels[number]}/{number}.png", source.read(int(number))
+            yield f"{part}/{source.labels[number]}/{number}.png", picture(source.read(int(number)))
 
 
 def tiles(photos: Path, height: int, width: int) -> Drawn:
     """Tiles of photographs, none of which overlap, two thirds of each photograph's to learn on."""
     random = np.random.default_rng(0)
-    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    for kind, path in enumerate(files[:: max(1, len(files) // 40)][:40]):
-        photo = Image.open(path).convert("RGB")
+    source = open_data(photos).train
+    for kind, chosen in enumerate(range(0, len(source), max(1, len(source) // 40))[:40]):
+        photo = picture(source.read(chosen)).convert("RGB")
         short = min(photo.size)
         photo = photo.resize((photo.width * 480 // short, photo.height * 480 // short))
         corners = [
@@ -73,16 +78,12 @@ def write(folder: Path, drawn: Callable[[], Drawn]) -> None:
     draft = folder.with_name(f"{folder.name}-draft")
     for name, image in drawn():
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(draft / name)
+        image.save(draft / name)
     draft.rename(folder)
 
 
-def trained(data: Path, run: Path, steps: int) -> dict[str, Any]:
-    """The accuracies that the run's own evaluation found, by features and evaluator."""
-    if not (run / "evaluation.json").is_file():
-        begun = (run / "checkpoints").is_dir()
-        command = ["resume", str(run)] if begun else ["pretrain", str(data), "--out", str(run), "--steps", str(steps)]
-        subprocess.run([*OPENJEPA, *command], check=True, stdout=subprocess.DEVNULL)
+def judged(run: Path) -> dict[str, Any]:
+    """The accuracies that the run's own evaluation found, with their intervals, by features and evaluator."""
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     return {f"{row['features']}, {row['evaluator']}": [row["value"], row["low"], row["high"]] for row in rows}
 
@@ -107,8 +108,11 @@ def main() -> None:
     results = json.loads(path.read_text()) if path.exists() else {}
     print("| data | evaluator | trained encoder | random encoder | raw pixels |\n|---|---|---|---|---|")
     for name in options.only:
-        write(options.out / name, sets[name])
-        results[name] = trained(options.out / name, options.out / f"run-{name}", options.steps)
+        data, run = options.out / name, options.out / f"run-{name}"
+        write(data, sets[name])
+        if not (run / "evaluation.json").is_file():
+            train(str(data), run, ["--steps", str(options.steps)])
+        results[name] = judged(run)
         path.write_text(json.dumps(results, indent=1) + "\n")
         for evaluator in ("k-NN", "linear probe", "linear probe, last four blocks"):
             cells = [

@@ -102,6 +102,15 @@ def test_a_stopped_writer_goes_on_and_gives_the_same_bytes(folder, tmp_path, mon
         assert (copies.place / name).read_bytes() == (straight.place / name).read_bytes()
 
 
+def test_why_there_are_no_labels_is_what_the_images_say(tmp_path):
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png", "loose.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / name)
+    source = open_data(tmp_path / "images").train
+    assert "1 of the images lie beside the 2 folders" in source.unlabelled
+    assert Copies(source, (4, 4), tmp_path / "copies").unlabelled == source.unlabelled
+
+
 def test_a_damaged_copy_gives_way_to_its_image(folder, tmp_path):
     copies = made(folder, tmp_path)
     copies.write()

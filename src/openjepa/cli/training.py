@@ -109,6 +109,7 @@ def pretrain_verb(arguments: list[str]) -> int:
     asked = {argument.split("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
 
     def override(experiment: Experiment) -> Experiment:
+        _refuse_of_others(experiment.method, asked)
         settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
         again = parse(Pretrain, "pretrain", arguments, settled)
         settings = {name: getattr(again, name) for name in parts}
@@ -131,7 +132,6 @@ def pretrain_verb(arguments: list[str]) -> int:
         workers=given.training.workers if given.workers is None and "--training.workers" in asked else given.workers,
         experiment=read_saved(given.experiment),
     )
-    _refuse_of_others(given.objective or (wishes.experiment.method if wishes.experiment else "ijepa"), asked)
     if given.out is None and not given.dry_run:
         raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
     given.out = given.out and given.out.expanduser()
@@ -142,7 +142,7 @@ def _refuse_of_others(objective: str, asked: set[str]) -> None:
     """Refuse settings that only another objective than this one reads."""
     own = {"ijepa": ("masks", "ijepa"), "mae": ("mae",), "denoising": ("denoising",)}
     for other, parts in own.items():
-        idle = sorted(name for name in asked if name[2:].split(".")[0] in parts and "." in name)
+        idle = sorted(name for name in asked if name.startswith(tuple(f"--{part}." for part in parts)))
         if other != objective and idle:
             them = "it" if len(idle) == 1 else "them"
             raise InputError(

@@ -51,6 +51,7 @@ class Copies(Source):
     def __init__(self, source: Source, at_least: tuple[int, int], folder: Path) -> None:
         self.source, self.at_least = source, at_least
         self.name, self.labels, self.classes, self.skipped = source.name, source.labels, source.classes, source.skipped
+        self.unlabelled = source.unlabelled
         key = hashlib.sha256(b"\0".join(source.state())).hexdigest()[:24]
         self.place = folder / f"{key}-{at_least[0]}x{at_least[1]}"
         self._index: np.ndarray | None = None
