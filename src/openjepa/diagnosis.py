@@ -194,13 +194,14 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Ro
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
         "spread": None if ijepa.get("variance_covariance") else "--ijepa.variance-covariance 0.05",
+        "unspread": "--ijepa.variance-covariance 0" if ijepa.get("variance_covariance") else None,
         "momentum": None if slow_already else f"--ijepa.momentum {slow:.4g} 1.0",
         "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
         "fewer": f"--steps {2 * best}" if best and isinstance(steps, int) and 2 * best < steps else None,
     }
     if "ijepa" in experiment and "momentum" not in last:  # another objective, without a teacher
-        known |= {"whiten": None, "spread": None, "momentum": None}
+        known |= {"whiten": None, "spread": None, "unspread": None, "momentum": None}
     given = [text for name in case.advice if (text := known[name]) is not None]
     if not given:
         return ""
@@ -346,7 +347,7 @@ _CASES = (
     _Case(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="below", margin=_below_margin, seen=_below_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "lr", "momentum", "steps")),
-    _Case(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("fewer", "momentum", "lr")),
+    _Case(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("fewer", "unspread", "momentum")),
 )
 
 
