@@ -129,7 +129,7 @@ LEVERS: dict[str, Lever] = {
         embed_as_published,
     ),
     "no variance-covariance term": Lever(changed(ijepa={"variance_covariance": 0.0})),
-    "variance-covariance 0.01": Lever(changed(ijepa={"variance_covariance": 0.01})),
+    "variance-covariance 0.03": Lever(changed(ijepa={"variance_covariance": 0.03})),
     "targets: LayerNorm alone": Lever(changed(ijepa={"target_norm": "layer"})),
     "targets: per feature": Lever(changed(ijepa={"target_norm": "feature"})),
     "targets: per feature and place": Lever(changed(ijepa={"target_norm": "position"})),

@@ -34,7 +34,7 @@ def small(
         predictor=PredictorConfig(width=128, depth=1, heads=4),
         masks=MultiBlockConfig(context_share=0.25),
         ijepa=IJEPAConfig(
-            momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.03
+            momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.01
         ),
         augmentation=Augmentation(crop_scale=(0.5, 1.0)),
         schedule=ScheduleConfig(lr=5e-4, start_lr=1e-4),
