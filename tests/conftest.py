@@ -6,6 +6,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core, whose threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("openjepa", "beartype.beartype")
 
 
