@@ -1,12 +1,13 @@
 """How much a minute teaches: our default, the published recipe's settings and MAE, trained for several budgets of time.
 
-    python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 2]
+    python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 0 1]
 
 Every (recipe, budget, seed) is a whole run with its own schedule, made and judged by the commands that a person would
-type (``openjepa pretrain --minutes``), the others with the encoder that our default took with the same budget and
-seed (so ours goes first); nothing else should run meanwhile. Runs that are there are left out, and a stopped one is
-gone on with, so a stopped study goes on. The mark is what the published settings reach with the longest budget; told
-is the smallest budget with which each of the others reaches it. ``results.json`` in FOLDER holds the numbers.
+type (``openjepa pretrain --minutes``), the others with the encoder that our default took with the same seed and the
+same budget, or the nearest of those that are there (so ours goes first); nothing else should run meanwhile. Runs that
+are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark is what the published
+settings reach with the longest budget; told is the smallest budget with which each of the others reaches it.
+``results.json`` in FOLDER holds the numbers.
 """
 
 import argparse
@@ -35,11 +36,15 @@ def train(data: str, run: Path, options: list[str]) -> None:
     subprocess.run([*OPENJEPA, *command], check=True, stdout=subprocess.DEVNULL)
 
 
-def same_encoder(ours: Path) -> list[str]:
-    """Options for the encoder of our run."""
-    if not (ours / "experiment.json").is_file():
-        raise SystemExit(f"the others take the encoder of {ours}, which is not there: add openjepa to --recipes")
-    encoder = json.loads((ours / "experiment.json").read_text())["encoder"]
+def same_encoder(out: Path, minutes: float, seed: int) -> list[str]:
+    """Options for the encoder of our run with the same seed and budget, or with the budget that is nearest to it."""
+    begun = {float(run.parent.name.split("-")[1]): run for run in out.glob(f"openjepa-*-{seed}/experiment.json")}
+    if not begun:
+        raise SystemExit(
+            f"the others take our encoder, and no run with seed {seed} is in {out}: add openjepa to --recipes"
+        )
+    nearest = begun[min(begun, key=lambda budget: abs(budget - minutes))]
+    encoder = json.loads(nearest.read_text())["encoder"]
     return [part for name in ("width", "depth", "heads") for part in (f"--encoder.{name}", str(encoder[name]))]
 
 
@@ -83,22 +88,20 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 7.0, 30.0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="NAME")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     results: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     done = {(result["recipe"], result["minutes"], result["seed"]) for result in results}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for minutes in sorted(options.minutes):
             for recipe in RECIPES:
                 if recipe not in options.recipes or (recipe, minutes, seed) in done:
                     continue
-                run, ours = (
-                    options.out / f"{name.replace(' ', '-')}-{minutes:g}-{seed}" for name in (recipe, "openjepa")
-                )
-                encoder = same_encoder(ours) if recipe != "openjepa" else []
+                run = options.out / f"{recipe.replace(' ', '-')}-{minutes:g}-{seed}"
+                encoder = same_encoder(options.out, minutes, seed) if recipe != "openjepa" else []
                 train(options.data, run, ["--minutes", str(minutes), "--seed", str(seed), *encoder, *RECIPES[recipe]])
                 found = found_by(run)
                 results.append({"recipe": recipe, "minutes": minutes, "seed": seed, **found})
