@@ -78,7 +78,9 @@ def test_an_accuracy_that_falls_from_its_best_is_told_when_nothing_else_shows():
     spread = {"momentum": [0.99, 1.0], "variance_covariance": 0.03}
     fast = {**EXPERIMENT, "ijepa": spread, "training": {"steps": 25_000}}
     (advised,) = diagnose(log(*({"knn": a} for a in accuracies)), fast)
-    assert "--ijepa.variance-covariance 0 or --ijepa.momentum 0.998 1.0" in advised.change
+    assert "try --ijepa.variance-covariance 0.01, --ijepa.momentum 0.998 1.0 or --steps 200." in advised.change
+    (below,) = diagnose(log({"knn": 0.3}, {"knn": 0.3}), fast)
+    assert (below.kind, below.change.split(",")[0]) == ("knn", "In a new run try --ijepa.variance-covariance 0.01")
     few = log(*({"knn": a, "labelled": 400.0} for a in accuracies))
     assert diagnose(few, EXPERIMENT) == [], "so much is chance among 400 images"
     again = log(*({"knn": a} for a in [*accuracies, 0.59]))

@@ -187,14 +187,14 @@ def _references(seen: Sequence[Row], before: Row) -> list[Row]:
 def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Row) -> str:
     """The advice of a case that is not followed already."""
     ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
-    lr, steps = _number(schedule, "lr"), training.get("steps")
+    lr, steps, weight = _number(schedule, "lr"), training.get("steps"), _number(ijepa, "variance_covariance")
     momentum, best = ijepa.get("momentum"), reference.get("best_step")
     slow = max(0.996, slow_teacher(steps)) if isinstance(steps, int) and steps > 0 else 0.996
     slow_already = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > slow - 0.003
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
-        "spread": None if ijepa.get("variance_covariance") else "--ijepa.variance-covariance 0.05",
-        "unspread": "--ijepa.variance-covariance 0" if ijepa.get("variance_covariance") else None,
+        "spread": None if weight else "--ijepa.variance-covariance 0.05",
+        "unspread": f"--ijepa.variance-covariance {weight / 3:.1g}" if weight else None,
         "momentum": None if slow_already else f"--ijepa.momentum {slow:.4g} 1.0",
         "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
@@ -346,8 +346,8 @@ _CASES = (
     _Case(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),
     _Case(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),
     _Case(kind="below", margin=_below_margin, seen=_below_seen, advice=("spread", "lr", "momentum", "whiten")),
-    _Case(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "lr", "momentum", "steps")),
-    _Case(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("fewer", "unspread", "momentum")),
+    _Case(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "unspread", "lr", "momentum", "steps")),
+    _Case(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("unspread", "momentum", "fewer")),
 )
 
 
