@@ -1,12 +1,12 @@
 """The defaults alone on data that the recipe was never chosen on: is the encoder better than a random one and pixels?
 
-    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--only few wide]
+    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
 
 Four data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
 ``tiles`` and ``wide``, forty photographs cut into tiles of 48x48 and 32x96 px, of which a third are to test: from which
 photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360).
-Each gets the run that ``openjepa pretrain FOLDER/few --steps 1500`` gives a person. Runs that are there are left out, a
-stopped one is gone on with. ``results.json`` in FOLDER holds the numbers.
+Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``. Runs
+that are there are left out, a stopped one is gone on with. ``results.json`` in FOLDER holds the numbers of all.
 """
 
 import argparse
@@ -94,7 +94,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     sets: dict[str, Callable[[], Drawn]] = {
         "few": lambda: few(options.cifar10),
         "tiles": lambda: tiles(options.photos, 48, 48),
@@ -106,20 +107,25 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    print("| data | evaluator | trained encoder | random encoder | raw pixels |\n|---|---|---|---|---|")
-    for name in options.only:
-        data, run = options.out / name, options.out / f"run-{name}"
-        write(data, sets[name])
+    print(
+        "| data | steps | seed | evaluator | trained encoder | random encoder | raw pixels |",
+        f"|{'---|' * 7}",
+        sep="\n",
+    )
+    for name, seed in ((name, seed) for name in options.only for seed in options.seeds):
+        length = [] if options.steps is None else ["--steps", str(options.steps)]
+        run = options.out / "-".join(["run", name, *length[1:], "seed", str(seed)])
+        write(options.out / name, sets[name])
         if not (run / "evaluation.json").is_file():
-            train(str(data), run, ["--steps", str(options.steps)])
-        results[name] = judged(run)
+            train(str(options.out / name), run, [*length, "--seed", str(seed)])
+        steps = json.loads((run / "experiment.json").read_text())["training"]["steps"]
+        found = judged(run)
+        results[run.name] = {"data": name, "steps": steps, "seed": seed, **found}
         path.write_text(json.dumps(results, indent=1) + "\n")
         for evaluator in ("k-NN", "linear probe", "linear probe, last four blocks"):
-            cells = [
-                results[name][f"{what}, {evaluator}"] for what in ("trained encoder", "random encoder", "raw pixels")
-            ]
+            cells = [found[f"{what}, {evaluator}"] for what in ("trained encoder", "random encoder", "raw pixels")]
             told = " | ".join(f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})" for value, low, high in cells)
-            print(f"| {name} | {evaluator} | {told} |", flush=True)
+            print(f"| {name} | {steps:,} | {seed} | {evaluator} | {told} |", flush=True)
 
 
 if __name__ == "__main__":
