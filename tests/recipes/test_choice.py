@@ -37,6 +37,16 @@ def test_tokens_are_four_to_eight_on_the_short_side(size, channels, signal, patc
     made.masking()
 
 
+@pytest.mark.parametrize(
+    ("size", "tokens", "lr"),
+    [((28, 28), (4, 4), 5e-4), ((48, 48), (6, 6), 7.5e-4), ((32, 96), (4, 12), 8.66e-4), ((64, 192), (8, 24), 1e-3)],
+)
+def test_the_learning_rate_grows_with_the_root_of_the_tokens_from_16_to_64(size, tokens, lr):
+    made = chosen(size)
+    assert tuple(pixels // edge for pixels, edge in zip(made.encoder.signal, made.encoder.patch, strict=True)) == tokens
+    assert made.schedule.lr == pytest.approx(lr, rel=1e-3)
+
+
 def test_a_gpu_and_photos_get_the_standard_recipe():
     made = chosen((480, 640), 3, device="cuda")
     assert (made.recipe, made.encoder.signal, made.encoder.patch) == ("standard", (224, 224), (16, 16))
