@@ -731,6 +731,32 @@ def test_an_unlabelled_run_reports_on_the_labelled_images_it_is_shown(images, tm
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     assert {row["features"] for row in rows} == {"trained encoder", "random encoder", "raw pixels"}
     assert "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS" not in (run / "report.html").read_text()
+    # Nor does the evaluation of its own, unlabelled images take them away again.
+    assert call("resume", run) == 0
+    assert json.loads((run / "evaluation.json").read_text())["rows"] == rows
+
+
+def test_a_rare_class_is_set_aside_and_named(tmp_path, capsys):
+    images = stripes(tmp_path / "images")
+    (images / "rare").mkdir()
+    for number, path in enumerate(sorted((images / "kind0").glob("*.png"))[:2]):
+        path.rename(images / "rare" / f"{number}.png")
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 4 classes, with fewer than 2 train images (rare; 1 train and 1 test images" in said
+    assert json.loads((run / "evaluation.json").read_text())["rows"]
+
+
+def test_a_run_whose_labels_say_too_little_still_has_its_report(tmp_path, capsys):
+    images = stripes(tmp_path / "images", classes=1)
+    (images / "kind1").mkdir()
+    for number, path in enumerate(sorted((images / "kind0").glob("*.png"))[:2]):
+        path.rename(images / "kind1" / f"{number}.png")
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
+    assert "cannot be evaluated on these images: evaluation needs at least 2 classes" in capsys.readouterr().err
+    assert (run / "report.html").is_file()
 
 
 def test_a_labelled_run_keeps_to_its_own_images(run, tmp_path, capsys):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openjepa.assessment.finetuning import _drawn
 from openjepa.assessment.tasks import joined
 from openjepa.cli import main
 
@@ -15,9 +14,9 @@ def row(task, evaluator, value=0.5, features="trained encoder"):
     return {"task": task, "evaluator": evaluator, "features": features, "metric": "accuracy", "value": value}
 
 
-def record(rows, *, encoder="a", train=100, **rest):
+def record(rows, *, encoder="a", train=100, images="digest", **rest):
     return {
-        "encoder": encoder, "data": "own", "train_images": train, "test_images": train // 4, "rows": rows,
+        "encoder": encoder, "data": "own", "train_images": train, "test_images": train // 4, "rows": rows, "images": images,
         "differences": [], "spectrum": {}, "notes": [], "command": "now", **rest,
     }  # fmt: skip
 
@@ -55,17 +54,21 @@ def test_nothing_of_another_encoder_is_kept():
 
 
 def test_other_images_leave_only_what_brings_its_own():
-    whole = joined(BEFORE, record([row("classes", "k-NN", 0.7)], train=40))
+    whole = joined(BEFORE, record([row("classes", "k-NN", 0.7)], images="other"))
     assert [r["task"] for r in whole["rows"]] == ["classes", "scenes: count"]
 
 
-def test_two_of_every_class_are_drawn_and_the_rest_by_chance():
-    labels = np.repeat(np.arange(60), 20)
-    chosen = _drawn(labels, np.arange(1200), 150)
-    assert len(np.unique(chosen)) == len(chosen) == 150
-    assert np.bincount(labels[chosen], minlength=60).min() >= 2
-    assert len(_drawn(labels, np.arange(1200), 50)) == 120  # two of each are more than were asked for
-    assert len(_drawn(labels, np.arange(1200), 5000)) == 1200
+def test_the_same_images_are_known_however_they_are_named():
+    whole = joined(BEFORE, record([row("classes", "retrieval", 0.7)], data="/home/me/own"))
+    assert len(whole["rows"]) == len(BEFORE["rows"]) + 1
+
+
+def test_a_look_at_images_without_labels_replaces_nothing():
+    unlabelled = record([], data="other", test_images=0, images=None, summary="RankMe only")
+    whole = joined(BEFORE, unlabelled)
+    assert (whole["rows"], whole["data"], whole["test_images"]) == (BEFORE["rows"], "own", 25)
+    assert "RankMe" not in whole.get("summary", "")
+    assert joined(unlabelled, unlabelled)["summary"] == "RankMe only"
 
 
 def call(*arguments) -> int:

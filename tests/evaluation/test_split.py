@@ -3,7 +3,7 @@ import pytest
 
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
-from openjepa.evaluation.split import check_parts, split
+from openjepa.evaluation.split import at_most, check_parts, set_aside, split
 
 LABELS = np.repeat([0, 1, 2, 3, -1], [100, 33, 2, 1, 10])
 
@@ -59,3 +59,36 @@ def test_parts_of_two_encoders_are_refused():
 
 def test_good_parts_pass():
     check_parts(features([0, 0, 4, 4]), features([4]))
+
+
+def test_two_of_every_class_are_drawn_and_the_rest_by_chance():
+    labels = np.repeat(np.arange(60), 20)
+    chosen = at_most(labels, np.arange(1200), 150)
+    assert len(np.unique(chosen)) == len(chosen) == 150
+    assert np.bincount(labels[chosen], minlength=60).min() >= 2
+    assert len(at_most(labels, np.arange(1200), 50)) == 120  # two of each are more than were asked for
+    assert len(at_most(labels, np.arange(1200), 5000)) == 1200
+
+
+def test_many_rare_classes_outlive_a_limit():
+    random = np.random.default_rng(0)
+    labels = np.concatenate([np.repeat(np.arange(500), 5), random.zipf(1.5, 20_000) % 500])
+    chosen = at_most(labels, np.arange(len(labels)), 4000)
+    assert len(chosen) == 4000
+    assert np.bincount(labels[chosen], minlength=500).min() >= 2
+
+
+def test_scarce_and_unseen_classes_are_set_aside_by_name():
+    train, test = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 2, 3, 3])
+    learn, held, sentence = set_aside(train, test, ("cat", "dog", "emu", "fox", "gnu"))
+    assert learn.tolist() == [True, True, True, True, False]
+    assert held.tolist() == [True, True, False, False, False]
+    assert sentence == (
+        "Not judged: 2 of 4 classes, with fewer than 2 train images (emu, fox; 1 train and 3 test images in all)."
+    )
+    assert set_aside(train[:4], test[:2], ("cat", "dog"))[2] == ""
+
+
+def test_one_class_that_can_be_learned_is_not_enough():
+    with pytest.raises(InputError, match=r"at least 2 classes of 2 train images or more, and of 3 classes 1 has"):
+        set_aside(np.array([0, 0, 1, 2]), np.array([0]), ("a", "b", "c"))

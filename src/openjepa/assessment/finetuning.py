@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openjepa import draws
+from openjepa.assessment.labelled import chosen_parts
 from openjepa.assessment.twin import random_twin
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches
@@ -16,7 +16,7 @@ from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
 from openjepa.evaluation.intervals import paired_difference
-from openjepa.evaluation.split import TRAIN_IMAGES_PER_CLASS, check_parts, split
+from openjepa.evaluation.split import check_parts
 from openjepa.evaluation.suite import TARGET
 from openjepa.pretrained import Pretrained
 from openjepa.progress import progress
@@ -100,7 +100,7 @@ def assess_finetuning(
 
 def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) -> tuple[Labelled, Labelled, str]:
     """The images to learn on and to test on, prepared, and how they were told apart."""
-    train, test = splits.train, splits.test
+    train = splits.train
     if train.labels is None or len(train.classes) < 2:
         raise InputError(
             f"{train.name} has no labels ({train.unlabelled}), and fine-tuning learns labels; "
@@ -108,29 +108,11 @@ def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) 
         )
     if min(limit, test_limit) < 8:
         raise InputError(f"fine-tuning needs 8 images or more to learn on and to test on, got {limit} and {test_limit}")
-    if test is not None and test.labels is not None:
-        learn, held, sentence = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0), splits.sentence
-    else:
-        test = train
-        learn, held = split(train.labels)
-        sentence = "A fifth of each class was held out to test on."
-    assert test.labels is not None
-    learn = _drawn(train.labels, learn, limit)
-    held = held[np.isin(test.labels[held], train.labels[learn])]
-    held = np.sort(held[draws.permutation(len(held), "limit")[:test_limit]])
-    parts = _read(pretrained, train, learn), _read(pretrained, test, held)
+    (learn, held), sentence = chosen_parts(splits, limit, test_limit)
+    parts = _read(pretrained, learn.source, learn.indices), _read(pretrained, held.source, held.indices)
     # The checks are those of the probes; the images' mean colour stands in for features.
     check_parts(*(Features(part.images.float().mean((2, 3)).numpy(), part.labels, "images") for part in parts))
     return *parts, sentence
-
-
-def _drawn(labels: np.ndarray, indices: np.ndarray, limit: int) -> np.ndarray:
-    """At most ``limit`` of the images by a fixed seed, or as many as two of every class are."""
-    order = indices[draws.permutation(len(indices), "limit")]
-    first = [order[labels[order] == label][:TRAIN_IMAGES_PER_CLASS] for label in np.unique(labels[order])]
-    every = np.concatenate([*first, order])
-    _, place = np.unique(every, return_index=True)
-    return np.sort(every[np.sort(place)][: max(limit, sum(map(len, first)))])
 
 
 def _read(pretrained: Pretrained, source: Source, chosen: np.ndarray) -> Labelled:

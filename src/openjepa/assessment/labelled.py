@@ -1,5 +1,6 @@
 """Judge an encoder on somebody's labelled images, always beside a random encoder of its shape and raw pixels."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import check_parts, split
+from openjepa.evaluation.split import at_most, check_parts, set_aside, split
 from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, run_suite
 from openjepa.pretrained import Pretrained
 
@@ -63,8 +64,6 @@ def assess(
         found = _unlabelled(panel, train, limit, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
     (learn, held), sentence = chosen_parts(splits, limit)
-    if len(held.indices) < 2:
-        raise InputError(f"{held.source.name} has {len(held.indices)} labelled test image(s): at least 2 are needed")
     kinds = _kinds(panel, entries)
     trained = extract_kinds(panel, learn, kinds, cache, progress)
     tested = extract_kinds(panel, held, kinds, cache, progress)
@@ -78,6 +77,7 @@ def assess(
         )
     found = run_suite(subjects, entries, progress, remembering(cache))
     return facts | {
+        "images": _digest(learn, held),
         "train_images": len(trained[main]),
         "test_images": len(tested[main]),
         "split": sentence,
@@ -126,24 +126,45 @@ def assess_given(
     }
 
 
-def chosen_parts(splits: Splits, limit: int) -> tuple[tuple[Chosen, Chosen], str]:
-    """The images to learn on and to test on, and how they were told apart."""
-    train, test = splits.train, splits.test
+def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> tuple[tuple[Chosen, Chosen], str]:
+    """The images to learn on and to test on, and how they were told apart.
+
+    Args:
+        limit: at most so many to learn on, or two of every class.
+        test_limit: at most so many to test on (a quarter of ``limit``).
+
+    Raises:
+        InputError: fewer than two classes have two images to learn on.
+    """
+    train, test, sentence = splits.train, splits.test, splits.sentence
     assert train.labels is not None
     if test is not None and test.labels is not None:
-        parts = (train, np.flatnonzero(train.labels >= 0)), (test, np.flatnonzero(test.labels >= 0))
-        sentence = splits.sentence
+        learn, held = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
     else:
-        learn, held = split(train.labels)
-        parts = (train, learn), (train, held)
+        test, (learn, held) = train, split(train.labels)
         sentence = (
             "A fifth of each class was held out to test on; the encoder saw these images in training, without labels."
         )
-    (learn_source, learn), (test_source, held) = parts
+    assert test.labels is not None
+    test_limit = max(2, limit // 4) if test_limit is None else test_limit
+    enough, seen, left_out = set_aside(train.labels[learn], test.labels[held], train.classes)
+    learn, held = learn[enough], held[seen]
+    if len(held) < 2:
+        raise InputError(f"{test.name} has {len(held)} labelled test image(s): at least 2 are needed")
     return (
-        Chosen(source=learn_source, indices=_at_most(learn, limit), name="train"),
-        Chosen(source=test_source, indices=_at_most(held, max(2, limit // 4)), name="test"),
-    ), sentence
+        Chosen(source=train, indices=at_most(train.labels, learn, limit), name="train"),
+        Chosen(source=test, indices=_at_most(held, max(2, limit // 4) if test_limit is None else test_limit), name="test"),
+    ), " ".join(filter(None, (sentence, left_out)))
+
+
+def _digest(*parts: Chosen) -> str:
+    """Which images, with which labels: by their sets' identity, not by where they lie or how that is spelled."""
+    digest = hashlib.sha256()
+    for part in parts:
+        assert part.source.labels is not None
+        digest.update(part.source.fingerprint.encode())
+        digest.update(np.stack([part.indices, part.source.labels[part.indices]]).tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _kinds(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:

@@ -169,13 +169,12 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A record of what was measured ``now``, and of what was measured ``before`` and not now.
 
     Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
-    behind.
+    behind. A look at images without labels leaves what was measured on labelled ones.
     """
     if before.get("encoder") != now.get("encoder"):
         return now
-    images = ("data", "train_images", "test_images")
-    fresh, stale = bool(now["train_images"]), bool(before.get("train_images"))
-    other = fresh and stale and any(before.get(name) != now[name] for name in images)
+    fresh, stale = bool(now["test_images"]), bool(before.get("test_images"))
+    other = fresh and stale and before.get("images") != now.get("images")
     measured = set(map(_measure, now["rows"]))
 
     def kept(row: dict[str, Any]) -> bool:
@@ -193,5 +192,5 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
     place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}
     rows.sort(key=lambda row: (kinds.index(_measure(row)[0].split(":")[0]), place.get(_measure(row), len(place))))
-    spectrum = now.get("spectrum") or before.get("spectrum", {})
+    spectrum = head.get("spectrum") or before.get("spectrum", {})
     return head | {"rows": rows, "differences": differences, "spectrum": spectrum} | ({"tasks": tasks} if tasks else {})

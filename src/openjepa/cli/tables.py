@@ -79,6 +79,8 @@ def print_evaluation(found: dict[str, Any]) -> None:
                 table.add_section()
             _add_task(table, [row for row in found["rows"] if row["task"] == task])
         console.print(table)
+        if learn:
+            console.print(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
         counts = f"{facts['train_images']:,} images to learn on, {facts['test_images']:,} to test"

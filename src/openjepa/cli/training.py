@@ -238,16 +238,25 @@ def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | No
 
 
 def _finish(run: Path, training: Any) -> int:
-    """Evaluate where there are labels, and write the report."""
+    """Write the report, evaluate where there are labels, and write it again."""
     from openjepa.assessment import assess
     from openjepa.cli.evaluation import renewed
     from openjepa.pretrained import load
+    from openjepa.report import write_report
 
-    command = f"openjepa evaluate {shlex.quote(str(run))}"
-    found = assess(load(run).to(training.processes.device), training.splits, command=command)
-    report = renewed(run, found)[-1]
-    print_evaluation(found)
-    print(f"encoder: {run / 'encoder'}   report: {report}")
+    # First without: whatever becomes of the evaluation, the training is done.
+    report, command = write_report(run), f"openjepa evaluate {shlex.quote(str(run))}"
+    try:
+        found = assess(load(run).to(training.processes.device), training.splits, command=command)
+        renewed(run, found)
+        print_evaluation(found)
+    except InputError as error:
+        print(f"openjepa: the encoder is trained, but it cannot be evaluated on these images: {error}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"stopped in the evaluation; the training is done and saved. Evaluate with: {command}")
+        return 143 if str(stop) else 130
+    finally:
+        print(f"encoder: {run / 'encoder'}   report: {report}")
     return 0
 
 

@@ -1,7 +1,9 @@
 """Train and test parts of labelled images: a fair split where the data bring none, and what a fair test needs."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Bool, Int, Int64
 
 from openjepa import draws
 from openjepa.errors import InputError
@@ -29,6 +31,50 @@ def split(
         train.append(members[held:])
     none = np.empty(0, np.int64)
     return np.sort(np.concatenate([none, *train])), np.sort(np.concatenate([none, *test]))
+
+
+def at_most(
+    labels: Int[np.ndarray, "images"], indices: Int64[np.ndarray, "n"], limit: int
+) -> Int64[np.ndarray, "at_most_n"]:
+    """``limit`` of the images ``indices``, ascending, by a fixed seed; more where two of every class are more."""
+    if len(indices) <= limit:
+        return indices
+    order = indices[draws.permutation(len(indices), "limit")]
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    floors = [by_class[start : start + min(n, TRAIN_IMAGES_PER_CLASS)] for start, n in zip(starts, counts, strict=True)]
+    every = np.concatenate([*floors, order])
+    _, place = np.unique(every, return_index=True)
+    return np.sort(every[np.sort(place)][: max(limit, sum(map(len, floors)))])
+
+
+def set_aside(
+    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], classes: Sequence[str]
+) -> tuple[Bool[np.ndarray, "train"], Bool[np.ndarray, "test"], str]:
+    """Which images of both parts, by their labels, can be judged, and a sentence on the others (empty without any).
+
+    A class with fewer than two train images is left out of both parts: nothing can be learned of it.
+
+    Raises:
+        InputError: fewer than two classes are left.
+    """
+    counts = np.bincount(train, minlength=len(classes))
+    enough = counts >= TRAIN_IMAGES_PER_CLASS
+    met = (counts > 0) | (np.bincount(test, minlength=len(classes)) > 0)
+    scarce = np.flatnonzero(met & ~enough)
+    if enough.sum() < 2:
+        raise InputError(
+            f"evaluation needs at least 2 classes of {TRAIN_IMAGES_PER_CLASS} train images or more, and of "
+            f"{int(met.sum())} classes {int(enough.sum())} {'has' if enough.sum() == 1 else 'have'} so many; add images"
+        )
+    kept = enough[train], enough[test]
+    if not len(scarce):
+        return *kept, ""
+    names = ", ".join(classes[number] for number in scarce[:3]) + (", ..." if len(scarce) > 3 else "")
+    return *kept, (
+        f"Not judged: {len(scarce):,} of {int(met.sum()):,} classes, with fewer than {TRAIN_IMAGES_PER_CLASS} train "
+        f"images ({names}; {int((~kept[0]).sum()):,} train and {int((~kept[1]).sum()):,} test images in all)."
+    )
 
 
 def check_parts(train: Part, test: Part) -> None:
