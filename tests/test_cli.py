@@ -475,7 +475,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     few = stripes(tmp_path / "few", classes=1, count=5)
     assert "5 images" in refused(capsys, "pretrain", few, "--out", tmp_path / "r")
     tiny = stripes(tmp_path / "tiny", size=(1, 40))
-    assert "smaller than a patch" in refused(capsys, "pretrain", tiny, "--out", tmp_path / "r")
+    assert "typical image is 1x40 px" in refused(capsys, "pretrain", tiny, "--out", tmp_path / "r")
     options = ["--out", tmp_path / "r", "--encoder.depth", "0"]
     assert "leaves nothing to train" in refused(capsys, "pretrain", images, *options)
     assert "--minutes and --steps" in refused(
@@ -746,6 +746,16 @@ def test_a_rare_class_is_set_aside_and_named(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "1 of 4 classes, with fewer than 2 train images (rare; 1 train and 1 test images" in said
     assert json.loads((run / "evaluation.json").read_text())["rows"]
+
+
+def test_an_image_smaller_than_a_patch_is_named_and_enlarged(tmp_path, capsys):
+    images = stripes(tmp_path / "images")
+    Image.new("RGB", (1, 1), "red").save(images / "kind1" / "dot.png")
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "8", *SMALL) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "smaller than a patch, and enlarged: kind1/dot.png of 1x1 px" in said
+    assert not (run / "bad_images.jsonl").exists()
 
 
 def test_a_run_whose_labels_say_too_little_still_has_its_report(tmp_path, capsys):

@@ -47,6 +47,7 @@ def facts(
             "unreadable": len(seen.bad),
             "unreadable_example": str(seen.bad[0]) if seen.bad else None,
             "sizes": seen.sizes,
+            "tiny": _tiny(seen, encoder.patch),
             "channels": seen.channels,
             "classes": len(source.classes),
             "labelled": source.labels is not None,
@@ -79,6 +80,12 @@ def facts(
         "loader": {"workers": training.workers, "batch_seconds": cost.batch},
         "estimate": {"seconds": training.steps * cost.step * (1 + BESIDES), "memory": cost.memory},
     }
+
+
+def _tiny(seen: Survey, patch: tuple[int, int]) -> str | None:
+    """The image with the shortest side, where that is shorter than a patch's."""
+    place, (height, width) = seen.tiniest
+    return f"{place} of {height}x{width} px" if min(height, width) < min(patch) else None
 
 
 def _shape(experiment: Experiment) -> str:

@@ -156,7 +156,6 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
         wishes.recipe,
         method=wishes.objective or "ijepa",
         size=seen.median,
-        smallest=seen.smallest,
         mean=mean,
         std=std,
         images=len(splits.train),
@@ -227,10 +226,10 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
         )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
-    if min(seen.smallest) < min(patch):
+    if min(seen.median) < min(patch):
         raise InputError(
-            f"the smallest image found is {seen.smallest[0]}x{seen.smallest[1]} px (height x width), smaller than a "
-            f"patch of {patch[0]}x{patch[1]} px: remove such images, or choose a smaller --encoder.patch"
+            f"a typical image is {seen.median[0]}x{seen.median[1]} px (height x width), smaller than a patch of "
+            f"{patch[0]}x{patch[1]} px: give larger images, or choose a smaller --encoder.patch"
         )
     if training.batch > images:
         raise InputError(

@@ -6,10 +6,10 @@ from openjepa.errors import InputError
 from openjepa.recipes.choice import choose
 
 
-def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000, smallest=None):
+def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000):
     mean, std = (0.5,) * channels, (0.25,) * channels
     return choose(
-        name, method=method, size=size, smallest=smallest or size, mean=mean, std=std, images=images, device=device
+        name, method=method, size=size, mean=mean, std=std, images=images, device=device
     )[0]
 
 
@@ -73,5 +73,3 @@ def test_what_does_not_go_together_is_refused():
         chosen((224, 224), 3, name="published-b16", method="mae")
     with pytest.raises(InputError, match="no recipe 'tiny'"):
         chosen((32, 32), name="tiny")
-    with pytest.raises(InputError, match=r"5x5 px .* smaller than a patch of 7x7"):
-        chosen((28, 28), smallest=(5, 5))

@@ -15,7 +15,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     rows = {
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
         "skipped": _skipped(data),
-        "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}",
+        "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}"
+        + (f"; smaller than a patch, and enlarged: {data['tiny']}" if data["tiny"] else ""),
         "labels": _labels(data),
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",

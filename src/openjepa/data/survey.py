@@ -22,6 +22,7 @@ class Survey:
         smallest: the smallest height and the smallest width.
         median: the median height and the median width.
         largest: the largest height and the largest width.
+        tiniest: where the image with the shortest side is, and its size.
         common: the most frequent sizes with how often they occur, most frequent first.
         modes: how often each kind of image occurs.
         channels: the natural number of channels (alpha is not one: transparent images lie over white).
@@ -34,6 +35,7 @@ class Survey:
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
+    tiniest: tuple[str, tuple[int, int]]
     common: tuple[tuple[tuple[int, int], int], ...]
     modes: dict[str, int]
     channels: int
@@ -54,21 +56,25 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
         InputError: none of them can be read.
     """
     headers: list[Header] = []
+    places: list[int] = []
     bad: list[BadImage] = []
     for index in _sample(source, limit, seed):
         try:
             headers.append(source.header(index))
+            places.append(index)
         except BadImage as error:
             bad.append(error)
     if not headers:
         raise InputError(_none_readable(source, bad))
     heights, widths = (np.array([header[axis] for header in headers]) for axis in (0, 1))
+    tiniest = int(np.minimum(heights, widths).argmin())
     return Survey(
         images=len(source),
         looked_at=len(headers) + len(bad),
         smallest=(int(heights.min()), int(widths.min())),
         median=(int(np.median(heights)), int(np.median(widths))),
         largest=(int(heights.max()), int(widths.max())),
+        tiniest=(source.reference(places[tiniest]), (headers[tiniest].height, headers[tiniest].width)),
         common=tuple(Counter((header.height, header.width) for header in headers).most_common(5)),
         modes=dict(Counter(header.mode for header in headers).most_common()),
         channels=_natural_channels(headers),

@@ -22,7 +22,6 @@ def choose(
     *,
     method: Method,
     size: tuple[int, int],
-    smallest: tuple[int, int],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     images: int,
@@ -34,7 +33,6 @@ def choose(
     Args:
         method: what is predicted from what; the baselines bring their own decoder and optimiser settings.
         size: typical height and width of the images, in pixels.
-        smallest: height and width of the smallest image seen.
         mean, std: of each channel, in [0, 1] units.
         images: number of images.
         device: ``cpu`` or ``cuda``.
@@ -54,11 +52,6 @@ def choose(
         name = "standard" if device == "cuda" and min(wanted or size) >= _NATIVE_BELOW else "small"
     tokens = 14.0 if name == "standard" else _few_tokens(min(wanted or size), len(mean))
     signal, patch, fitted = fit(size, wanted, side=224 if name == "standard" else 128, tokens=tokens)
-    if min(smallest) < min(patch):
-        raise InputError(
-            f"the smallest image is {smallest[0]}x{smallest[1]} px (height x width), smaller than a patch of "
-            f"{patch[0]}x{patch[1]} px: remove such images, or choose a smaller --image-size"
-        )
     make = standard if name == "standard" else small
     experiment = baseline(make(signal=signal, patch=patch, mean=mean, std=std), method)
     batch = min(experiment.training.batch, max(1, images // 4))
