@@ -54,6 +54,16 @@ def test_the_interval_covers_the_truth():
     assert 50 <= inside <= 60
 
 
+@pytest.mark.parametrize("images", [2, 4, 8, 30])
+def test_few_images_seldom_show_a_difference_that_is_not_there(images):
+    random, clear = np.random.default_rng(0), 0
+    for _ in range(200):
+        right = random.integers(300, 500, (2, images, 2))
+        both = [Overlap(intersection=own, union=own + random.integers(20, 200, own.shape)) for own in right]
+        clear += both[0].difference(both[1]).verdict != "unclear"
+    assert clear <= 20  # 5% are meant; of two images percentiles of the bootstrap would show half of them
+
+
 def test_a_difference_is_of_the_same_images():
     named, masks = drawn(40, 3, 0.6)
     found = Overlap.of(named, masks, 3)
