@@ -88,6 +88,19 @@ def test_standardised_targets_have_unit_spread_in_every_feature(images):
     assert "standardise.mean" in model.state_dict()
 
 
+@pytest.mark.parametrize("kind", ["layer", "feature", "position", "whiten"])
+def test_a_collapse_shows_in_the_spread_of_targets_whatever_standardises_them(images, kind):
+    model = build(target_norm=kind, statistics_momentum=0.5, momentum=(1.0, 1.0))
+    with torch.no_grad():  # a teacher whose features hardly differ
+        model.target_encoder.stack.norm.weight.fill_(0.01)
+        model.target_encoder.stack.norm.bias.normal_()
+    masks = Masks(torch.tensor([[0, 1, 2, 3]] * 5), torch.tensor([[[9, 10], [13, 14]]] * 5))
+    for _ in range(20):
+        found = model(images, masks).metrics["target_std"]
+        model.after_step(0.0)
+    assert found < 0.02
+
+
 def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):
     model = build().double()
     full = Masks(torch.tensor([[0, 1, 2, 3]] * 5), torch.tensor([[[9, 10], [13, 14]]] * 5))

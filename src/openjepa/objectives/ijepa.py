@@ -107,28 +107,37 @@ class IJEPA(Objective):
         """The target encoder, which the paper evaluates."""
         return self.target_encoder
 
-    @torch.no_grad()
     def targets(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B N O"]:
         """The normalised features of every token, from the target encoder that sees the whole signal."""
+        return self._standardised(self._features(x))
+
+    @torch.no_grad()
+    def _standardised(self, features: Float[Tensor, "B N O"]) -> Float[Tensor, "B N O"]:
+        return features if self.standardise is None else self.standardise(features)
+
+    @torch.no_grad()
+    def _features(self, x: Float[Tensor, "B C *S"]) -> Float[Tensor, "B N O"]:
+        """What targets are before they are standardised by the run's statistics, under LayerNorm alone."""
         teacher = self.target_encoder
         if self.config.target_depths:
             stream = teacher.depths(x, until=max(self.config.target_depths))
             layers = [stream[depth] for depth in self.config.target_depths]
         else:
             layers = [teacher(x)]
-        features = torch.cat([F.layer_norm(layer.float(), layer.shape[-1:]) for layer in layers], -1)
-        return features if self.standardise is None else self.standardise(features)
+        return torch.cat([F.layer_norm(layer.float(), layer.shape[-1:]) for layer in layers], -1)
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
         """The mean loss over images, mask sets, blocks, tokens and features, plus the weighted terms of the spread."""
         sets = len(masks.context) // len(x)
-        target = take(self.targets(x).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
+        features = self._features(x)
+        target = take(self._standardised(features).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1
         )
         context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_packed)
         predicted = self.predictor(context, masks.context, masks.targets, masks.context_packed)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
-        metrics = {"target_std": target.flatten(0, 2).std(0).mean()}
+        # Before the run's statistics, which would make any spread one.
+        metrics = {"target_std": features.flatten(0, 1).std(0).mean()}
         for name, values in (("target", target), ("predicted", predicted)):
             by_image, by_place = spread_by_place(values, masks.targets, self.context_encoder.config.grid.size)
             metrics |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
