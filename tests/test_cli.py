@@ -269,6 +269,17 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
     assert made.ijepa.momentum == (0.995, 1.0)
 
 
+def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_becomes_of_images(
+    run, images, tmp_path
+):
+    options = ["--experiment", str(run / "experiment.json"), "--workers", "0", "--steps", "1200"]
+    made, why = planned_run(tmp_path, images, *options)
+    assert made.training.watch_every == 100
+    assert why == "taken from a saved experiment.json"
+    large = stripes(tmp_path / "large", count=10, size=(40, 48))
+    assert "(images are resized to 32x32 px from about 40x48; mean and" in planned_run(tmp_path, large, *options)[1]
+
+
 def test_time_for_a_long_run_is_given_to_the_wider_encoder(images, tmp_path):
     short, _ = planned_run(tmp_path, images, "--minutes", "0.5", "--training.batch", "8")
     long, why = planned_run(tmp_path, images, "--minutes", "60", "--training.batch", "8")
@@ -711,6 +722,7 @@ def test_features_of_somebody_else_are_judged(tmp_path, capsys):
 
 
 def test_mistakes_in_an_evaluation_are_told_in_a_sentence(run, images, tmp_path, capsys):
+    assert "there is no file or folder" in refused(capsys, "evaluate", tmp_path / "nope")
     assert "choose from quick, full" in refused(capsys, "evaluate", run, "--suite", "best")
     assert "no evaluator 'svm'; choose from knn" in refused(capsys, "evaluate", run, "--only", "svm")
     assert "one of --cache and --no-cache" in refused(capsys, "evaluate", run, "--cache", tmp_path, "--no-cache")
@@ -756,6 +768,21 @@ def test_an_image_smaller_than_a_patch_is_named_and_enlarged(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "smaller than a patch, and enlarged: kind1/dot.png of 1x1 px" in said
     assert not (run / "bad_images.jsonl").exists()
+
+
+def test_ctrl_c_in_the_evaluation_leaves_a_finished_run_and_says_so(images, tmp_path, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openjepa.assessment.assess", interrupted)
+    run = tmp_path / "my run"
+    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 130
+    said = capsys.readouterr().out
+    assert f"the training is done and saved. Evaluate with: openjepa evaluate '{run}'" in said
+    assert (run / "report.html").is_file()
+    monkeypatch.undo()
+    assert call("resume", run) == 0
+    assert json.loads((run / "evaluation.json").read_text())["rows"]
 
 
 def test_a_run_whose_labels_say_too_little_still_has_its_report(tmp_path, capsys):

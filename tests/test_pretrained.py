@@ -279,6 +279,8 @@ def test_tensors_with_the_wrong_axes(rgb, shape):
 
 
 def test_the_wrong_number_of_channels_and_empty_images(rgb):
+    with pytest.raises(InputError, match=r"image 0 has 28 channels, 3 are wanted; many grey .* axes n H W 1"):
+        rgb.encode(np.zeros((50, 28, 28), np.uint8))
     with pytest.raises(InputError, match="image 0 has 5 channels, 3 are wanted"):
         rgb.encode(np.zeros((*SIZE, 5), np.uint8))
     with pytest.raises(InputError, match="image 0 is empty"):

@@ -82,7 +82,7 @@ def facts(
     }
 
 
-def _tiny(seen: Survey, patch: tuple[int, int]) -> str | None:
+def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:
     """The image with the shortest side, where that is shorter than a patch's."""
     place, (height, width) = seen.tiniest
     return f"{place} of {height}x{width} px" if min(height, width) < min(patch) else None

@@ -115,7 +115,10 @@ def plan(
     """
     source = splits.train
     if len(source) < FEWEST_IMAGES:
-        raise InputError(f"{source.name} has {len(source)} images to train on; at least {FEWEST_IMAGES} are needed")
+        raise InputError(
+            f"{source.name} has {len(source)} image{'s' * (len(source) != 1)} to train on; at least {FEWEST_IMAGES} "
+            f"are needed"
+        )
     seen = survey(source, seed=wishes.seed or 0)
     chosen, why = _settle(splits, seen, wishes, processes)
 
@@ -146,7 +149,7 @@ def plan(
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
         saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
-        return _begun(saved, wishes), "taken from a saved experiment.json"
+        return _begun(saved, wishes), f"taken from a saved experiment.json{_unlike(saved, seen)}"
     channels = wishes.channels or seen.channels
     size = wishes.image_size or seen.median
     if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
@@ -165,6 +168,17 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
     if processes.device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why
+
+
+def _unlike(saved: Experiment, seen: Survey) -> str:
+    """What these images are turned into for an experiment that was settled for others."""
+    encoder, told = saved.encoder, []
+    if encoder.signal != seen.median:
+        sizes = ("x".join(map(str, size)) for size in (encoder.signal, seen.median))
+        told.append("resized to {} px from about {}".format(*sizes))
+    if encoder.channels != seen.channels:
+        told.append(f"{encoder.channels} channels of {seen.channels}")
+    return f" (images are {', '.join(told)}; mean and spread are the experiment's)" if told else ""
 
 
 def _lengthened(chosen: Experiment, asked: Collection[str]) -> Experiment:
@@ -274,7 +288,7 @@ def _settle_length(
     else:
         steps = min(max(3000, round(100 * per_epoch)), 30_000)
     steps = max(1, steps)
-    own = wishes.experiment is not None and wishes.flops is None
-    watch = training.watch_every if own else max(1 if wishes.flops else 50, steps // 12)
+    same = wishes.experiment is not None and steps == training.steps
+    watch = training.watch_every if same else max(1 if wishes.flops else 50, steps // 12)
     watch = wishes.watch_every or watch
     return replace(experiment, training=replace(training, steps=steps, watch_every=watch))

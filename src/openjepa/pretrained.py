@@ -81,6 +81,9 @@ class Pretrained:
         except (BadImage, OSError) as error:  # OSError: a Pillow image reads its file only now
             name = str(given) if isinstance(given, str | PathLike) else f"image {number}"
             reason = error.reason if isinstance(error, BadImage) else f"cannot be decoded: {error}"
+            if isinstance(given, np.ndarray | Tensor) and given.ndim == 3 and "channels" in reason:
+                axes = "n 1 H W" if isinstance(given, Tensor) else "n H W 1"
+                reason += f"; many grey images in one {type(given).__name__} have the axes {axes}"
             raise InputError(f"{name} {reason}") from error
 
     @torch.inference_mode()

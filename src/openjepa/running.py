@@ -61,7 +61,9 @@ def check_free(run: Path) -> None:
         InputError: there is something already, which is never overwritten, or the folder cannot be written.
     """
     if has_begun(run):
-        raise InputError(f"{run} is a run already: go on with it (openjepa resume {run}), or choose another --out")
+        raise InputError(
+            f"{run} is a run already: go on with it (openjepa resume {shlex.quote(str(run))}), or choose another --out"
+        )
     # A run that was stopped before its first step holds nothing but what it was asked for.
     if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - _ASKED):
         raise InputError(f"{run} exists and is not empty: choose another --out")
@@ -318,7 +320,7 @@ def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
         step, choice = int(facts["step"]), str(facts["choice"])
     except (OSError, ValueError, LookupError) as error:
         raise InputError(
-            f"{run / EXPORTED} is missing or damaged ({error}): openjepa resume {run} writes it"
+            f"{run / EXPORTED} is missing or damaged ({error}): openjepa resume {shlex.quote(str(run))} writes it"
         ) from error
     return huggingface.renew_card(run / "encoder", _card(plan, step, experiment, evaluation, choice))
 

@@ -16,8 +16,8 @@ def row(task, evaluator, value=0.5, features="trained encoder"):
 
 def record(rows, *, encoder="a", train=100, images="digest", **rest):
     return {
-        "encoder": encoder, "data": "own", "train_images": train, "test_images": train // 4, "rows": rows, "images": images,
-        "differences": [], "spectrum": {}, "notes": [], "command": "now", **rest,
+        "encoder": encoder, "data": "own", "train_images": train, "test_images": train // 4, "rows": rows,
+        "images": images, "differences": [], "spectrum": {}, "notes": [], "command": "now", **rest,
     }  # fmt: skip
 
 

@@ -415,6 +415,8 @@ def record(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(str(__doc__).split("\n\n")[1].strip())
     _, source, folder, *count = sys.argv
     Path(folder).mkdir(parents=True, exist_ok=True)
     record(json.loads(Path(source).read_text()), Path(folder), int(count[0]) if count else 6)

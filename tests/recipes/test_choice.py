@@ -8,9 +8,7 @@ from openjepa.recipes.choice import choose
 
 def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000):
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return choose(
-        name, method=method, size=size, mean=mean, std=std, images=images, device=device
-    )[0]
+    return choose(name, method=method, size=size, mean=mean, std=std, images=images, device=device)[0]
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,13 @@ def _evaluation(target: float, random: float, pixels: float, half: float) -> lis
 
 
 def _metrics(steps: int, *, full: bool = False) -> list[dict[str, Any]]:
-    """A log with a dip in the loss and the rarer numbers on every third row; in full only where asked (charts cost)."""
+    """A log, from step 0 on, with a dip in the loss and the rarer numbers on every third row.
+
+    In full only where asked (charts cost).
+    """
     rows = []
     for step in range(1, steps + 1):
-        row = {"step": step, "epoch": step / 10, "loss": 0.2 / step + 0.001 * step, "data_wait": 0.02}
+        row = {"step": step - 1, "epoch": step / 10, "loss": 0.2 / step + 0.001 * step, "data_wait": 0.02}
         row |= {"images_per_s": 1000.0, "seconds": 0.5 * step, "peak_memory": 2**30}
         if full:
             row |= {"lr": 1e-3, "weight_decay": 0.04, "momentum": 0.996, "grad_norm": 0.5}

@@ -99,7 +99,7 @@ def test_pictures_and_charts_have_words_for_those_who_do_not_see_them(parts):
     assert len(alts) == 9
     assert "Picture 1: 2 of 6 tokens seen, 2 target blocks outlined" in alts
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
-    assert "RankMe from 3.50 at step 3 to 3.50 at step 30" in labels
+    assert "RankMe from 3.50 at step 2 to 3.50 at step 29" in labels
     assert len(labels) == 9
 
 
@@ -216,7 +216,7 @@ def test_numbers_that_are_not_finite_leave_a_gap(parts):
     parts.pictures["features"][0, 0, 0] = np.nan
     page = written(parts)
     assert "not finite, so they are not drawn" in page.text
-    assert "0.0359 at step 29" in page.text
+    assert "0.0359 at step 28" in page.text
     assert not re.search(r"\b(nan|inf)\b", page.text, re.IGNORECASE)
 
 

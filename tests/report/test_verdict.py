@@ -127,6 +127,8 @@ def test_a_finished_run_is_known_by_its_log_or_its_checkpoint(parts):
     parts.log(20)
     run = parts.write()
     assert read_run(run).finished is False
+    (run / "checkpoints" / "step-29").mkdir(parents=True)
+    assert read_run(run).finished is False
     (run / "checkpoints" / "step-30").mkdir(parents=True)
     (run / "checkpoints" / "step-31.partial").mkdir()
     assert read_run(run).finished is True

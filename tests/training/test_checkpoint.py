@@ -67,6 +67,15 @@ def test_a_half_written_one_is_not_seen_and_does_not_stand_in_the_way(tmp_path):
     assert checkpoints.load_newest(tmp_path)[0].step == 2
 
 
+def test_a_kill_while_a_step_is_saved_again_loses_nothing(tmp_path):
+    write(tmp_path, 7)
+    (tmp_path / "step-7").rename(tmp_path / ".before-step-7")  # as far as it came
+    assert checkpoints.load_newest(tmp_path)[0].step == 7
+    write(tmp_path, 7)
+    write(tmp_path, 7)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
+
+
 def test_a_manifest_that_lists_too_little_is_refused(tmp_path):
     path = write(tmp_path, 1)
     (path / "manifest.json").write_text(json.dumps({"files": {}}))

@@ -153,7 +153,9 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
         raise InputError(f"{test.name} has {len(held)} labelled test image(s): at least 2 are needed")
     return (
         Chosen(source=train, indices=at_most(train.labels, learn, limit), name="train"),
-        Chosen(source=test, indices=_at_most(held, max(2, limit // 4) if test_limit is None else test_limit), name="test"),
+        Chosen(
+            source=test, indices=_at_most(held, max(2, limit // 4) if test_limit is None else test_limit), name="test"
+        ),
     ), " ".join(filter(None, (sentence, left_out)))
 
 

@@ -71,7 +71,7 @@ def evaluate_verb(arguments: list[str]) -> int:
     given = parse(Evaluate, "evaluate", arguments)
     if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
-    found = _judged(given, shlex.join(["openjepa", "evaluate", *arguments]))
+    found = _judged(given, _from_anywhere(given, arguments))
     print_evaluation(found)
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -143,6 +143,8 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         entries = evaluators(str(distributed.join(given.device).device))
         with stages() as progress:
             return assess_given(features, splits, entries=entries, command=command, progress=progress)
+    if not folder.exists():
+        raise InputError(f"there is no file or folder {folder}: name a run, an encoder's folder, or features (.npy)")
     device = distributed.join(given.device).device
     entries, splits = evaluators(str(device)), None
     if entries or {"robustness", "finetune"} & set(names):
@@ -163,6 +165,15 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
             progress=progress,
             note=_told,
         )
+
+
+def _from_anywhere(given: Any, arguments: list[str]) -> str:
+    """The command as it can be given in any folder."""
+    from openjepa.data.sources import in_full
+
+    named = {str(given.encoder), given.data}
+    whole = (in_full(argument) or argument if argument in named else argument for argument in arguments)
+    return shlex.join(["openjepa", "evaluate", *whole])
 
 
 def _told(sentence: str) -> None:

@@ -22,7 +22,8 @@ def print_plan(facts: dict[str, Any]) -> None:
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",
         "masks": f"{masks['shape']}: {about}{masks['context_tokens']} seen, {blocks} of {masks['target_tokens']} asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
-        "length": f"{facts['steps']:,} steps of {facts['batch']} images, {facts['epochs']:.1f} epochs",
+        "length": f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)} of {facts['batch']} images, "
+        f"{facts['epochs']:.1f} epochs",
         "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "
         f"{counted_threads(facts['threads'])}",
         "loader": _loader(**facts["loader"]),

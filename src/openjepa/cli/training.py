@@ -110,9 +110,11 @@ def pretrain_verb(arguments: list[str]) -> int:
 
     def override(experiment: Experiment) -> Experiment:
         _refuse_of_others(experiment.method, asked)
-        settled = Pretrain(**{name: getattr(experiment, name) for name in parts})
-        again = parse(Pretrain, "pretrain", arguments, settled)
-        settings = {name: getattr(again, name) for name in parts}
+        before = {name: getattr(experiment, name) for name in parts}
+        bare, bare_settled = unchecked(Pretrain, Pretrain(**before))
+        again = parse(bare, "pretrain", arguments, bare_settled)
+        # Each part's own checks, whose words are the answer.
+        settings = {name: type(part)(**vars(getattr(again, name))) for name, part in before.items()}
         if again.keep_best:
             settings["training"] = replace(settings["training"], keep_best=True)
         return replace(experiment, **settings)
@@ -196,7 +198,7 @@ def _announce(copies: Any) -> int:
     """Say what is to be written; returns its bytes."""
     missing = len(copies) - copies.done
     wanted = copies.estimate() * missing // len(copies) if missing else 0
-    if missing:
+    if wanted:
         print(f"copies of {missing:,} images: about {wanted / 1e6:,.0f} MB in {copies.place}")
     return wanted
 

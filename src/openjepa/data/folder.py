@@ -177,14 +177,19 @@ def _class_folders(base: str, runs: list[Run]) -> tuple[dict[str, str], str]:
     if not counts:
         return {}, FolderSource.unlabelled
     if loose:
-        return {}, f"{loose} of the images lie beside the {len(counts)} folders that might be classes, not in one"
+        return {}, f"{loose} of the images lie beside {_folders(counts)} that might be classes, not in one"
     if deep:
-        return {}, f"the {len(counts)} folders that might be classes hold folders of their own"
+        hold = "holds folders of its own" if len(counts) == 1 else "hold folders of their own"
+        return {}, f"{_folders(counts)} that might be classes {hold}"
     if len(counts) < 2:
         return {}, "one class folder"
     if counts.total() < 2 * len(counts):
         return {}, f"{len(counts)} class folders with fewer than two images each"
     return class_of, ""
+
+
+def _folders(counts: Counter[str]) -> str:
+    return "the one folder" if len(counts) == 1 else f"the {len(counts)} folders"
 
 
 def _numbers(class_of: dict[str, str], runs: list[Run], classes: tuple[str, ...]) -> Int64[np.ndarray, "n"] | None:

@@ -1,9 +1,9 @@
 """Mean intersection over union of segmentations, with a 95% interval over the test images.
 
 Intersections and unions are summed over the images before they are divided (Everingham et al. 2015, sec. 4.3.3), so a
-class that is rare in one image does not weigh as much as where it is common. Intervals are Student's t with the standard
-error of the bootstrap over images (Efron 1979): pixels of one image are no independent observations, and percentiles of
-the bootstrap are far too narrow for few images. K classes, n images.
+class that is rare in one image does not weigh as much as where it is common. Intervals are Student's t with the
+standard error of the bootstrap over images (Efron 1979): pixels of one image are no independent observations, and
+percentiles of the bootstrap are far too narrow for few images. K classes, n images.
 """
 
 import math

@@ -1,7 +1,5 @@
 """Train and test parts of labelled images: a fair split where the data bring none, and what a fair test needs."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
@@ -49,7 +47,7 @@ def at_most(
 
 
 def set_aside(
-    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], classes: Sequence[str]
+    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], classes: tuple[str, ...]
 ) -> tuple[Bool[np.ndarray, "train"], Bool[np.ndarray, "test"], str]:
     """Which images of both parts, by their labels, can be judged, and a sentence on the others (empty without any).
 

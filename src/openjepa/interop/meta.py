@@ -32,7 +32,7 @@ from openjepa.interop.meta_layout import (
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +184,11 @@ def load_file(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path} is not a checkpoint: {why}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:  # its message advises to run what the file holds
+        raise InputError(
+            f"{path} cannot be read as a checkpoint of plain weights: it is damaged, or holds Python objects, which are"
+            " not loaded since that would run code from the file."
+        ) from error
     except _UNREADABLE as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(f"{path} cannot be read as a checkpoint of plain weights: {first[0]}") from error

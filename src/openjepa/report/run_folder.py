@@ -79,15 +79,15 @@ class RunFolder:
 
     @property
     def steps_done(self) -> int:
-        """The last step known from the log or from a checkpoint."""
-        logged = int(self.metrics.rows[-1]["step"]) if self.metrics.rows else 0
+        """How many steps are done, by the log (whose steps count from 0) or by a checkpoint."""
+        logged = int(self.metrics.rows[-1]["step"]) + 1 if self.metrics.rows else 0
         return max(logged, self.checkpoint_step or 0)
 
     @property
     def finished(self) -> bool | None:
-        """Whether all planned steps are done (steps may be counted from 0); None if the plan does not say."""
+        """Whether all planned steps are done; None if the plan does not say."""
         steps = self.planned("steps")
-        return self.steps_done >= steps - 1 and self.steps_done > 0 if is_number(steps) else None
+        return self.steps_done >= steps if is_number(steps) else None
 
 
 def nested(tree: Any, *keys: str) -> Any:

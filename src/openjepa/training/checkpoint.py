@@ -50,10 +50,13 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
     for path in (*aside.iterdir(), aside):
         _fsync(path)
+    before = folder / f".before-{final.name}"
+    shutil.rmtree(before, ignore_errors=True)
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
-        shutil.rmtree(final)
+        final.rename(before)
     aside.rename(final)
     _fsync(folder)
+    shutil.rmtree(before, ignore_errors=True)
     named = {_best(folder / f"step-{step}") for step in steps(folder)[-keep:]}
     for old in set(steps(folder)[:-keep]) - named:
         shutil.rmtree(folder / f"step-{old}")
@@ -106,13 +109,18 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
         InputError: there is none, or all are damaged: nothing restarts from zero silently.
     """
     damaged: list[str] = []
+    for before in folder.glob(".before-step-*"):  # a kill came while its successor was put in its place
+        if not (final := folder / before.name.removeprefix(".before-")).exists():
+            before.rename(final)
     for step in reversed(steps(folder)):
         try:
             return load(folder / f"step-{step}"), damaged
         except DamagedCheckpoint as error:
             damaged.append(str(error))
     if damaged:
-        raise InputError("no whole checkpoint is left: " + "; ".join(damaged) + ". Start anew in another folder.")
+        encoder = folder.parent / "encoder"
+        left = f" What was exported is still in {encoder}." if encoder.is_dir() else ""
+        raise InputError(f"no whole checkpoint is left: {'; '.join(damaged)}. Start anew in another folder.{left}")
     raise InputError(
         f"there is no checkpoint in {folder}: the run stopped before its first step. Give the same "
         "`openjepa pretrain` command again; it takes the folder as it is."

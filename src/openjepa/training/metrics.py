@@ -1,5 +1,6 @@
 """Numbers of a run: a line of JSON a row on disk, and a progress bar for whoever watches a terminal."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -41,13 +42,13 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, float | int]]:
-    """The rows of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The rows of a ``metrics.jsonl``; a line that a kill or a crash has spoilt is left out."""
     rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
     return rows
 
 
