@@ -44,13 +44,14 @@ def assess(
         judged: an encoder of ours, or any encoder with its baselines (:func:`openjepa.assessment.encoders.open_panel`).
         splits: the test part is the data's own, or a fifth of each class held out of the train part.
         entries: the evaluators (the quick ones).
-        limit: at most so many images to learn on, and a quarter of it to test on; chosen by a fixed seed.
+        limit: at most so many images to learn on (two of every class all the same), and a quarter of it to test on;
+            chosen by a fixed seed.
         command: what a person types to get the same again, for the record.
         cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
         progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
-        InputError: too few images or classes.
+        InputError: too few images, or fewer than two classes with two images to learn on.
     """
     if limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {limit}")
@@ -153,9 +154,7 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
         raise InputError(f"{test.name} has {len(held)} labelled test image(s): at least 2 are needed")
     return (
         Chosen(source=train, indices=at_most(train.labels, learn, limit), name="train"),
-        Chosen(
-            source=test, indices=_at_most(held, max(2, limit // 4) if test_limit is None else test_limit), name="test"
-        ),
+        Chosen(source=test, indices=_at_most(held, test_limit), name="test"),
     ), " ".join(filter(None, (sentence, left_out)))
 
 
