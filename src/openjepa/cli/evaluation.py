@@ -38,8 +38,8 @@ def evaluate_verb(arguments: list[str]) -> int:
             only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, robustness (test
                 images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where) and
                 finetune (all weights trained on some labels, beside the same from random weights).
-            limit: at most this many images to learn on (two of every class all the same), and a quarter of it to test on
-                (.npy features: all are used).
+            limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
+                test on (.npy features: all are used).
             cache: where features (at most 4 GiB) and what evaluators found in them are kept for the next time, the
                 longest unused removed (by default openjepa/features in the user's cache folder).
             no_cache: compute everything anew, and keep nothing.
