@@ -177,7 +177,7 @@ def _unlike(saved: Experiment, seen: Survey) -> str:
         sizes = ("x".join(map(str, size)) for size in (encoder.signal, seen.median))
         told.append("resized to {} px from about {}".format(*sizes))
     if encoder.channels != seen.channels:
-        told.append(f"{encoder.channels} channels of {seen.channels}")
+        told.append(f"made {encoder.channels} channels of {seen.channels}")
     return f" (images are {', '.join(told)}; mean and spread are the experiment's)" if told else ""
 
 

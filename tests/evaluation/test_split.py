@@ -63,17 +63,17 @@ def test_good_parts_pass():
 
 def test_two_of_every_class_are_drawn_and_the_rest_by_chance():
     labels = np.repeat(np.arange(60), 20)
-    chosen = at_most(labels, np.arange(1200), 150)
+    chosen = at_most(np.arange(1200), 150, labels)
     assert len(np.unique(chosen)) == len(chosen) == 150
     assert np.bincount(labels[chosen], minlength=60).min() >= 2
-    assert len(at_most(labels, np.arange(1200), 50)) == 120  # two of each are more than were asked for
-    assert len(at_most(labels, np.arange(1200), 5000)) == 1200
+    assert len(at_most(np.arange(1200), 50, labels)) == 120  # two of each are more than were asked for
+    assert len(at_most(np.arange(1200), 5000, labels)) == 1200
 
 
 def test_many_rare_classes_outlive_a_limit():
     random = np.random.default_rng(0)
     labels = np.concatenate([np.repeat(np.arange(500), 5), random.zipf(1.5, 20_000) % 500])
-    chosen = at_most(labels, np.arange(len(labels)), 4000)
+    chosen = at_most(np.arange(len(labels)), 4000, labels)
     assert len(chosen) == 4000
     assert np.bincount(labels[chosen], minlength=500).min() >= 2
 

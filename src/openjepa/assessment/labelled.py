@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
 from openjepa.assessment.extraction import Chosen, extract_kinds
@@ -153,8 +152,8 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
     if len(held) < 2:
         raise InputError(f"{test.name} has {len(held)} labelled test image(s): at least 2 are needed")
     return (
-        Chosen(source=train, indices=at_most(train.labels, learn, limit), name="train"),
-        Chosen(source=test, indices=_at_most(held, test_limit), name="test"),
+        Chosen(source=train, indices=at_most(learn, limit, train.labels), name="train"),
+        Chosen(source=test, indices=at_most(held, test_limit), name="test"),
     ), " ".join(filter(None, (sentence, left_out)))
 
 
@@ -197,7 +196,7 @@ def _unlabelled(
     panel: Panel, source: Source, limit: int, cache: FeatureCache | None, progress: Progress
 ) -> dict[str, Any]:
     """Without labels: RankMe, which says how many directions the features use, not what they are good for."""
-    part = Chosen(source=source, indices=_at_most(np.arange(len(source)), limit), name="train")
+    part = Chosen(source=source, indices=at_most(np.arange(len(source)), limit), name="train")
     found = extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view == LAST], cache, progress)
     measures = {
         kind.subject: {"rankme": rankme(torch.from_numpy(features.values))}
@@ -213,7 +212,3 @@ def _unlabelled(
         "spectrum": measures,
         "summary": "Without labels only the spread of the features can be measured; see RankMe.",
     }
-
-
-def _at_most(indices: np.ndarray, count: int) -> np.ndarray:
-    return indices if len(indices) <= count else np.sort(indices[draws.permutation(len(indices), "limit")[:count]])

@@ -169,7 +169,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
 
 
 def _from_anywhere(given: Any, arguments: list[str]) -> str:
-    """The command as it can be given in any folder."""
+    """The command with the encoder and the images named in full, so that it can be given in any folder."""
     from openjepa.data.sources import in_full
 
     named = {str(given.encoder), given.data}

@@ -32,12 +32,17 @@ def split(
 
 
 def at_most(
-    labels: Int[np.ndarray, "images"], indices: Int64[np.ndarray, "n"], limit: int
+    indices: Int64[np.ndarray, "n"], limit: int, labels: Int[np.ndarray, "images"] | None = None
 ) -> Int64[np.ndarray, "at_most_n"]:
-    """``limit`` of the images ``indices``, ascending, by a fixed seed; more where two of every class are more."""
+    """``limit`` of the images ``indices``, ascending, by a fixed seed.
+
+    With ``labels``, two of every class at least, even where that is more.
+    """
     if len(indices) <= limit:
         return indices
     order = indices[draws.permutation(len(indices), "limit")]
+    if labels is None:
+        return np.sort(order[:limit])
     by_class = order[np.argsort(labels[order], kind="stable")]
     _, starts, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     floors = [by_class[start : start + min(n, TRAIN_IMAGES_PER_CLASS)] for start, n in zip(starts, counts, strict=True)]

@@ -51,8 +51,8 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for path in (*aside.iterdir(), aside):
         _fsync(path)
     before = folder / f".before-{final.name}"
-    shutil.rmtree(before, ignore_errors=True)
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
+        shutil.rmtree(before, ignore_errors=True)
         final.rename(before)
     aside.rename(final)
     _fsync(folder)
