@@ -1,4 +1,4 @@
-"""The defaults alone on data that the recipe was never chosen on: is the encoder better than a random one and pixels?
+"""The defaults alone on other data than the recipe was tuned on: is the encoder better than a random one and pixels?
 
     python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
 
