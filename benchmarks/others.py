@@ -1,22 +1,26 @@
 """The defaults alone on other data than the recipe was tuned on: is the encoder better than a random one and pixels?
 
-    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
+    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --clipart CLIPART --fonts FONTS --out FOLDER
+        [--steps 1500] [--seeds 0 1] [--only few]
 
-Four data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
+Six data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
 ``tiles`` and ``wide``, forty photographs cut into tiles of 48x48 and 32x96 px, of which a third are to test: from which
-photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360).
+photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360); ``clipart``, drawings (64 px) of what kind, by their
+folders in CLIPART (Debian: openclipart-png), a third to test; ``letters``, the 26 capitals (32 px) of the fonts below
+FONTS (/usr/share/fonts), a third of the families to test. A set whose option is not given is left out.
 Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``. Runs
 that are there are left out, a stopped one is gone on with. ``results.json`` in FOLDER holds the numbers of all.
 """
 
 import argparse
 import json
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 from openjepa.data.base import Picture
 from openjepa.data.pixels import as_image
@@ -71,6 +75,61 @@ def digits() -> Drawn:
         yield f"{part}/{classes[number]}/{number}.png", Image.fromarray(pixels)
 
 
+def clipart(folder: Path) -> Drawn:
+    """Drawings over white, of the kinds with at least 60 of them but for those of no kind."""
+    random = np.random.default_rng(0)
+    kinds = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("special", "unsorted"))
+    for kind in kinds:
+        files = sorted(path for path in kind.rglob("*.png") if not path.is_symlink())
+        if len(files) < 60:
+            continue
+        for place, number in enumerate(random.permutation(len(files))):
+            try:
+                with Image.open(files[number]) as opened:
+                    if opened.width * opened.height > 2**24:
+                        continue
+                    drawing = opened.convert("RGBA")
+            except (OSError, Image.DecompressionBombError):
+                continue
+            drawing.thumbnail((64, 64))
+            square = Image.new("RGBA", (64, 64), "white")
+            square.alpha_composite(drawing, ((64 - drawing.width) // 2, (64 - drawing.height) // 2))
+            part = "train" if 3 * place < 2 * len(files) else "test"
+            yield f"{part}/{kind.name}/{number}.png", square.convert("RGB")
+
+
+def letters(fonts: Path) -> Drawn:
+    """Capitals as large as 32x32 px allow, white on black; no family of fonts is both to learn on and to test."""
+    files = sorted(path for path in fonts.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
+    families: dict[str, list[Path]] = {}
+    for path in files:
+        families.setdefault(path.parent.name + path.stem.split("-")[0][:6], []).append(path)
+    names = sorted(families)
+    for place, family in enumerate(np.random.default_rng(0).permutation(len(names))):
+        part = "train" if 3 * place < 2 * len(names) else "test"
+        for style, path in enumerate(families[names[family]][:2]):
+            for letter, image in capitals(path).items():
+                yield f"{part}/{letter}/{family}-{style}.png", image
+
+
+def capitals(path: Path) -> dict[str, Image.Image]:
+    """The 26 letters of one font, or none where it does not have them all, each of its own shape."""
+    found: dict[str, Image.Image] = {}
+    try:
+        font = ImageFont.truetype(str(path), 48)
+        for letter in string.ascii_uppercase:
+            mask = font.getmask(letter)
+            if 0 in mask.size:
+                return {}
+            glyph = Image.frombytes("L", mask.size, bytes(mask))
+            glyph.thumbnail((28, 28))
+            found[letter] = Image.new("L", (32, 32))
+            found[letter].paste(glyph, ((32 - glyph.width) // 2, (32 - glyph.height) // 2))
+    except (OSError, ValueError):
+        return {}
+    return found if len({image.tobytes() for image in found.values()}) == len(found) else {}
+
+
 def write(folder: Path, drawn: Callable[[], Drawn]) -> None:
     """The images as files, whole or not at all."""
     if folder.exists():
@@ -91,16 +150,18 @@ def judged(run: Path) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--cifar10", type=Path, required=True)
+    for name in ("--photos", "--cifar10", "--clipart", "--fonts"):
+        parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    sets: dict[str, Callable[[], Drawn]] = {
-        "few": lambda: few(options.cifar10),
-        "tiles": lambda: tiles(options.photos, 48, 48),
-        "wide": lambda: tiles(options.photos, 32, 96),
-        "digits": digits,
+    sets: dict[str, tuple[str | None, Callable[[Path], Drawn]]] = {
+        "few": ("cifar10", few),
+        "tiles": ("photos", lambda photos: tiles(photos, 48, 48)),
+        "wide": ("photos", lambda photos: tiles(photos, 32, 96)),
+        "digits": (None, lambda _: digits()),
+        "clipart": ("clipart", clipart),
+        "letters": ("fonts", letters),
     }
     parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets), metavar="NAME")
     options = parser.parse_args()
@@ -113,9 +174,13 @@ def main() -> None:
         sep="\n",
     )
     for name, seed in ((name, seed) for name in options.only for seed in options.seeds):
+        needed, drawn = sets[name]
+        source = Path() if needed is None else getattr(options, needed)
+        if source is None:
+            continue
         length = [] if options.steps is None else ["--steps", str(options.steps)]
         run = options.out / "-".join(["run", name, *length[1:], "seed", str(seed)])
-        write(options.out / name, sets[name])
+        write(options.out / name, lambda: drawn(source))
         if not (run / "evaluation.json").is_file():
             train(str(options.out / name), run, [*length, "--seed", str(seed)])
         steps = json.loads((run / "experiment.json").read_text())["training"]["steps"]
