@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import platform
 import shutil
 import signal
@@ -193,6 +194,18 @@ def test_copies_are_announced_written_once_used_and_written_again(tmp_path, caps
     assert call("resume", run) == 0
     assert any(read)
     assert (place / "images").read_bytes() == written
+
+
+def test_where_training_would_wait_for_large_images_the_plan_says_so(images, tmp_path, capsys):
+    def said(data: Path, *more: str) -> str:
+        assert call("pretrain", data, "--steps", "2", *SMALL, "--workers", "0", *more, "--dry-run") == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    large = stripes(tmp_path / "large", count=6, size=(1200, 1200))
+    assert re.search(r"reading the images will take \d+% of the time: --cache keeps small copies", said(large))
+    assert "--cache" not in said(images), "these are as small as copies would be"
+    assert call("pretrain", large, "--cache", "--steps", "2", *SMALL, "--out", tmp_path / "run") == 0
+    assert "--cache" not in capsys.readouterr().out, "they are copied already"
 
 
 def test_without_a_large_image_nothing_is_copied(images, tmp_path, capsys):

@@ -36,10 +36,17 @@ _FIRST = {"cpu": 3, "cuda": 5}
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What was measured: seconds of a ``step``, seconds in which one loader process makes a ``batch``, and the bytes of
-    peak ``memory``."""
+    """What was measured.
+
+    Attributes:
+        step: seconds of a step, with its share of the loader's work.
+        waits: the share of them for which the loader is to blame, from 0 to 1.
+        batch: seconds in which one loader process makes a batch.
+        memory: bytes at the peak.
+    """
 
     step: float
+    waits: float
     batch: float
     memory: int
 
@@ -91,7 +98,7 @@ def measure(
         ):
             next(trial)
             seconds = _seconds(trial, chosen, look)
-    return chosen, Cost(step=seconds, batch=loading, memory=memory)
+    return chosen, Cost(step=seconds, waits=max(0.0, 1 - step / seconds), batch=loading, memory=memory)
 
 
 def _memory(device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """What a plan says of a run: the facts of ``plan.json``, which are printed before it and reported after it."""
 
+import math
 import platform
 from typing import Any
 
@@ -7,8 +8,8 @@ import torch
 
 from openjepa._version import __version__
 from openjepa.costing import BESIDES, Cost, drawn_masks, flops
-from openjepa.data.base import Splits
-from openjepa.data.copies import Copies
+from openjepa.data.base import Source, Splits
+from openjepa.data.copies import WORTHWHILE, Copies
 from openjepa.data.survey import Survey
 from openjepa.experiment import Experiment
 from openjepa.training.distributed import Processes
@@ -77,7 +78,12 @@ def facts(
         "precision": training.precision,
         "threads": training.threads_together or torch.get_num_threads(),
         "versions": {"openjepa": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "loader": {"workers": training.workers, "batch_seconds": cost.batch},
+        "loader": {
+            "workers": training.workers,
+            "batch_seconds": cost.batch,
+            "waits": cost.waits,
+            "copies_help": _copies_help(experiment, source, seen),
+        },
         "estimate": {"seconds": training.steps * cost.step * (1 + BESIDES), "memory": cost.memory},
     }
 
@@ -86,6 +92,12 @@ def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:
     """The image with the shortest side, where that is shorter than a patch's."""
     place, (height, width) = seen.tiniest
     return f"{place} of {height}x{width} px" if min(height, width) < min(patch) else None
+
+
+def _copies_help(experiment: Experiment, source: Source, seen: Survey) -> bool:
+    """Whether a typical image is so large that a copy of it is worth its place, and is not one already."""
+    least = experiment.augmentation.at_least(experiment.preprocessing.size)
+    return not isinstance(source, Copies) and math.prod(least) <= WORTHWHILE * math.prod(seen.median)
 
 
 def _shape(experiment: Experiment) -> str:

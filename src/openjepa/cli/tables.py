@@ -36,11 +36,15 @@ def print_plan(facts: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _loader(workers: int, batch_seconds: float) -> str:
+def _loader(workers: int, batch_seconds: float, waits: float, copies_help: bool) -> str:
     each = f"{1000 * batch_seconds:,.0f} ms"
-    if not workers:
-        return f"in this process, {each} a batch"
-    return f"{workers} process{'es' if workers > 1 else ''}, {each} a batch for one of them"
+    said = f"in this process, {each} a batch"
+    if workers:
+        said = f"{workers} process{'es' if workers > 1 else ''}, {each} a batch for one of them"
+    if waits > 0.1:
+        said += f"; reading the images will take {100 * waits:.0f}% of the time"
+        said += ": --cache keeps small copies that are read faster" if copies_help else ""
+    return said
 
 
 def _labels(data: dict[str, Any]) -> str:

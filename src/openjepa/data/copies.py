@@ -26,7 +26,7 @@ from openjepa.data.pixels import as_image
 from openjepa.errors import InputError
 
 # A copy is worth its place where it has at most this share of the original's pixels.
-_WORTHWHILE = 0.5
+WORTHWHILE = 0.5
 _QUALITY = 95
 _LOOKED_AT = 24
 _TOGETHER = 64
@@ -186,7 +186,7 @@ class Copies(Source):
             return b""
         factor = max(self.at_least[0] / image.height, self.at_least[1] / image.width)
         size = math.ceil(image.width * factor), math.ceil(image.height * factor)
-        if size[0] * size[1] > _WORTHWHILE * header.height * header.width:
+        if size[0] * size[1] > WORTHWHILE * header.height * header.width:
             return b""
         if factor < 1:
             image = image.resize(size, Image.Resampling.BICUBIC)
