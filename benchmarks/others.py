@@ -130,12 +130,12 @@ def capitals(path: Path) -> dict[str, Image.Image]:
     return found if len({image.tobytes() for image in found.values()}) == len(found) else {}
 
 
-def write(folder: Path, drawn: Callable[[], Drawn]) -> None:
+def write(folder: Path, drawn: Callable[[Path], Drawn], source: Path) -> None:
     """The images as files, whole or not at all."""
     if folder.exists():
         return
     draft = folder.with_name(f"{folder.name}-draft")
-    for name, image in drawn():
+    for name, image in drawn(source):
         (draft / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(draft / name)
     draft.rename(folder)
@@ -180,7 +180,7 @@ def main() -> None:
             continue
         length = [] if options.steps is None else ["--steps", str(options.steps)]
         run = options.out / "-".join(["run", name, *length[1:], "seed", str(seed)])
-        write(options.out / name, lambda: drawn(source))
+        write(options.out / name, drawn, source)
         if not (run / "evaluation.json").is_file():
             train(str(options.out / name), run, [*length, "--seed", str(seed)])
         steps = json.loads((run / "experiment.json").read_text())["training"]["steps"]

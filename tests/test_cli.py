@@ -4,8 +4,8 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import platform
+import re
 import shutil
 import signal
 import subprocess

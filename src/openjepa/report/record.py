@@ -61,7 +61,9 @@ def cost_section(run: RunFolder) -> str:
 
 
 def _waiting(share: float) -> str:
-    return "so more cores may help, and --cache where the images are large" if share > 0.1 else "so loading is not what limits the speed"
+    if share <= 0.1:
+        return "so loading is not what limits the speed"
+    return "so more cores may help, and --cache where the images are large"
 
 
 def _estimated(run: RunFolder, name: str, show: Any) -> str:
