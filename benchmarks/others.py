@@ -14,13 +14,14 @@ that are there are left out, a stopped one is gone on with. ``results.json`` in 
 
 import argparse
 import json
+import math
 import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from openjepa.data.base import Picture
 from openjepa.data.pixels import as_image
@@ -118,10 +119,11 @@ def capitals(path: Path) -> dict[str, Image.Image]:
     try:
         font = ImageFont.truetype(str(path), 48)
         for letter in string.ascii_uppercase:
-            mask = font.getmask(letter)
-            if 0 in mask.size:
+            left, top, right, bottom = font.getbbox(letter)
+            if right <= left or bottom <= top:
                 return {}
-            glyph = Image.frombytes("L", mask.size, bytes(mask))
+            glyph = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
+            ImageDraw.Draw(glyph).text((-left, -top), letter, fill=255, font=font)
             glyph.thumbnail((28, 28))
             found[letter] = Image.new("L", (32, 32))
             found[letter].paste(glyph, ((32 - glyph.width) // 2, (32 - glyph.height) // 2))
