@@ -1,7 +1,10 @@
 """Every format and mode decodes to the right pixels; damaged files are refused, never half-read."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -212,6 +215,23 @@ def test_decompression_bomb_is_refused_by_its_header(side):
         decode(bomb(side, side), "x")
     with pytest.raises(BadImage, match="pixels"):
         read_header(bomb(side, side), "x")
+
+
+def test_larger_images_are_allowed_by_the_environment(tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    read = "import sys; from openjepa.data.decode import read_header; print(read_header(sys.argv[1], 'x').height)"
+
+    def said(limit: str) -> str:
+        environment = {**os.environ, "OPENJEPA_MAX_PIXELS": limit}
+        command = [sys.executable, "-c", read, str(tmp_path / "large.png")]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return found.stdout + found.stderr
+
+    assert said("100000000") == "10000\n"
+    assert "(100000000 pixels)" in said("40000000"), "Pillow itself refuses twice the limit"
+    assert "To allow it, set OPENJEPA_MAX_PIXELS" in said("40000000")
+    assert "set OPENJEPA_MAX_PIXELS=100000000" in said("99999999")
+    assert "whole number of pixels above 0, got '1e9'" in said("1e9")
 
 
 def test_pillow_warnings_do_not_leak():

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -9,10 +10,22 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from openjepa.data.base import BadImage, Picture
+from openjepa.errors import InputError
 
 File = io.BufferedReader | io.BytesIO
 # What white is, given an image's highest value and whether it is a float.
 White = Callable[[float, bool], float]
+
+
+def _allow_pixels(chosen: str) -> None:
+    """Move Pillow's guard against decompression bombs, in this process; those that load images do it for themselves."""
+    if not chosen.isdecimal() or not int(chosen):
+        raise InputError(f"OPENJEPA_MAX_PIXELS must be a whole number of pixels above 0, got {chosen!r}")
+    Image.MAX_IMAGE_PIXELS = int(chosen)
+
+
+if "OPENJEPA_MAX_PIXELS" in os.environ:
+    _allow_pixels(os.environ["OPENJEPA_MAX_PIXELS"])
 
 
 def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
@@ -115,11 +128,11 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White 
 
 
 def refuse_bomb(width: int, height: int, reference: str) -> None:
-    """Raise BadImage for more pixels than Pillow takes for a decompression bomb."""
+    """Raise BadImage for more pixels than Pillow, or OPENJEPA_MAX_PIXELS, takes for a decompression bomb."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise BadImage(
             reference,
-            f"has {width} x {height} pixels, above the limit of {limit} that guards against decompression bombs "
-            "(PIL.Image.MAX_IMAGE_PIXELS)",
+            f"has {width} x {height} pixels, above the limit of {limit:,} that guards against decompression bombs; to "
+            f"allow it, set OPENJEPA_MAX_PIXELS={width * height}",
         )

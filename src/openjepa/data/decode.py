@@ -146,6 +146,8 @@ def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) ->
                 yield file
     except UnidentifiedImageError as error:
         raise BadImage(reference, "is not an image in a known format") from error
+    except Image.DecompressionBombError as error:  # of twice the limit, by Pillow itself
+        raise BadImage(reference, f"is too large: {error} To allow it, set OPENJEPA_MAX_PIXELS") from error
     except _DECODER_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
