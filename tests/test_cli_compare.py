@@ -1,6 +1,9 @@
 """`openjepa compare` from the command line: two objectives on real files, gone on with, and what is refused."""
 
+import html
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -51,6 +54,19 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     capfd.readouterr()
     assert call(*asked[:-1], "4") == 2
     assert "other settings (steps)" in capfd.readouterr().err
+
+
+def test_a_report_gives_the_command_that_compares_at_equal_compute(images, tmp_path):
+    assert call("pretrain", images, "--steps", "4", "--out", tmp_path / "a run") == 0
+    page = html.unescape((tmp_path / "a run" / "report.html").read_text())
+    (line,) = re.findall(r"openjepa compare .+?(?=<)", page)
+    command = shlex.split(line)[1:]
+    command[command.index("--out") + 1] = str(tmp_path / "compared")
+    assert call(*command, "--objectives", "ijepa,mae", "--scene-count", "200", "200") == 0
+    mine, other = json.loads((tmp_path / "compared" / "compare.json").read_text())["runs"]
+    assert mine["steps"] in (3, 4), "four, but for the rounding"
+    assert other["objective"] == "mae"
+    assert other["flops"] == pytest.approx(mine["flops"], rel=0.5)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,16 @@ def bad_images_section(run: RunFolder) -> str:
     )
 
 
+def _compared(run: RunFolder) -> str:
+    """The command that gives the other objectives as much compute as this run had, where it was of I-JEPA and whole."""
+    work, batch = run.planned("flops_per_image", "step"), run.planned("batch")
+    if not (run.finished and run.planned("objective") == "ijepa" and is_number(work) and is_number(batch)):
+        return ""
+    data = run.planned("data", "opened")
+    words = ["openjepa", "compare", *([data] if data else []), "--experiment", str(run.path / "experiment.json")]
+    return f"{shlex.join(words)} --flops {work * batch * run.steps_done:.3g} --out runs/compared"
+
+
 def next_section(run: RunFolder) -> str:
     """The exact commands that come next."""
     folder = shlex.quote(str(run.path))
@@ -192,7 +202,10 @@ def next_section(run: RunFolder) -> str:
         labelled = "" if run.planned("data", "labelled") else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
         steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{labelled}"))
     steps.append(("Write this page again", f"openjepa report {folder}"))
-    steps.append(("Train on your own images", "openjepa pretrain YOUR_IMAGES --out runs/yours"))
+    if compared := _compared(run):
+        steps.append(("Would predicting pixels be better on these images? As much compute each", compared))
+    if run.planned("data", "opened") is None:
+        steps.append(("Train on your own images", "openjepa pretrain YOUR_IMAGES --out runs/yours"))
     python = (
         f"import openjepa\n\nencoder = openjepa.load({str(run.path)!r})\n"
         'features = encoder.encode(["a.jpg", "b.jpg"])  # float32 array (2, D): one row an image'
