@@ -234,6 +234,29 @@ def test_features_that_were_computed_elsewhere(tmp_path, splits):
         assess_given(read_given(folder), Splits(train=turned, test=splits.test, sentence=""), entries=quick())
 
 
+def test_of_features_too_a_rare_class_is_set_aside(tmp_path, splits):
+    folder = saved(tmp_path, splits)
+    for part, rare in (("train", 1), ("test", 3)):
+        labels = np.load(folder / f"{part}_labels.npy")
+        labels[np.flatnonzero(labels == labels[0])[:rare]] = 10**9
+        np.save(folder / f"{part}_labels.npy", labels)
+    found = assess_given(read_given(folder), None, entries=quick())
+    assert (found["train_images"], found["test_images"], found["classes"]) == (89, 42, 3)
+    assert "class 1000000000; 1 train and 3 test images" in found["split"]
+    beside = assess_given(read_given(folder), splits_of_other_labels(splits, folder), entries=quick())
+    assert {row["features"] for row in beside["rows"]} == {GIVEN, PIXELS}
+
+
+def splits_of_other_labels(splits: Splits, folder: Path) -> Splits:
+    """The same images with the labels that the features in ``folder`` have."""
+    parts = {}
+    for part, images in (("train", splits.train), ("test", splits.test)):
+        labels = np.load(folder / f"{part}_labels.npy")
+        codes = np.where(labels == 10**9, 3, labels - 5).astype(np.int64)
+        parts[part] = ArraySource(part, images.images, codes, ("a", "b", "c", "d"))
+    return Splits(train=parts["train"], test=parts["test"], sentence="")
+
+
 def test_one_file_of_features_is_split(tmp_path, splits):
     saved(tmp_path, splits)
     (tmp_path / "one").mkdir()

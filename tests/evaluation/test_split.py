@@ -80,15 +80,17 @@ def test_many_rare_classes_outlive_a_limit():
 
 def test_scarce_and_unseen_classes_are_set_aside_by_name():
     train, test = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 2, 3, 3])
-    learn, held, sentence = set_aside(train, test, ("cat", "dog", "emu", "fox", "gnu"))
+    learn, held, sentence = set_aside(train, test, ("cat", "dog", "emu", "fox", "gnu").__getitem__)
     assert learn.tolist() == [True, True, True, True, False]
     assert held.tolist() == [True, True, False, False, False]
     assert sentence == (
         "Not judged: 2 of 4 classes, with fewer than 2 train images (emu, fox; 1 train and 3 test images in all)."
     )
-    assert set_aside(train[:4], test[:2], ("cat", "dog"))[2] == ""
+    assert set_aside(train[:4], test[:2], ("cat", "dog").__getitem__)[2] == ""
 
 
 def test_one_class_that_can_be_learned_is_not_enough():
     with pytest.raises(InputError, match=r"at least 2 classes of 2 train images or more, and of 3 classes 1 has"):
-        set_aside(np.array([0, 0, 1, 2]), np.array([0]), ("a", "b", "c"))
+        set_aside(np.array([0, 0, 1, 2]), np.array([0]), str)
+    with pytest.raises(InputError, match=r"1 of 3 test image\(s\) are of classes that can be judged"):
+        set_aside(np.array([0, 0, 1, 1]), np.array([0, 2, 3]), str)

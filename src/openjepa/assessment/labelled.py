@@ -97,15 +97,18 @@ def assess_given(
         InputError: too few images or classes, or ``splits`` has other images.
     """
     begin = time.perf_counter()
-    check_parts(given.train, given.test)
-    subjects: dict[str, dict[str, tuple[Part, Part]]] = {GIVEN: {LAST: (given.train, given.test)}}
+    enough, seen, left_out = set_aside(given.train.labels, given.test.labels, "class {}".format)
+    rows = np.flatnonzero(enough), np.flatnonzero(seen)
+    train, test = given.train.take(rows[0]), given.test.take(rows[1])
+    check_parts(train, test)
+    subjects: dict[str, dict[str, tuple[Part, Part]]] = {GIVEN: {LAST: (train, test)}}
     notes = ["A random encoder is not available: nobody knows what network these features came from."]
     size: tuple[int, int] | None = None
     if splits is None:
         notes.append("Raw pixels are not available: name the images as DATA to have them beside the features.")
     else:
-        subjects[PIXELS] = {}
-        subjects[PIXELS][LAST], size = pixels_of(given, splits)
+        (learn, held), size = pixels_of(given, splits)
+        subjects[PIXELS] = {LAST: (learn.take(rows[0]), held.take(rows[1]))}
     able = [entry for entry in entries if entry.view == LAST]
     if left := [entry.evaluator.name for entry in entries if entry.view != LAST]:
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
@@ -114,11 +117,11 @@ def assess_given(
     found = run_suite(subjects, able, progress)
     return {
         "data": GIVEN if splits is None else splits.train.name,
-        "classes": len(np.unique(given.train.labels)),
+        "classes": len(np.unique(train.labels)),
         "command": command,
-        "train_images": len(given.train),
-        "test_images": len(given.test),
-        "split": given.sentence,
+        "train_images": len(train),
+        "test_images": len(test),
+        "split": " ".join(filter(None, (given.sentence, left_out))),
         "pixels": None if size is None else list(size),
         **found.record(),
         "notes": notes,
@@ -147,10 +150,8 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
         )
     assert test.labels is not None
     test_limit = max(2, limit // 4) if test_limit is None else test_limit
-    enough, seen, left_out = set_aside(train.labels[learn], test.labels[held], train.classes)
+    enough, seen, left_out = set_aside(train.labels[learn], test.labels[held], lambda label: train.classes[label])
     learn, held = learn[enough], held[seen]
-    if len(held) < 2:
-        raise InputError(f"{test.name} has {len(held)} labelled test image(s): at least 2 are needed")
     return (
         Chosen(source=train, indices=at_most(learn, limit, train.labels), name="train"),
         Chosen(source=test, indices=at_most(held, test_limit), name="test"),

@@ -1,5 +1,7 @@
 """Train and test parts of labelled images: a fair split where the data bring none, and what a fair test needs."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
@@ -52,30 +54,36 @@ def at_most(
 
 
 def set_aside(
-    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], classes: tuple[str, ...]
+    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], name: Callable[[int], str]
 ) -> tuple[Bool[np.ndarray, "train"], Bool[np.ndarray, "test"], str]:
     """Which images of both parts, by their labels, can be judged, and a sentence on the others (empty without any).
 
-    A class with fewer than two train images is left out of both parts: nothing can be learned of it.
+    A class with fewer than two train images is left out of both parts: nothing can be learned of it. Images without a
+    class (-1) stay. ``name`` gives a class' name.
 
     Raises:
-        InputError: fewer than two classes are left.
+        InputError: fewer than two classes or test images are left.
     """
-    counts = np.bincount(train, minlength=len(classes))
-    enough = counts >= TRAIN_IMAGES_PER_CLASS
-    met = (counts > 0) | (np.bincount(test, minlength=len(classes)) > 0)
-    scarce = np.flatnonzero(met & ~enough)
-    if enough.sum() < 2:
+    classes, counts = np.unique(train[train >= 0], return_counts=True)
+    enough = classes[counts >= TRAIN_IMAGES_PER_CLASS]
+    met = np.union1d(classes, test[test >= 0])
+    if len(enough) < 2:
         raise InputError(
             f"evaluation needs at least 2 classes of {TRAIN_IMAGES_PER_CLASS} train images or more, and of "
-            f"{int(met.sum())} classes {int(enough.sum())} {'has' if enough.sum() == 1 else 'have'} so many; add images"
+            f"{len(met)} classes {len(enough)} {'has' if len(enough) == 1 else 'have'} so many; add images"
         )
-    kept = enough[train], enough[test]
+    kept = (train < 0) | np.isin(train, enough), (test < 0) | np.isin(test, enough)
+    if kept[1].sum() < 2:
+        raise InputError(
+            f"{int(kept[1].sum())} of {len(test)} test image(s) are of classes that can be judged: at least 2 are "
+            f"needed; add images"
+        )
+    scarce = np.setdiff1d(met, enough)
     if not len(scarce):
         return *kept, ""
-    names = ", ".join(classes[number] for number in scarce[:3]) + (", ..." if len(scarce) > 3 else "")
+    names = ", ".join(name(int(number)) for number in scarce[:3]) + (", ..." if len(scarce) > 3 else "")
     return *kept, (
-        f"Not judged: {len(scarce):,} of {int(met.sum()):,} classes, with fewer than {TRAIN_IMAGES_PER_CLASS} train "
+        f"Not judged: {len(scarce):,} of {len(met):,} classes, with fewer than {TRAIN_IMAGES_PER_CLASS} train "
         f"images ({names}; {int((~kept[0]).sum()):,} train and {int((~kept[1]).sum()):,} test images in all)."
     )
 
