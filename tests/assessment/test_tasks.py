@@ -1,6 +1,7 @@
 """Segmentation, scenes and fine-tuning as a person meets them: files in, a table, JSON and pictures out."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,11 @@ def rows_of(path: Path) -> dict[tuple[str, str, str], dict]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, tmp_path, capsys):
+def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(masked[0].parent)
     export(tmp_path / "encoder", channels)
     written, pictures = tmp_path / "found.json", tmp_path / "pictures"
-    asked = (tmp_path / "encoder", "--segmentation", *masked, "--json", written, "--pictures", pictures)
+    asked = (tmp_path / "encoder", "--segmentation", "images", "masks", "--json", written, "--pictures", pictures)
     assert call(*asked) == 0
     found = rows_of(written)
     segmenters = ("patch k-NN", "linear segmentation")
@@ -75,6 +77,7 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
     assert found["segmentation", "linear segmentation", "raw pixels"]["value"] > 0.75
     assert found["segmentation", "patch k-NN", "raw pixels"]["value"] > 0.75
     whole = json.loads(written.read_text())
+    assert shlex.join(["--segmentation", *map(str, masked)]) in whole["command"], "as it can be given in any folder"
     facts = whole["tasks"]["segmentation"]
     assert (facts["train_images"], facts["test_images"]) == (24, 6)
     assert 0.15 < facts["chance"]["segmentation"] < 0.4  # half of the pixels of one class, none of the other

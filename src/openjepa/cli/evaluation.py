@@ -169,10 +169,10 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
 
 
 def _from_anywhere(given: Any, arguments: list[str]) -> str:
-    """The command with the encoder and the images named in full, so that it can be given in any folder."""
+    """The command with the encoder, the images and the masks named in full, so that it can be given in any folder."""
     from openjepa.data.sources import in_full
 
-    named = {str(given.encoder), given.data}
+    named = {str(given.encoder), given.data, *map(str, given.segmentation or ())}
     whole = (in_full(argument) or argument if argument in named else argument for argument in arguments)
     return shlex.join(["openjepa", "evaluate", *whole])
 
