@@ -11,7 +11,7 @@ from PIL import Image
 from openjepa.data import copies as module
 from openjepa.data.base import BadImage
 from openjepa.data.copies import Copies
-from openjepa.data.pixels import extent_of
+from openjepa.data.pixels import extent_of, with_channels
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
 
@@ -26,7 +26,9 @@ def folder(tmp_path):
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
         coarse.resize((800, 600), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=95)
     coarse.resize((80, 60)).save(folder / "small.png")
-    coarse.convert("RGBA").resize((800, 600)).save(folder / "alpha.png")
+    alpha = coarse.convert("RGBA").resize((800, 600))
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, (6, 8), dtype=np.uint8)).resize((800, 600)))
+    alpha.save(folder / "alpha.png")
     Image.fromarray(rng.integers(0, 2**16, (300, 300), dtype=np.uint16)).save(folder / "sixteen.png")
     (folder / "bad.jpg").write_bytes((folder / "0.jpg").read_bytes()[:3000])
     return folder
@@ -53,13 +55,20 @@ def test_copies_are_as_small_as_may_be_and_look_like_the_images(folder, tmp_path
         assert np.asarray(copy).shape == (100, 134, 3)
         whole = Image.open(folder / f"{number}.jpg").resize((134, 100), Image.Resampling.BICUBIC)
         assert np.abs(np.asarray(copy, float) - np.asarray(whole, float)).mean() < 3
+    seen_through = copies.read(numbers["alpha.png"], (100, 100))
+    assert (seen_through.mode, seen_through.size) == ("RGBA", (134, 100))
+    over_white = [
+        np.asarray(with_channels(image.resize((134, 100), Image.Resampling.BICUBIC), 3), float)
+        for image in (seen_through, Image.open(folder / "alpha.png"))
+    ]
+    assert np.abs(over_white[0] - over_white[1]).max() <= 2
 
 
 def test_what_has_no_copy_is_read_itself(folder, tmp_path):
     copies, plain = made(folder, tmp_path), open_data(str(folder)).train
     copies.write()
     numbers = by_name(copies)
-    for name in ("small.png", "alpha.png", "sixteen.png"):
+    for name in ("small.png", "sixteen.png"):
         one, other = (np.asarray(source.read(numbers[name], (100, 100))) for source in (copies, plain))
         np.testing.assert_array_equal(one, other)
     with pytest.raises(BadImage):
@@ -150,10 +159,15 @@ def test_what_a_file_says_beside_its_pixels_is_not_copied(tmp_path):
     for number in range(3):
         image = Image.fromarray(rng.integers(0, 256, (400, 400), dtype=np.uint8))
         image.save(folder / f"{number}.gif", comment=b"long " * 14_000)
+    turned = Image.fromarray(rng.integers(0, 256, (400, 300, 4), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.png", exif=exif, icc_profile=b"long " * 14_000)
     copies = made(folder, tmp_path)
     copies.write()
     assert copies.complete
-    assert copies.size < 3 * 40_000
+    assert copies.size < 3 * 40_000 + 80_000
+    assert copies.read(by_name(copies)["turned.png"], (100, 100)).size == (134, 100), "upright, and not turned again"
 
 
 def test_two_writers_do_not_mix(folder, tmp_path):

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +28,11 @@ from openjepa.errors import InputError
 
 # A copy is worth its place where it has at most this share of the original's pixels.
 WORTHWHILE = 0.5
-_QUALITY = 95
+_FORMATS = {"L": "JPEG", "RGB": "JPEG", "LA": "PNG", "RGBA": "PNG"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0, "comment": b""},
+    "PNG": {"compress_level": 3, "exif": b"", "icc_profile": None},
+}
 _LOOKED_AT = 24
 _TOGETHER = 64
 # Of an image: where its copy ends in the file, and the copy's checksum; no bytes where the original is as good.
@@ -174,7 +179,8 @@ class Copies(Source):
         return kept
 
     def _made(self, index: int) -> bytes:
-        """The copy's bytes; none where the image is hardly larger, has no 8 bits or more than colour, or is bad."""
+        """The copy's bytes, a PNG where there is transparency, else a JPEG; none where the image is hardly larger, has
+        no 8 bits or other channels, or is bad."""
         try:
             image = self.source.read(index, self.at_least)
             header = self.source.header(index)
@@ -182,7 +188,7 @@ class Copies(Source):
             return b""
         if not isinstance(image, Image.Image) and image.dtype == np.uint8 and image.shape[2] in (1, 3):
             image = as_image(image)
-        if not isinstance(image, Image.Image) or image.mode not in ("L", "RGB"):
+        if not isinstance(image, Image.Image) or image.mode not in _FORMATS:
             return b""
         factor = max(self.at_least[0] / image.height, self.at_least[1] / image.width)
         size = math.ceil(image.width * factor), math.ceil(image.height * factor)
@@ -192,7 +198,7 @@ class Copies(Source):
             image = image.resize(size, Image.Resampling.BICUBIC)
         content = io.BytesIO()
         try:
-            image.save(content, "JPEG", quality=_QUALITY, subsampling=0, comment=b"")
+            image.save(content, _FORMATS[image.mode], **_OPTIONS[_FORMATS[image.mode]])
         except (OSError, ValueError):  # more than JPEG can hold
             return b""
         return content.getvalue()
