@@ -202,6 +202,8 @@ def test_where_training_would_wait_for_large_images_the_plan_says_so(images, tmp
         return " ".join(capsys.readouterr().out.split())
 
     large = stripes(tmp_path / "large", count=6, size=(1200, 1200))
+    for number in range(24):  # a few large ones are enough, where reading takes its time by the pixel
+        Image.new("RGB", (150, 150)).save(large / "kind0" / f"small{number}.png")
     assert re.search(r"reading the images will take \d+% of the time: --cache keeps small copies", said(large))
     assert "--cache" not in said(images), "these are as small as copies would be"
     assert call("pretrain", large, "--cache", "--steps", "2", *SMALL, "--out", tmp_path / "run") == 0

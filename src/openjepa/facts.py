@@ -95,9 +95,9 @@ def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:
 
 
 def _copies_help(experiment: Experiment, source: Source, seen: Survey) -> bool:
-    """Whether a typical image is so large that a copy of it is worth its place, and is not one already."""
+    """Whether the images are, in the mean, so large that copies are worth their place, and are not copies already."""
     least = experiment.augmentation.at_least(experiment.preprocessing.size)
-    return not isinstance(source, Copies) and math.prod(least) <= WORTHWHILE * math.prod(seen.median)
+    return not isinstance(source, Copies) and math.prod(least) <= WORTHWHILE * seen.pixels
 
 
 def _shape(experiment: Experiment) -> str:

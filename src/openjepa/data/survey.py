@@ -22,6 +22,7 @@ class Survey:
         smallest: the smallest height and the smallest width.
         median: the median height and the median width.
         largest: the largest height and the largest width.
+        pixels: the mean number of pixels.
         tiniest: where the image with the shortest side is, and its size.
         common: the most frequent sizes with how often they occur, most frequent first.
         modes: how often each kind of image occurs.
@@ -35,6 +36,7 @@ class Survey:
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
+    pixels: float
     tiniest: tuple[str, tuple[int, int]]
     common: tuple[tuple[tuple[int, int], int], ...]
     modes: dict[str, int]
@@ -74,6 +76,7 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
         smallest=(int(heights.min()), int(widths.min())),
         median=(int(np.median(heights)), int(np.median(widths))),
         largest=(int(heights.max()), int(widths.max())),
+        pixels=float((heights.astype(np.float64) * widths).mean()),
         tiniest=(source.reference(places[tiniest]), (headers[tiniest].height, headers[tiniest].width)),
         common=tuple(Counter((header.height, header.width) for header in headers).most_common(5)),
         modes=dict(Counter(header.mode for header in headers).most_common()),
