@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,17 +57,22 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     assert "other settings (steps)" in capfd.readouterr().err
 
 
-def test_a_report_gives_the_command_that_compares_at_equal_compute(images, tmp_path):
-    assert call("pretrain", images, "--steps", "4", "--out", tmp_path / "a run") == 0
-    page = html.unescape((tmp_path / "a run" / "report.html").read_text())
+def test_a_report_gives_the_command_that_compares_at_equal_compute(images, tmp_path, capsys):
+    run = tmp_path / "a run"
+    small = ("--encoder.width", "24", "--encoder.depth", "1", "--encoder.heads", "2", "--predictor.width", "24")
+    assert call("pretrain", images, "--steps", "4", "--out", run, *small, "--workers", "0") == 0
+    page = html.unescape((run / "report.html").read_text())
     (line,) = re.findall(r"openjepa compare .+?(?=<)", page)
     command = shlex.split(line)[1:]
-    command[command.index("--out") + 1] = str(tmp_path / "compared")
-    assert call(*command, "--objectives", "ijepa,mae", "--scene-count", "200", "200") == 0
-    mine, other = json.loads((tmp_path / "compared" / "compare.json").read_text())["runs"]
-    assert mine["steps"] in (3, 4), "four, but for the rounding"
-    assert other["objective"] == "mae"
-    assert other["flops"] == pytest.approx(mine["flops"], rel=0.5)
+    assert Path(command[1]) == images
+    assert Path(command[command.index("--experiment") + 1]) == run / "experiment.json"
+    plan = json.loads((run / "plan.json").read_text())
+    work = 4 * plan["batch"] * plan["flops_per_image"]["step"]
+    assert float(command[command.index("--flops") + 1]) == pytest.approx(work, rel=0.01)
+    capsys.readouterr()
+    # That compare takes it: of all that is asked, only what is added here is wrong.
+    assert call(*command, "--suite", "most") == 2
+    assert "no suite 'most'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

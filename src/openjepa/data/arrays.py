@@ -1,5 +1,6 @@
 """Images that Pillow cannot hold: .npy files, TIFF with many channels, and numbers of any type."""
 
+import functools
 import io
 import logging
 import os
@@ -17,15 +18,15 @@ File = io.BufferedReader | io.BytesIO
 White = Callable[[float, bool], float]
 
 
-def _allow_pixels(chosen: str) -> None:
-    """Move Pillow's guard against decompression bombs, in this process; those that load images do it for themselves."""
+@functools.cache
+def allow_pixels() -> None:
+    """Move Pillow's guard against decompression bombs, in this process, to where OPENJEPA_MAX_PIXELS has it."""
+    chosen = os.environ.get("OPENJEPA_MAX_PIXELS")
+    if chosen is None:
+        return
     if not chosen.isdecimal() or not int(chosen):
         raise InputError(f"OPENJEPA_MAX_PIXELS must be a whole number of pixels above 0, got {chosen!r}")
     Image.MAX_IMAGE_PIXELS = int(chosen)
-
-
-if "OPENJEPA_MAX_PIXELS" in os.environ:
-    _allow_pixels(os.environ["OPENJEPA_MAX_PIXELS"])
 
 
 def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:

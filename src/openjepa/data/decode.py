@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from openjepa.data.arrays import File, White, as_picture, own_white, read_npy, read_tiff, refuse_bomb
+from openjepa.data.arrays import File, White, allow_pixels, as_picture, own_white, read_npy, read_tiff, refuse_bomb
 from openjepa.data.base import BadImage, Header, Picture
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
@@ -138,6 +138,7 @@ def _kind(image: Image.Image) -> tuple[int, int]:
 @contextmanager
 def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> Iterator[File]:
     """The open file; Pillow's warnings stay inside and its decoders' errors become a BadImage."""
+    allow_pixels()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
