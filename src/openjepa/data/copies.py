@@ -28,11 +28,10 @@ from openjepa.errors import InputError
 
 # A copy is worth its place where it has at most this share of the original's pixels.
 WORTHWHILE = 0.5
-_FORMATS = {"L": "JPEG", "RGB": "JPEG", "LA": "PNG", "RGBA": "PNG"}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": 0, "comment": b""},
-    "PNG": {"compress_level": 3, "exif": b"", "icc_profile": None},
-}
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0, "comment": b""}
+_PNG = {"format": "PNG", "compress_level": 3, "exif": b"", "icc_profile": None}
+# How a copy of each mode is saved.
+_SAVED: dict[str, dict[str, Any]] = {"L": _JPEG, "RGB": _JPEG, "LA": _PNG, "RGBA": _PNG}
 _LOOKED_AT = 24
 _TOGETHER = 64
 # Of an image: where its copy ends in the file, and the copy's checksum; no bytes where the original is as good.
@@ -188,7 +187,7 @@ class Copies(Source):
             return b""
         if not isinstance(image, Image.Image) and image.dtype == np.uint8 and image.shape[2] in (1, 3):
             image = as_image(image)
-        if not isinstance(image, Image.Image) or image.mode not in _FORMATS:
+        if not isinstance(image, Image.Image) or image.mode not in _SAVED:
             return b""
         factor = max(self.at_least[0] / image.height, self.at_least[1] / image.width)
         size = math.ceil(image.width * factor), math.ceil(image.height * factor)
@@ -198,7 +197,7 @@ class Copies(Source):
             image = image.resize(size, Image.Resampling.BICUBIC)
         content = io.BytesIO()
         try:
-            image.save(content, _FORMATS[image.mode], **_OPTIONS[_FORMATS[image.mode]])
+            image.save(content, **_SAVED[image.mode])
         except (OSError, ValueError):  # more than JPEG can hold
             return b""
         return content.getvalue()

@@ -80,12 +80,16 @@ def _work(run: RunFolder, rate: float | None) -> list[tuple[str, str]]:
     if is_number(step):
         speed = f"<small>{scaled(step * rate, 'FLOP/s')} at the median speed (computed)</small>" if rate else ""
         pairs.append(("Training on one image", scaled(step, "FLOP") + speed))
-    if is_number(step) and is_number(batch) and run.steps_done:
-        images = run.steps_done * batch
-        pairs.append(
-            ("Whole training", f"{scaled(step * images, 'FLOP')}<small>{count(images)} images drawn (computed)</small>")
-        )
+    if whole := _whole_work(run):
+        drawn = count(run.steps_done * batch)
+        pairs.append(("Whole training", f"{scaled(whole, 'FLOP')}<small>{drawn} images drawn (computed)</small>"))
     return pairs
+
+
+def _whole_work(run: RunFolder) -> float:
+    """FLOPs of all steps that were done; 0 before the first, or where the plan does not say what one costs."""
+    step, batch = run.planned("flops_per_image", "step"), run.planned("batch")
+    return step * batch * run.steps_done if is_number(step) and is_number(batch) else 0
 
 
 def plan_section(run: RunFolder) -> str:
@@ -181,12 +185,12 @@ def bad_images_section(run: RunFolder) -> str:
 
 def _compared(run: RunFolder) -> str:
     """The command that gives the other objectives as much compute as this run had, where it was of I-JEPA and whole."""
-    work, batch = run.planned("flops_per_image", "step"), run.planned("batch")
-    if not (run.finished and run.planned("objective") == "ijepa" and is_number(work) and is_number(batch)):
+    work = _whole_work(run)
+    if not (run.finished and run.planned("objective") == "ijepa" and work):
         return ""
     data = run.planned("data", "opened")
     words = ["openjepa", "compare", *([data] if data else []), "--experiment", str(run.path / "experiment.json")]
-    return f"{shlex.join(words)} --flops {work * batch * run.steps_done:.3g} --out runs/compared"
+    return f"{shlex.join(words)} --flops {work:.3g} --out runs/compared"
 
 
 def next_section(run: RunFolder) -> str:
