@@ -89,7 +89,7 @@ def _work(run: RunFolder, rate: float | None) -> list[tuple[str, str]]:
 def _whole_work(run: RunFolder) -> float:
     """FLOPs of all steps that were done; 0 before the first, or where the plan does not say what one costs."""
     step, batch = run.planned("flops_per_image", "step"), run.planned("batch")
-    return step * batch * run.steps_done if is_number(step) and is_number(batch) else 0
+    return float(step * batch * run.steps_done) if is_number(step) and is_number(batch) else 0.0
 
 
 def plan_section(run: RunFolder) -> str:
