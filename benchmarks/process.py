@@ -9,6 +9,7 @@ a round run one after another, so that what the machine does meanwhile meets the
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import statistics
@@ -22,7 +23,7 @@ from typing import Any
 from openjepa.cli import suit_the_process
 
 # name: environment, replicas and threads of each (0: as many as PyTorch takes), whether the process is suited as the
-# command line does it
+# command line does it ("small pages": without the kernel's huge ones)
 WAYS: dict[str, tuple[dict[str, str], int, int, bool]] = {
     "as PyTorch comes": ({}, 1, 0, False),
     "one thread": ({}, 1, 1, False),
@@ -31,12 +32,17 @@ WAYS: dict[str, tuple[dict[str, str], int, int, bool]] = {
     "the command line, all threads": ({}, 1, 0, True),
     "the command line, one thread": ({}, 1, 1, True),
     "the command line, replicas": ({}, 0, 1, True),
+    "one thread, small pages": ({}, 1, 1, True),
+    "replicas, small pages": ({}, 0, 1, True),
 }
+_PR_SET_THP_DISABLE = 41  # of Linux' prctl
 
 
 def measure(options: argparse.Namespace) -> None:
     """In a process of its own: the seconds of a step, and the machine, as JSON."""
     _, replicas, threads, suited = WAYS[options.way]
+    if options.way.endswith("small pages"):
+        ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
     if suited:
         suit_the_process()
     import torch
@@ -56,7 +62,7 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(threads or most)
     kind = precision({name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}, "auto")
     encoder = EncoderConfig(
-        signal=(4 * options.tokens,) * 2, patch=(4, 4), width=options.width, depth=options.depth, heads=3
+        signal=(4 * options.tokens,) * 2, patch=(4, 4), width=options.width, depth=options.depth, heads=options.width // 64
     )
     objective = IJEPA(encoder, PredictorConfig(width=128, depth=1, heads=4), IJEPAConfig()).train()
     step = Step(

@@ -355,6 +355,34 @@ print(int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE
     assert (plain[1], suited[1]) == ("None", "PASSIVE")
 
 
+def _huge_pages_on_request() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[madvise]" in setting.read_text()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.skipif(not _huge_pages_on_request(), reason="the kernel gives huge pages to all or to none")
+def test_memory_of_the_command_line_is_in_huge_pages_in_every_thread():
+    code = """
+import sys, threading
+from openjepa.cli import suit_the_process
+if sys.argv[1] == "suited":
+    suit_the_process()
+kept = []
+for _ in range(2):
+    other = threading.Thread(target=lambda: kept.append(bytearray(b"x" * 2**26)))
+    other.start()
+    other.join()
+kept.append(bytearray(b"x" * 2**26))
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+    plain, suited = (
+        int(subprocess.run([sys.executable, "-c", code, way], check=True, capture_output=True, text=True).stdout)
+        for way in ("plain", "suited")
+    )
+    assert suited - plain > 3 * 2**15  # KiB: half of the three blocks, for the kernel may be short of huge pages
+
+
 def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path, capsys):
     saved, other = run / "experiment.json", tmp_path / "mae"
     assert call("pretrain", images, "--experiment", saved, "--objective", "mae", "--steps", "2", "--out", other) == 0

