@@ -62,7 +62,11 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_num_threads(threads or most)
     kind = precision({name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}, "auto")
     encoder = EncoderConfig(
-        signal=(4 * options.tokens,) * 2, patch=(4, 4), width=options.width, depth=options.depth, heads=options.width // 64
+        signal=(4 * options.tokens,) * 2,
+        patch=(4, 4),
+        width=options.width,
+        depth=options.depth,
+        heads=options.width // 64,
     )
     objective = IJEPA(encoder, PredictorConfig(width=128, depth=1, heads=4), IJEPAConfig()).train()
     step = Step(

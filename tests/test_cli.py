@@ -362,18 +362,14 @@ def _huge_pages_on_request() -> bool:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 @pytest.mark.skipif(not _huge_pages_on_request(), reason="the kernel gives huge pages to all or to none")
-def test_memory_of_the_command_line_is_in_huge_pages_in_every_thread():
+def test_memory_of_the_command_line_is_in_huge_pages():
     code = """
-import sys, threading
+import sys
 from openjepa.cli import suit_the_process
 if sys.argv[1] == "suited":
     suit_the_process()
-kept = []
-for _ in range(2):
-    other = threading.Thread(target=lambda: kept.append(bytearray(b"x" * 2**26)))
-    other.start()
-    other.join()
-kept.append(bytearray(b"x" * 2**26))
+    suit_the_process()
+kept = [bytearray(b"x" * 2**26) for _ in range(3)]
 print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
 """
     plain, suited = (

@@ -11,7 +11,7 @@ from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE
 from openjepa.training.distributed import Processes
-from openjepa.training.optimizer import OptimizerConfig
+from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import Step, TrainingConfig
@@ -70,6 +70,40 @@ def test_the_same_replicas_give_the_same_bits():
     assert first == second
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
+    replicas = Replicas(ijepa(), 3)
+    shares = replicas.shares([900, 10, 300, 20, 500, 30])
+    assert sorted(place for own in shares for place in own) == list(range(6))
+    assert [sum([900, 10, 300, 20, 500, 30][place] for place in own) for own in shares] == [900, 500, 360]
+    assert replicas.shares([7]) == [[0], [], []]
+
+    threads = set()
+    replicas.divide([1, 1, 1], lambda own: threads.add((threading.get_ident(), torch.is_grad_enabled(), *own)))
+    assert len(threads) == 3
+    assert {(gradients, own) for _, gradients, own in threads} == {(False, 0), (False, 1), (False, 2)}
+
+    def stepped(parts):
+        layers = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+        optimizer = build_optimizer(layers, OptimizerConfig())
+        for number in range(6):
+            if number == 3:  # as when a run goes on from a checkpoint
+                optimizer.load_state_dict(optimizer.state_dict())
+            set_schedule(optimizer, ScheduleConfig(), number, 6)
+            for place, parameter in enumerate(layers.parameters()):
+                draws = torch.Generator().manual_seed(10 * number + place)
+                parameter.data = torch.randn(parameter.shape, generator=draws) if number == 0 else parameter.data
+                parameter.grad = torch.randn(parameter.shape, generator=draws)
+            for own in parts or []:
+                part_of(optimizer, {[*layers.parameters()][place] for place in own}).step()
+            if not parts:
+                optimizer.step()
+        return [*layers.parameters(), *(m for state in optimizer.state.values() for m in state.values())]
+
+    whole, divided = stepped(None), stepped([[0, 3], [1], [2]])
+    assert all(torch.equal(a, b) for a, b in zip(whole[:4], divided[:4], strict=True))
+    assert sorted(float(x.sum()) for x in whole[4:]) == sorted(float(x.sum()) for x in divided[4:])
 
 
 def test_an_error_in_one_replica_is_raised_and_the_others_do_not_wait_for_ever():

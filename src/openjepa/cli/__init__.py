@@ -28,7 +28,7 @@ Every verb explains itself with --help.
 """
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Of Linux' madvise.
 _MADV_HUGEPAGE = 14
 # What a disk or its owner says, and no program can mend.
@@ -103,19 +103,21 @@ def suit_the_process() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # glibc gives every large block back to the kernel when it is freed, and a training step, which frees and asks for
     # the same blocks over and over, spends up to a sixth of its time on new pages (benchmarks/README.md). It may keep
-    # them. And pages of 2 MiB spare the processor a walk through the page table every few kilobytes: another sixth.
+    # them. Pages of 2 MiB spare the processor walks through the page table: 2 to 4% of a step on a calm machine, and a
+    # fifth where neighbours crowd its caches (LOG.md).
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or another kind of loader
         allocator = ctypes.CDLL(None)
         allocator.gnu_get_libc_version  # noqa: B018
-        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1)):
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
             allocator.mallopt(parameter, value)
         _huge_pages(allocator)
 
 
 def _huge_pages(allocator: ctypes.CDLL) -> None:
-    """Ask the kernel for huge pages in the room that glibc's only heap is to grow into, which costs nothing until then.
+    """Ask the kernel for huge pages in the room that glibc's main heap is to grow into, which costs nothing until then.
 
-    glibc 2.35 does so itself under ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which it reads before Python starts.
+    Other threads keep heaps of their own, in small pages: one heap for all had two replicas wait for each other.
+    glibc 2.35 does it for all under ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which it reads before Python starts.
     """
     page = os.sysconf("SC_PAGE_SIZE")
     room = page * (os.sysconf("SC_PHYS_PAGES") // 2)

@@ -1,9 +1,10 @@
 """What a training loop needs to know of an objective: a loss, a representation, and what follows an optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,16 +24,25 @@ def _alone(tensors: list[Tensor]) -> None:
     """With one process there is nothing to add."""
 
 
+def _undivided(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
+    """With one thread there is nobody to share with."""
+    with torch.no_grad():
+        work(list(range(len(sizes))))
+
+
 class Objective(nn.Module, ABC):
     """What is seen, what is predicted, in which space: one module that holds every weight of a run.
 
     Attributes:
         add_up: adds a tensor up over all processes, in place; the trainer sets it where there are several.
+        divide: calls a function with the places of things of these sizes, and without gradients: all places at once,
+            or some in each of the threads that the trainer has for it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.add_up: Callable[[list[Tensor]], None] = _alone
+        self.divide: Callable[[Sequence[int], Callable[[list[int]], None]], None] = _undivided
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:

@@ -185,15 +185,19 @@ class IJEPA(Objective):
         start, end = self.config.momentum
         return {"momentum": start + (end - start) * progress}
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the target encoder towards the context encoder, all tensors at once, and the statistics along."""
+        """Move the target encoder towards the context encoder, many tensors at once, and the statistics along."""
         momentum = self.settings(progress)["momentum"]
-        targets: list[Tensor] = list(self.target_encoder.parameters())
-        # Not torch._foreach_lerp_: its rounding differs from the published order, which shows after 100 steps.
-        torch._foreach_mul_(targets, momentum)
-        contexts: list[Tensor] = list(self.context_encoder.parameters())
-        torch._foreach_add_(targets, contexts, alpha=1 - momentum)
+        targets, contexts = [*self.target_encoder.parameters()], [*self.context_encoder.parameters()]
+
+        def move(own: list[int]) -> None:
+            moved: list[Tensor] = [targets[place] for place in own]
+            towards: list[Tensor] = [contexts[place] for place in own]
+            # Not torch._foreach_lerp_: its rounding differs from the published order, which shows after 100 steps.
+            torch._foreach_mul_(moved, momentum)
+            torch._foreach_add_(moved, towards, alpha=1 - momentum)
+
+        self.divide([target.numel() for target in targets], move)
         self._surveyed = None
         if self.standardise is not None:
             self.standardise.update()

@@ -1,5 +1,6 @@
 """AdamW with weight decay on matrices only (I-JEPA, app. A.1)."""
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -40,6 +41,16 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, *, fused: bool =
             (plain if parameter.ndim <= 1 or name.endswith("bias") else decayed).append(parameter)
     groups = [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False}]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
+
+
+def part_of(optimizer: torch.optim.AdamW, own: set[nn.Parameter]) -> torch.optim.AdamW:
+    """For a step of some of an optimiser's parameters: the settings that it has now, and the very same state."""
+    part = copy.copy(optimizer)
+    part.param_groups = [
+        {**group, "params": [parameter for parameter in group["params"] if parameter in own]}
+        for group in optimizer.param_groups
+    ]
+    return part
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, step: int, steps: int) -> dict[str, float]:

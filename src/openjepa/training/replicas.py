@@ -5,8 +5,9 @@ twice, so they can sleep meanwhile, and a busy neighbour costs them no more than
 """
 
 import copy
+import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ class Replicas:
         if count > 1:
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
+            objective.divide = lambda sizes, work: self.divide(sizes, work)
 
     def __call__(self, work: Callable[[Objective, int], T]) -> list[T]:
         """What ``work(replica, place)`` gives for each, all at the same time; the first error of any is raised."""
@@ -56,14 +58,42 @@ class Replicas:
             raise errors[0]
         return [found[place] for place in range(len(self._all))]
 
+    def shares(self, sizes: Sequence[int]) -> list[list[int]]:
+        """The places of ``sizes`` in as many lists as there are replicas, of nearly the same sum each."""
+        heap = [(0, place, list[int]()) for place in range(len(self._all))]
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            total, place, own = heap[0]
+            heapq.heapreplace(heap, (total + sizes[index], place, [*own, index]))
+        return [sorted(own) for _, _, own in sorted(heap, key=lambda share: share[1])]
+
+    def divide(self, sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
+        """``work`` on each of the :meth:`shares`, all at the same time and without gradients: what memory bounds and
+        one thread would do while the others wait."""
+        shares = self.shares(sizes)
+
+        def own(_: Objective, place: int) -> None:
+            with torch.no_grad():
+                if shares[place]:
+                    work(shares[place])
+
+        self(own)
+
     @torch.no_grad()
     def gather(self) -> None:
         """Bring the gradients and the sums of all replicas into the first, and empty the others'."""
+        first, *others = ([*replica.parameters()] for replica in self._all)
+
+        def add(own: list[int]) -> None:
+            for place in own:
+                mine = first[place]
+                for other in others:
+                    theirs, other[place].grad = other[place].grad, None
+                    if theirs is not None:
+                        mine.grad = theirs if mine.grad is None else mine.grad.add_(theirs)
+
+        if others:
+            self.divide([parameter.numel() for parameter in first], add)
         for other in self._all[1:]:
-            for mine, theirs in zip(self._all[0].parameters(), other.parameters(), strict=True):
-                if theirs.grad is not None:
-                    mine.grad = theirs.grad if mine.grad is None else mine.grad.add_(theirs.grad)
-            other.zero_grad(set_to_none=True)
             for mine, theirs in zip(self._all[0].gathered, other.gathered, strict=True):
                 mine += theirs
                 theirs.zero_()

@@ -15,7 +15,7 @@ from openjepa.errors import InputError
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes, whole
-from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
+from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule
 from openjepa.training.recording import Recording
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig, progress
@@ -166,7 +166,7 @@ class Step:
             raise FloatingPointError(f"loss {row['loss']}, gradient norm {row['grad_norm']}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm)
-        self.optimizer.step()
+        self._optimise()
         self.optimizer.zero_grad(set_to_none=True)
         self.processes.add_up(self.objective.gathered)
         self.objective.after_step(along)
@@ -182,6 +182,16 @@ class Step:
             raise ValueError(f"masks of {len(each)} micro-batches were given, and a step has {pieces}")
         numbers = work(x, each) if self.recording is None else self.recording(work, x, each)
         return dict(zip(self._names, numbers.tolist(), strict=True))  # the one wait for a GPU in a step
+
+    def _optimise(self) -> None:
+        """The optimiser's step, of some parameters in each replica's thread."""
+        if self.training.replicas > 1:
+            sizes = [parameter.numel() for parameter in self.parameters]
+            self.replicas.divide(
+                sizes, lambda own: part_of(self.optimizer, {self.parameters[place] for place in own}).step()
+            )
+        else:
+            self.optimizer.step()
 
     def _gradients(self, x: Tensor, masks: list[Masks]) -> Tensor:
         """The work of :meth:`backward`; its numbers in the order of their names."""
