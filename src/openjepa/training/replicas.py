@@ -1,7 +1,7 @@
 """Several threads that share a step: each calls a twin of the objective on its part of the batch.
 
-A CPU's threads that share every small matrix product wait for each other a thousand times a step. These meet once or
-twice, so they can sleep meanwhile, and a busy neighbour costs them no more than its share of the cores.
+A CPU's threads that share every small matrix product wait for each other a thousand times a step. These meet a few
+times, so they can sleep meanwhile, and a busy neighbour costs them no more than its share of the cores.
 """
 
 import copy
@@ -81,7 +81,7 @@ class Replicas:
     @torch.no_grad()
     def gather(self) -> None:
         """Bring the gradients and the sums of all replicas into the first, and empty the others'."""
-        first, *others = ([*replica.parameters()] for replica in self._all)
+        first, *others = ([p for p in replica.parameters() if p.requires_grad] for replica in self._all)
 
         def add(own: list[int]) -> None:
             for place in own:
