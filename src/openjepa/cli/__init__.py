@@ -31,6 +31,7 @@ Every verb explains itself with --help.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Of Linux' madvise.
 _MADV_HUGEPAGE = 14
+_MOST_ROOM = 2**34
 # What a disk or its owner says, and no program can mend.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Verb, and the file that holds the function of its name.
@@ -119,8 +120,11 @@ def _huge_pages(allocator: ctypes.CDLL) -> None:
     Other threads keep heaps of their own, in small pages: one heap for all had two replicas wait for each other.
     glibc 2.35 does it for all under ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which it reads before Python starts.
     """
+    with open("/proc/sys/vm/overcommit_memory") as setting:
+        if setting.read().strip() == "2":  # where room counts as used as soon as it is asked for
+            return
     page = os.sysconf("SC_PAGE_SIZE")
-    room = page * (os.sysconf("SC_PHYS_PAGES") // 2)
+    room = min(_MOST_ROOM, page * (os.sysconf("SC_PHYS_PAGES") // 2))
     allocator.malloc.restype = ctypes.c_void_p
     allocator.malloc.argtypes = [ctypes.c_size_t]
     allocator.free.argtypes = [ctypes.c_void_p]
