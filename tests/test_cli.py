@@ -379,6 +379,22 @@ print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.s
     assert suited - plain > 3 * 2**15  # KiB: half of the three blocks, for the kernel may be short of huge pages
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+@pytest.mark.parametrize("trouble", ["a limit on memory", "blocks that are written over"])
+def test_no_room_for_huge_pages_is_asked_for_where_it_is_not_free(trouble):
+    code = """
+import resource, sys
+from openjepa.cli import suit_the_process
+if sys.argv[1] == "a limit on memory":
+    resource.setrlimit(resource.RLIMIT_AS, (2**45, 2**45))
+suit_the_process()
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize")))
+"""
+    environment = os.environ | ({"MALLOC_PERTURB_": "85"} if trouble.startswith("blocks") else {})
+    told = subprocess.run([sys.executable, "-c", code, trouble], env=environment, check=True, capture_output=True)
+    assert int(told.stdout) < 2**20  # KiB
+
+
 def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path, capsys):
     saved, other = run / "experiment.json", tmp_path / "mae"
     assert call("pretrain", images, "--experiment", saved, "--objective", "mae", "--steps", "2", "--out", other) == 0

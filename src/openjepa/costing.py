@@ -32,6 +32,8 @@ _SPARE, _MOST_WORKERS = 1.25, 16
 # Batches to try steps on, and steps before a way is timed: a GPU's are recorded from the fourth on (recording.py).
 _MOST_HELD = 8
 _FIRST = {"cpu": 3, "cuda": 5}
+# Seconds of these first steps from which other ways to compute are not tried.
+_SLOW = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def measure(
         with cpu_threads(given.threads_each):
             for _ in range(_FIRST[processes.device.type]):
                 trial.send(given)
-        slow = time.perf_counter() - begin > 2 * look
+        slow = time.perf_counter() - begin > min(2 * look, _SLOW)
         memory = _memory(processes.device)
         ways = [given] if slow else _ways(given, processes)
         rounds = 2 if len(ways) > 1 else 1

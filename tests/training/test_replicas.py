@@ -1,6 +1,7 @@
 """Threads that share a step: the same step as one thread's, the same bits every time, and no hanging when one fails."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -79,31 +80,54 @@ def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
     assert [sum([900, 10, 300, 20, 500, 30][place] for place in own) for own in shares] == [900, 500, 360]
     assert replicas.shares([7]) == [[0], [], []]
 
-    threads = set()
-    replicas.divide([1, 1, 1], lambda own: threads.add((threading.get_ident(), torch.is_grad_enabled(), *own)))
-    assert len(threads) == 3
-    assert {(gradients, own) for _, gradients, own in threads} == {(False, 0), (False, 1), (False, 2)}
+    meeting, met = threading.Barrier(3, timeout=60), set()
 
-    def stepped(parts):
-        layers = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+    def meet(own):
+        meeting.wait()
+        met.add((threading.get_ident(), torch.is_grad_enabled(), *own))
+
+    replicas.divide([1, 1, 1], meet)
+    assert len({thread for thread, *_ in met}) == 3
+    assert {(gradients, own) for _, gradients, own in met} == {(False, 0), (False, 1), (False, 2)}
+
+    def stepped(divide):
+        layers = torch.nn.Sequential(torch.nn.Linear(50, 70), torch.nn.Linear(70, 30))
+        parameters = [*layers.parameters()]
         optimizer = build_optimizer(layers, OptimizerConfig())
         for number in range(6):
             if number == 3:  # as when a run goes on from a checkpoint
                 optimizer.load_state_dict(optimizer.state_dict())
             set_schedule(optimizer, ScheduleConfig(), number, 6)
-            for place, parameter in enumerate(layers.parameters()):
+            for place, parameter in enumerate(parameters):
                 draws = torch.Generator().manual_seed(10 * number + place)
                 parameter.data = torch.randn(parameter.shape, generator=draws) if number == 0 else parameter.data
                 parameter.grad = torch.randn(parameter.shape, generator=draws)
-            for own in parts or []:
-                part_of(optimizer, {[*layers.parameters()][place] for place in own}).step()
-            if not parts:
-                optimizer.step()
-        return [*layers.parameters(), *(m for state in optimizer.state.values() for m in state.values())]
+            divide(
+                [parameter.numel() for parameter in parameters],
+                lambda own: part_of(optimizer, {parameters[place] for place in own}).step(),
+            )
+        return [
+            tensor
+            for parameter in parameters
+            for _, tensor in [("", parameter), *sorted(optimizer.state[parameter].items())]
+        ]
 
-    whole, divided = stepped(None), stepped([[0, 3], [1], [2]])
-    assert all(torch.equal(a, b) for a, b in zip(whole[:4], divided[:4], strict=True))
-    assert sorted(float(x.sum()) for x in whole[4:]) == sorted(float(x.sum()) for x in divided[4:])
+    def at_once(sizes, step):
+        step(list(range(len(sizes))))
+
+    for whole, divided in zip(stepped(at_once), stepped(replicas.divide), strict=True):
+        assert torch.equal(whole, divided)
+
+
+def test_an_objective_outlives_its_replicas_and_does_not_keep_them():
+    objective = ijepa()
+    replicas = Replicas(objective, 2)
+    gone = weakref.ref(replicas)
+    del replicas
+    assert gone() is None
+    done = []
+    objective.divide([3, 1], done.append)
+    assert done == [[0, 1]]
 
 
 def test_an_error_in_one_replica_is_raised_and_the_others_do_not_wait_for_ever():

@@ -32,6 +32,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 # Of Linux' madvise.
 _MADV_HUGEPAGE = 14
 _MOST_ROOM = 2**34
+_HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 # What a disk or its owner says, and no program can mend.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 # Verb, and the file that holds the function of its name.
@@ -106,7 +107,7 @@ def suit_the_process() -> None:
     # the same blocks over and over, spends up to a sixth of its time on new pages (benchmarks/README.md). It may keep
     # them. Pages of 2 MiB spare the processor walks through the page table: 2 to 4% of a step on a calm machine, and a
     # fifth where neighbours crowd its caches (LOG.md).
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or another kind of loader
+    with contextlib.suppress(OSError, AttributeError, TypeError, ImportError):  # another C library or system
         allocator = ctypes.CDLL(None)
         allocator.gnu_get_libc_version  # noqa: B018
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
@@ -120,9 +121,8 @@ def _huge_pages(allocator: ctypes.CDLL) -> None:
     Other threads keep heaps of their own, in small pages: one heap for all had two replicas wait for each other.
     glibc 2.35 does it for all under ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``, which it reads before Python starts.
     """
-    with open("/proc/sys/vm/overcommit_memory") as setting:
-        if setting.read().strip() == "2":  # where room counts as used as soon as it is asked for
-            return
+    if not _room_is_free():
+        return
     page = os.sysconf("SC_PAGE_SIZE")
     room = min(_MOST_ROOM, page * (os.sysconf("SC_PHYS_PAGES") // 2))
     allocator.malloc.restype = ctypes.c_void_p
@@ -130,11 +130,25 @@ def _huge_pages(allocator: ctypes.CDLL) -> None:
     allocator.free.argtypes = [ctypes.c_void_p]
     allocator.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     block = allocator.malloc(room)
-    if block is None:  # more than this process may ask for
+    if block is None:
         return
     first = -(-block // page) * page
     allocator.madvise(first, block + room - first, _MADV_HUGEPAGE)
     allocator.free(block)
+
+
+def _room_is_free() -> bool:
+    """Whether room in the heap costs nothing until it is used, and huge pages are small enough to be used up."""
+    import resource  # not everywhere
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):  # which the room would take from libraries
+        return False
+    # Which has malloc write over all that it gives.
+    if "MALLOC_PERTURB_" in os.environ or "perturb" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    with open("/proc/sys/vm/overcommit_memory") as overcommit, open(_HUGE_PAGE) as size:
+        return overcommit.read().strip() != "2" and int(size.read()) == 2**21  # 512 MiB on some
 
 
 def _run(verb: str, arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ def _alone(tensors: list[Tensor]) -> None:
     """With one process there is nothing to add."""
 
 
-def _undivided(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
+def undivided(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
     """With one thread there is nobody to share with."""
     with torch.no_grad():
         work(list(range(len(sizes))))
@@ -42,7 +42,7 @@ class Objective(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.add_up: Callable[[list[Tensor]], None] = _alone
-        self.divide: Callable[[Sequence[int], Callable[[list[int]], None]], None] = _undivided
+        self.divide: Callable[[Sequence[int], Callable[[list[int]], None]], None] = undivided
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:

@@ -7,6 +7,7 @@ times, so they can sleep meanwhile, and a busy neighbour costs them no more than
 import copy
 import heapq
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from openjepa.objectives.base import Objective
+from openjepa.objectives.base import Objective, undivided
 
 T = TypeVar("T")
 
@@ -33,7 +34,9 @@ class Replicas:
         if count > 1:
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
-            objective.divide = lambda sizes, work: self.divide(sizes, work)
+
+        divide = weakref.WeakMethod(self.divide)  # else objective and replicas would keep each other in memory
+        objective.divide = lambda sizes, work: (divide() or undivided)(sizes, work)
 
     def __call__(self, work: Callable[[Objective, int], T]) -> list[T]:
         """What ``work(replica, place)`` gives for each, all at the same time; the first error of any is raised."""
