@@ -128,6 +128,8 @@ def test_an_objective_outlives_its_replicas_and_does_not_keep_them():
     done = []
     objective.divide([3, 1], done.append)
     assert done == [[0, 1]]
+    objective, gone = None, weakref.ref(objective)
+    assert gone() is None
 
 
 def test_an_error_in_one_replica_is_raised_and_the_others_do_not_wait_for_ever():

@@ -24,12 +24,6 @@ def _alone(tensors: list[Tensor]) -> None:
     """With one process there is nothing to add."""
 
 
-def undivided(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
-    """With one thread there is nobody to share with."""
-    with torch.no_grad():
-        work(list(range(len(sizes))))
-
-
 class Objective(nn.Module, ABC):
     """What is seen, what is predicted, in which space: one module that holds every weight of a run.
 
@@ -42,7 +36,13 @@ class Objective(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.add_up: Callable[[list[Tensor]], None] = _alone
-        self.divide: Callable[[Sequence[int], Callable[[list[int]], None]], None] = undivided
+        self.divide: Callable[[Sequence[int], Callable[[list[int]], None]], None] = self.undivided
+
+    @staticmethod
+    @torch.no_grad()
+    def undivided(sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
+        """:attr:`divide` with one thread: there is nobody to share with."""
+        work(list(range(len(sizes))))
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from openjepa.objectives.base import Objective, undivided
+from openjepa.objectives.base import Objective
 
 T = TypeVar("T")
 
@@ -34,9 +34,8 @@ class Replicas:
         if count > 1:
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
-
         divide = weakref.WeakMethod(self.divide)  # else objective and replicas would keep each other in memory
-        objective.divide = lambda sizes, work: (divide() or undivided)(sizes, work)
+        objective.divide = lambda sizes, work: (divide() or Objective.undivided)(sizes, work)
 
     def __call__(self, work: Callable[[Objective, int], T]) -> list[T]:
         """What ``work(replica, place)`` gives for each, all at the same time; the first error of any is raised."""
