@@ -9,6 +9,7 @@ import torch
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
 from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking
+from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE
 from openjepa.training.distributed import Processes
@@ -106,16 +107,10 @@ def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
                 [parameter.numel() for parameter in parameters],
                 lambda own: part_of(optimizer, {parameters[place] for place in own}).step(),
             )
-        return [
-            tensor
-            for parameter in parameters
-            for _, tensor in [("", parameter), *sorted(optimizer.state[parameter].items())]
-        ]
+        moments = [state[name] for state in map(optimizer.state.get, parameters) for name in sorted(state)]
+        return parameters + moments
 
-    def at_once(sizes, step):
-        step(list(range(len(sizes))))
-
-    for whole, divided in zip(stepped(at_once), stepped(replicas.divide), strict=True):
+    for whole, divided in zip(stepped(Objective.undivided), stepped(replicas.divide), strict=True):
         assert torch.equal(whole, divided)
 
 

@@ -62,11 +62,13 @@ class Replicas:
 
     def shares(self, sizes: Sequence[int]) -> list[list[int]]:
         """The places of ``sizes`` in as many lists as there are replicas, of nearly the same sum each."""
-        heap = [(0, place, list[int]()) for place in range(len(self._all))]
+        shares: list[list[int]] = [[] for _ in self._all]
+        heap = [(0, place) for place in range(len(shares))]
         for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-            total, place, own = heap[0]
-            heapq.heapreplace(heap, (total + sizes[index], place, [*own, index]))
-        return [sorted(own) for _, _, own in sorted(heap, key=lambda share: share[1])]
+            total, place = heap[0]
+            shares[place].append(index)
+            heapq.heapreplace(heap, (total + sizes[index], place))
+        return shares
 
     def divide(self, sizes: Sequence[int], work: Callable[[list[int]], None]) -> None:
         """``work`` on each of the :meth:`shares`, all at the same time and without gradients: what memory bounds and
