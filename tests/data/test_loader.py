@@ -123,6 +123,27 @@ def test_small_images_are_decoded_once_where_there_is_room(folder, monkeypatch, 
     assert same(first[11], later[0])
 
 
+def test_kept_images_lie_together_and_no_further_than_there_is_room():
+    # An array of its own for each cost twenty times its pixels, in room that decoders could not use again.
+    images = np.random.default_rng(0).integers(0, 256, (40, 9, 7, 3), np.uint8)
+    kept = loader._Kept(30 * images[0].nbytes)
+    for number, image in enumerate(images):
+        kept.keep(number, image[:, ::-1])
+    assert all(np.array_equal(kept.get(number), images[number, :, ::-1]) for number in range(30))
+    assert all(kept.get(number) is None for number in range(30, 40))
+    assert len({id(kept.get(number).base) for number in range(30)}) == 1
+
+
+def test_kept_images_fill_block_after_block(monkeypatch):
+    monkeypatch.setattr(loader, "_BLOCK", 100)
+    kept = loader._Kept(10**6)
+    images = [np.full((size, 2, 1), size, np.uint8) for size in (30, 15, 10, 50, 51)]
+    for number, image in enumerate(images):
+        kept.keep(number, image)
+    assert all(np.array_equal(kept.get(number), images[number]) for number in range(4))
+    assert kept.get(4) is None  # larger than a block
+
+
 def test_micro_batches_have_masks_of_their_own():
     # The published sampler draws one size for the images of a device, and cuts them to their shortest.
     masking = MultiBlockMasking(TokenGrid((14, 14)), MultiBlockConfig(shape="reference"))

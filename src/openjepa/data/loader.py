@@ -1,5 +1,6 @@
 """Batches in an order that is a function of (seed, step): the same for any number of workers or processes."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,8 +26,8 @@ __all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "t
 # A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
 _REPLACEMENTS = 32
 # Up to this extent (pixels), images of 8 bits are cropped and resized by matrix products, many at a time, and kept in
-# memory once decoded: so many bytes of them in all processes that read.
-_SMALL, _ROOM = 64, 2**29
+# memory once decoded: so many bytes of them in all processes that read, in blocks of so many.
+_SMALL, _ROOM, _BLOCK = 64, 2**29, 2**22
 
 Masking = Callable[[Int64[np.ndarray, "B"], int], Masks]
 
@@ -89,6 +90,39 @@ class _Steps(Sampler[int]):
             step += 1
 
 
+class _Kept:
+    """Small decoded images by their numbers, in few large blocks, as long as there is room (bytes).
+
+    Anything that the C library allocates for each of them, were it an array's 48 bytes, would lie in the room that a
+    decoder had for a moment, so that the next one needs other room: gigabytes for images of 150 MB.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._blocks: list[UInt8[np.ndarray, "P"]] = []
+        self._used = _BLOCK
+        self._places: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+
+    def get(self, sample: int) -> UInt8[np.ndarray, "H W C"] | None:
+        """The image, if it is kept."""
+        if sample not in self._places:
+            return None
+        block, start, shape = self._places[sample]
+        return self._blocks[block][start : start + math.prod(shape)].reshape(shape)
+
+    def keep(self, sample: int, image: UInt8[np.ndarray, "H W C"]) -> None:
+        """Copy the image, if there is room."""
+        if image.nbytes > min(self.room, _BLOCK):
+            return
+        if self._used + image.nbytes > _BLOCK:
+            self._blocks.append(np.empty(_BLOCK, np.uint8))
+            self._used = 0
+        self._places[sample] = (len(self._blocks) - 1, self._used, image.shape)
+        self._blocks[-1][self._used : self._used + image.nbytes] = image.ravel()
+        self._used += image.nbytes
+        self.room -= image.nbytes
+
+
 @dataclass
 class _TrainingBatches(Dataset[Batch | InputError]):
     """The training batch of each step, by the step's number; read in the workers."""
@@ -102,12 +136,11 @@ class _TrainingBatches(Dataset[Batch | InputError]):
     rank: int
     world: int
     pieces: int
-    room: int
+    kept: "_Kept"
 
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] | None = None
         self._at_least = self.augmentation.at_least(self.preprocessing.size)
-        self._kept: dict[int, UInt8[np.ndarray, "H W C"]] = {}
 
     def __getitem__(self, step: int) -> Batch | InputError:
         epoch, place = divmod(step, len(self.source) // self.batch)
@@ -153,14 +186,13 @@ class _TrainingBatches(Dataset[Batch | InputError]):
 
     def _read(self, sample: int) -> Picture:
         """The image with its channels as they are wanted; a small one is decoded once, and kept as long as room is."""
-        if sample in self._kept:
-            return self._kept[sample]
+        if (before := self.kept.get(sample)) is not None:
+            return before
         image = with_channels(self.source.read(sample, at_least=self._at_least), self.preprocessing.channels)
         if isinstance(image, Image.Image) and image.mode in ("L", "RGB") and max(image.size) <= _SMALL:
             image = np.asarray(image).reshape(image.height, image.width, -1)
-        if isinstance(image, np.ndarray) and _is_small(image) and image.nbytes <= self.room:
-            self._kept[sample] = image = np.array(image)
-            self.room -= image.nbytes
+        if isinstance(image, np.ndarray) and _is_small(image):
+            self.kept.keep(sample, image)
         return image
 
     def _image(
@@ -253,8 +285,8 @@ def training_batches(
     if len(source) < batch:
         raise InputError(f"{source.name} has {len(source)} images, fewer than a batch of {batch}; take a smaller batch")
     source.prepare()
-    room = _ROOM // max(1, workers)
-    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world, pieces, room)
+    kept = _Kept(_ROOM // max(1, workers))
+    dataset = _TrainingBatches(source, preprocessing, augmentation, masking, batch, seed, rank, world, pieces, kept)
     return iterate(dataset, _Steps(start_step), workers, pin)
 
 
