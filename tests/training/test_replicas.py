@@ -74,6 +74,38 @@ def test_the_same_replicas_give_the_same_bits():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("make", [ijepa, mae])
+def test_weights_that_replicas_share_in_bfloat16_change_no_bit(make, monkeypatch):
+    shared, told = trained(make(), replicas=2, precision="bf16", steps=5)
+
+    class Uncopied(Replicas):
+        def __init__(self, objective, count, *, products):
+            assert products == torch.bfloat16
+            super().__init__(objective, count)
+
+    monkeypatch.setattr("openjepa.training.step.Replicas", Uncopied)
+    cast, expected = trained(make(), replicas=2, precision="bf16", steps=5)
+    assert told == expected
+    for name, value in cast.state_dict().items():
+        assert torch.equal(shared.state_dict()[name], value), name
+
+
+def test_micro_batches_of_replicas_add_up_in_float32():
+    objective = ijepa()
+    seen = set()
+    for accumulate in (1, 2):
+        step = Step(
+            objective,
+            schedule=ScheduleConfig(),
+            optimizer=OptimizerConfig(),
+            training=TrainingConfig(batch=16, replicas=2, accumulate=accumulate),
+            processes=ALONE,
+        )
+        dtypes = step.replicas(lambda replica, _: replica.context_encoder.embed.weight.dtype)
+        seen.add((accumulate, *dtypes))
+    assert seen == {(1, torch.bfloat16, torch.bfloat16), (2, torch.float32, torch.float32)}
+
+
 def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
     replicas = Replicas(ijepa(), 3)
     shares = replicas.shares([900, 10, 300, 20, 500, 30])

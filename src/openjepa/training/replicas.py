@@ -8,7 +8,7 @@ import copy
 import heapq
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -21,17 +21,33 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """``count`` objectives that share their weights' memory and have gradients and sums of their own.
+    """``count`` twins of an objective that share its weights' memory and have gradients and sums of their own.
 
-    The first is ``objective`` itself, in the thread that calls. Everything is added up in the replicas' order, so the
-    same number of them gives the same bits.
+    Everything is added up in the replicas' order, so the same number of them gives the same bits.
+
+    Args:
+        objective: whose weights they are; a single replica is the objective itself.
+        count: of replicas.
+        products: the precision that autocast has matrix products in. Several replicas share one copy of the weights of
+            linear layers in it, where autocast would cast them in each, and their gradients come in it.
     """
 
-    def __init__(self, objective: Objective, count: int) -> None:
+    def __init__(self, objective: Objective, count: int, *, products: torch.dtype | None = None) -> None:
+        self._objective = objective
         self._meeting = _Meeting(count)
-        self._all = [objective, *(_twin(objective) for _ in range(count - 1))]
         self._pool = ThreadPoolExecutor(count - 1, "replica") if count > 1 else None
+        self._all, self._masters, self._copies = [objective], [], []
         if count > 1:
+            if products is not None:
+                self._masters = [
+                    parameter
+                    for part in objective.modules()
+                    if isinstance(part, nn.Linear)
+                    for parameter in part.parameters(recurse=False)
+                ]
+            self._copies = [parameter.detach().to(products) for parameter in self._masters]
+            copies = dict(zip(map(id, self._masters), self._copies, strict=True))
+            self._all = [_twin(objective, copies) for _ in range(count)]
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
         divide = weakref.WeakMethod(self.divide)  # else objective and replicas would keep each other in memory
@@ -82,32 +98,48 @@ class Replicas:
 
         self(own)
 
+    def renew(self) -> None:
+        """Bring the shared copies up to date with the weights; to be called after every change of these."""
+        if self._copies:
+            self.divide(
+                [parameter.numel() for parameter in self._masters],
+                lambda own: torch._foreach_copy_(
+                    [self._copies[place] for place in own], [self._masters[place] for place in own]
+                ),
+            )
+
     @torch.no_grad()
     def gather(self) -> None:
-        """Bring the gradients and the sums of all replicas into the first, and empty the others'."""
-        first, *others = ([p for p in replica.parameters() if p.requires_grad] for replica in self._all)
+        """Bring the gradients and the sums of all replicas into the objective, and empty theirs."""
+        if self._pool is None:
+            return
+        wanted, *each = (
+            [parameter for parameter in objective.parameters() if parameter.requires_grad]
+            for objective in (self._objective, *self._all)
+        )
 
         def add(own: list[int]) -> None:
             for place in own:
-                mine = first[place]
-                for other in others:
-                    theirs, other[place].grad = other[place].grad, None
+                mine = wanted[place]
+                for replica in each:
+                    theirs, replica[place].grad = replica[place].grad, None
                     if theirs is not None:
-                        mine.grad = theirs if mine.grad is None else mine.grad.add_(theirs)
+                        mine.grad = theirs.to(mine.dtype) if mine.grad is None else mine.grad.add_(theirs)
 
-        if others:
-            self.divide([parameter.numel() for parameter in first], add)
-        for other in self._all[1:]:
-            for mine, theirs in zip(self._all[0].gathered, other.gathered, strict=True):
+        self.divide([parameter.numel() for parameter in wanted], add)
+        for replica in self._all:
+            for mine, theirs in zip(self._objective.gathered, replica.gathered, strict=True):
                 mine += theirs
                 theirs.zero_()
 
 
-def _twin(objective: Objective) -> Objective:
-    """A copy that shares the memory of every parameter and buffer, but for the sums that it gathers itself."""
+def _twin(objective: Objective, copies: Mapping[int, Tensor]) -> Objective:
+    """A copy that shares the memory of every buffer and parameter, or that of its copy, but for the sums that it
+    gathers itself; ``copies`` by the parameters' ids."""
     apart = {id(tensor) for tensor in objective.gathered}
     shared: dict[int, Tensor] = {
-        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in objective.parameters()
+        id(p): nn.Parameter(copies.get(id(p), p.detach()), requires_grad=p.requires_grad)
+        for p in objective.parameters()
     }
     shared |= {id(buffer): buffer for buffer in objective.buffers() if id(buffer) not in apart}
     return copy.deepcopy(objective, shared).train()

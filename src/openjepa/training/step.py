@@ -139,7 +139,9 @@ class Step:
             raise InputError(
                 f"training.replicas is for one process on a CPU; here are {processes.world} on {processes.device}"
             )
-        self.replicas = Replicas(objective, max(1, training.replicas))
+        # Micro-batches add their gradients up in the weights' own precision, which those of a copy have not.
+        copied = training.precision == "bf16" and training.accumulate == 1
+        self.replicas = Replicas(objective, max(1, training.replicas), products=torch.bfloat16 if copied else None)
         self.clip = optimizer.clip
         self.optimizer = build_optimizer(objective, optimizer)
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -201,6 +203,7 @@ class Step:
         def share(replica: Objective, place: int) -> dict[str, Tensor]:
             return self._share(replica, [piece[place] for piece in parts], len(x))
 
+        self.replicas.renew()
         shares = self.replicas(share)
         self.replicas.gather()
         mean = torch.stack([torch.stack(list(totals.values())).double() for totals in shares]).sum(0)
