@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from torch.nn import Linear
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
@@ -101,9 +102,9 @@ def test_micro_batches_of_replicas_add_up_in_float32():
             training=TrainingConfig(batch=16, replicas=2, accumulate=accumulate),
             processes=ALONE,
         )
-        dtypes = step.replicas(lambda replica, _: replica.context_encoder.embed.weight.dtype)
-        seen.add((accumulate, *dtypes))
-    assert seen == {(1, torch.bfloat16, torch.bfloat16), (2, torch.float32, torch.float32)}
+        for linear in step.replicas(lambda replica, _: [part for part in replica.modules() if type(part) is Linear]):
+            seen |= {(accumulate, parameter.dtype) for part in linear for parameter in part.parameters()}
+    assert seen == {(1, torch.bfloat16), (2, torch.float32)}
 
 
 def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
@@ -179,11 +180,49 @@ def test_an_error_in_one_replica_is_raised_and_the_others_do_not_wait_for_ever()
         assert replicas(meeting) == [(6.0, True), (6.0, False), (6.0, False)]
 
 
+def test_a_step_after_an_error_in_one_replica_is_as_if_there_had_been_none():
+    objective = ijepa()
+    replicas = Replicas(objective, 2)
+
+    def work(bad):
+        def own(replica, place):
+            x = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(place))
+            replica.standardise(replica._features(x))
+            sum(parameter.sum() for parameter in replica.parameters() if parameter.requires_grad).backward()
+            if place == bad:
+                raise ZeroDivisionError
+
+        return own
+
+    for bad in (0, 1):
+        with pytest.raises(ZeroDivisionError):
+            replicas(work(bad))
+    objective.predictor.mask_token.requires_grad_(False)
+    replicas(work(None))
+    replicas.gather()
+    gradients = {name: parameter.grad for name, parameter in objective.named_parameters()}
+    assert gradients.pop("predictor.mask_token") is None  # frozen meanwhile, as the target encoder always is
+    assert all((gradient is None) == name.startswith("target") for name, gradient in gradients.items())
+    assert all(
+        torch.equal(gradient, torch.full_like(gradient, 2)) for gradient in gradients.values() if gradient is not None
+    )
+    assert (objective.standardise.sums[0] == 16).all()
+
+
 def test_replicas_are_refused_where_they_cannot_be():
     with pytest.raises(ValueError, match="16 images cannot be shared evenly by 3 replicas"):
         TrainingConfig(batch=16, replicas=3)
     with pytest.raises(ValueError, match="compile"):
         TrainingConfig(batch=16, replicas=2, compile=True)
+    with pytest.raises(ValueError, match="2 replicas cannot be called through a Sequential"):
+        Step(
+            objective := ijepa(),
+            schedule=ScheduleConfig(),
+            optimizer=OptimizerConfig(),
+            training=TrainingConfig(batch=16, replicas=2),
+            processes=ALONE,
+            call=torch.nn.Sequential(objective),
+        )
     with pytest.raises(InputError, match="one process on a CPU"):
         Step(
             ijepa(),

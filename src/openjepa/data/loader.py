@@ -100,7 +100,7 @@ class _Kept:
     def __init__(self, room: int) -> None:
         self.room = room
         self._blocks: list[UInt8[np.ndarray, "P"]] = []
-        self._used = _BLOCK
+        self._used = _BLOCK + 1
         self._places: dict[int, tuple[int, int, tuple[int, ...]]] = {}
 
     def get(self, sample: int) -> UInt8[np.ndarray, "H W C"] | None:
@@ -136,7 +136,7 @@ class _TrainingBatches(Dataset[Batch | InputError]):
     rank: int
     world: int
     pieces: int
-    kept: "_Kept"
+    kept: _Kept
 
     def __post_init__(self) -> None:
         self._order: tuple[int, np.ndarray] | None = None

@@ -27,6 +27,11 @@ def _alone(tensors: list[Tensor]) -> None:
 class Objective(nn.Module, ABC):
     """What is seen, what is predicted, in which space: one module that holds every weight of a run.
 
+    A trainer whose threads share a step (``TrainingConfig.replicas``) calls :meth:`forward` and :meth:`survey` of
+    twins, and :meth:`after_step` of the objective: what the one leaves for the other is in :attr:`gathered`, or in
+    buffers that are changed in place. In bfloat16 the weights of a twin's linear layers are copies, for autocast's
+    products alone.
+
     Attributes:
         add_up: adds a tensor up over all processes, in place; the trainer sets it where there are several.
         divide: calls a function with the places of things of these sizes, and without gradients: all places at once,

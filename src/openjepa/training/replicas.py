@@ -28,8 +28,9 @@ class Replicas:
     Args:
         objective: whose weights they are; a single replica is the objective itself.
         count: of replicas.
-        products: the precision that autocast has matrix products in. Several replicas share one copy of the weights of
-            linear layers in it, where autocast would cast them in each, and their gradients come in it.
+        products: the precision that autocast has matrix products in. Several replicas share one copy of the float32
+            weights of linear layers in it, where autocast would cast them in each, and their gradients come in it. That
+            changes no bit where these weights are used for autocast's products alone, once each.
     """
 
     def __init__(self, objective: Objective, count: int, *, products: torch.dtype | None = None) -> None:
@@ -44,12 +45,14 @@ class Replicas:
                     for part in objective.modules()
                     if isinstance(part, nn.Linear)
                     for parameter in part.parameters(recurse=False)
+                    if parameter.dtype == torch.float32
                 ]
             self._copies = [parameter.detach().to(products) for parameter in self._masters]
             copies = dict(zip(map(id, self._masters), self._copies, strict=True))
             self._all = [_twin(objective, copies) for _ in range(count)]
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
+        self._parameters = [list(objective.parameters()), *(list(replica.parameters()) for replica in self._all)]
         divide = weakref.WeakMethod(self.divide)  # else objective and replicas would keep each other in memory
         objective.divide = lambda sizes, work: (divide() or Objective.undivided)(sizes, work)
 
@@ -73,6 +76,7 @@ class Replicas:
             other.result()
         if errors:  # the others may have waited in vain for the first who failed
             self._meeting.again()
+            self._empty()
             raise errors[0]
         return [found[place] for place in range(len(self._all))]
 
@@ -113,17 +117,14 @@ class Replicas:
         """Bring the gradients and the sums of all replicas into the objective, and empty theirs."""
         if self._pool is None:
             return
-        wanted, *each = (
-            [parameter for parameter in objective.parameters() if parameter.requires_grad]
-            for objective in (self._objective, *self._all)
-        )
+        wanted, *each = self._parameters
 
         def add(own: list[int]) -> None:
             for place in own:
                 mine = wanted[place]
                 for replica in each:
                     theirs, replica[place].grad = replica[place].grad, None
-                    if theirs is not None:
+                    if theirs is not None and mine.requires_grad:
                         mine.grad = theirs.to(mine.dtype) if mine.grad is None else mine.grad.add_(theirs)
 
         self.divide([parameter.numel() for parameter in wanted], add)
@@ -131,6 +132,13 @@ class Replicas:
             for mine, theirs in zip(self._objective.gathered, replica.gathered, strict=True):
                 mine += theirs
                 theirs.zero_()
+
+    def _empty(self) -> None:
+        """Leave no gradient and no sum in a twin, for a step that nobody goes on with."""
+        for replica in self._all:
+            replica.zero_grad(set_to_none=True)
+            for sums in replica.gathered:
+                sums.zero_()
 
 
 def _twin(objective: Objective, copies: Mapping[int, Tensor]) -> Objective:

@@ -116,10 +116,12 @@ class Step:
 
     Args:
         objective: holds every weight.
-        call: the module to call in its place (DDP's wrapper, or the objective itself).
+        call: the module to call in its place (DDP's wrapper, or the objective itself); not with replicas, which are
+            called in its place themselves.
 
     Raises:
         InputError: replicas beside several processes, which do the same.
+        ValueError: replicas, and another module to call.
     """
 
     def __init__(
@@ -133,12 +135,14 @@ class Step:
         call: nn.Module | None = None,
     ) -> None:
         self.objective, self.schedule, self.training, self.processes = objective, schedule, training, processes
-        self.call = call or objective
+        self.call = objective if call is None else call
         objective.add_up = processes.add_up
         if training.replicas > 1 and not processes.one_cpu:
             raise InputError(
                 f"training.replicas is for one process on a CPU; here are {processes.world} on {processes.device}"
             )
+        if training.replicas > 1 and self.call is not objective:
+            raise ValueError(f"{training.replicas} replicas cannot be called through a {type(call).__name__}")
         # Micro-batches add their gradients up in the weights' own precision, which those of a copy have not.
         copied = training.precision == "bf16" and training.accumulate == 1
         self.replicas = Replicas(objective, max(1, training.replicas), products=torch.bfloat16 if copied else None)
@@ -214,7 +218,7 @@ class Step:
 
     def _share(self, replica: Objective, parts: list[tuple[Tensor, Masks]], images: int) -> dict[str, Tensor]:
         """A replica's part of :meth:`backward`, of a step of so many images."""
-        call = self.call if replica is self.objective else replica
+        call = replica if self.training.replicas > 1 else self.call
         totals: dict[str, Tensor] = {}
         if len(parts) > 1:
             with self._autocast(parts[0][0]):
