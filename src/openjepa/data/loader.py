@@ -100,7 +100,7 @@ class _Kept:
     def __init__(self, room: int) -> None:
         self.room = room
         self._blocks: list[UInt8[np.ndarray, "P"]] = []
-        self._used = _BLOCK + 1
+        self._used = _BLOCK + 1  # so that the first image opens a block
         self._places: dict[int, tuple[int, int, tuple[int, ...]]] = {}
 
     def get(self, sample: int) -> UInt8[np.ndarray, "H W C"] | None:

@@ -37,19 +37,18 @@ class Replicas:
         self._objective = objective
         self._meeting = _Meeting(count)
         self._pool = ThreadPoolExecutor(count - 1, "replica") if count > 1 else None
-        self._all, self._masters, self._copies = [objective], [], []
+        self._all: list[Objective] = [objective]
+        self._copies: dict[nn.Parameter, Tensor] = {}
         if count > 1:
             if products is not None:
-                self._masters = [
-                    parameter
+                self._copies = {
+                    parameter: parameter.detach().to(products)
                     for part in objective.modules()
                     if isinstance(part, nn.Linear)
                     for parameter in part.parameters(recurse=False)
                     if parameter.dtype == torch.float32
-                ]
-            self._copies = [parameter.detach().to(products) for parameter in self._masters]
-            copies = dict(zip(map(id, self._masters), self._copies, strict=True))
-            self._all = [_twin(objective, copies) for _ in range(count)]
+                }
+            self._all = [_twin(objective, self._copies) for _ in range(count)]
             for place, replica in enumerate(self._all):
                 replica.add_up = self._meeting.seat(place)
         self._parameters = [list(objective.parameters()), *(list(replica.parameters()) for replica in self._all)]
@@ -104,12 +103,11 @@ class Replicas:
 
     def renew(self) -> None:
         """Bring the shared copies up to date with the weights; to be called after every change of these."""
-        if self._copies:
+        weights, copies = [*self._copies], [*self._copies.values()]
+        if copies:
             self.divide(
-                [parameter.numel() for parameter in self._masters],
-                lambda own: torch._foreach_copy_(
-                    [self._copies[place] for place in own], [self._masters[place] for place in own]
-                ),
+                [weight.numel() for weight in weights],
+                lambda own: torch._foreach_copy_([copies[place] for place in own], [weights[place] for place in own]),
             )
 
     @torch.no_grad()
@@ -141,13 +139,12 @@ class Replicas:
                 sums.zero_()
 
 
-def _twin(objective: Objective, copies: Mapping[int, Tensor]) -> Objective:
-    """A copy that shares the memory of every buffer and parameter, or that of its copy, but for the sums that it
-    gathers itself; ``copies`` by the parameters' ids."""
+def _twin(objective: Objective, copies: Mapping[nn.Parameter, Tensor]) -> Objective:
+    """A copy that shares the memory of every buffer and parameter (of its copy, where it has one), but for the sums
+    that it gathers itself."""
     apart = {id(tensor) for tensor in objective.gathered}
     shared: dict[int, Tensor] = {
-        id(p): nn.Parameter(copies.get(id(p), p.detach()), requires_grad=p.requires_grad)
-        for p in objective.parameters()
+        id(p): nn.Parameter(copies.get(p, p.detach()), requires_grad=p.requires_grad) for p in objective.parameters()
     }
     shared |= {id(buffer): buffer for buffer in objective.buffers() if id(buffer) not in apart}
     return copy.deepcopy(objective, shared).train()
