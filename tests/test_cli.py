@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,6 @@ from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.diagnosis import choose
 from openjepa.experiment import Experiment
-from openjepa.files import locked
 from openjepa.running import LOCK
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
@@ -864,9 +865,103 @@ def test_a_labelled_run_keeps_to_its_own_images(run, tmp_path, capsys):
     assert (run / "evaluation.json").read_text() == before
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(run, capsys):
-    with locked(run / LOCK):
+@contextmanager
+def another_process_holds(folder: Path) -> Iterator[None]:
+    program = f"""if True:
+        from pathlib import Path
+        from openjepa.files import locked
+        with locked(Path({str(folder / LOCK)!r})) as free:
+            print(free, flush=True)
+            input()
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "True\n"
+            yield
+        finally:
+            other.communicate("\n")
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(run, images, tmp_path, capsys):
+    with another_process_holds(run):
         assert "is being trained by another process" in refused(capsys, "resume", run)
+    planned = tmp_path / "run"
+    planned.mkdir()
+    (planned / "experiment.json").write_text("of the process that is looking at its images now")
+    with another_process_holds(planned):
+        assert "is being trained by another process" in refused(
+            capsys, "pretrain", images, "--out", planned, "--steps", "1"
+        )
+    assert {path.name for path in planned.iterdir()} == {"experiment.json", LOCK}
+    assert (planned / "experiment.json").read_text() == "of the process that is looking at its images now"
+
+
+def test_what_comes_to_nothing_leaves_no_folder(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "is empty" in refused(capsys, "pretrain", tmp_path / "empty", "--out", tmp_path / "run", "--steps", "1")
+    assert not (tmp_path / "run").exists()
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """What a full disk does to whoever writes a large file, and to nobody else."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("verb", ["resume", "pretrain"])
+def test_a_run_that_a_full_disk_stopped_before_its_first_step_goes_on(images, tmp_path, capsys, verb):
+    run = tmp_path / "run"
+    asked = ("pretrain", images, "--out", run, "--steps", "2", *SMALL)
+    with no_file_above(40_000):
+        said = refused(capsys, *asked)
+    assert re.search(r"cannot write the checkpoint .*run/checkpoints/step-0: File too large\. Free some space", said)
+    assert not any((run / "checkpoints").iterdir())
+    capsys.readouterr()
+    assert call(*(asked if verb == "pretrain" else ("resume", run))) == 0
+    assert checkpoints.steps(run / "checkpoints")[-1] == 2
+
+
+def test_what_was_saved_stays_when_the_disk_is_full(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    encoder = (copy / "encoder" / "model.safetensors").read_bytes()
+    longer = json.loads((copy / "experiment.json").read_text())
+    longer["training"]["steps"] = 14
+    (copy / "experiment.json").write_text(json.dumps(longer))
+    with no_file_above(40_000):
+        assert "cannot write the checkpoint" in refused(capsys, "resume", copy)
+    assert checkpoints.steps(copy / "checkpoints") == checkpoints.steps(run / "checkpoints")
+    assert (copy / "encoder" / "model.safetensors").read_bytes() == encoder
+    assert call("resume", copy) == 0
+    assert checkpoints.steps(copy / "checkpoints")[-1] == 14
+
+
+def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    images = stripes(tmp_path / "a[bold]b :smile:", classes=2)
+    (images / "kind0").rename(images / "[red]")
+    assert call("pretrain", images, "--dry-run", "--steps", "2", *SMALL) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a[bold]b :smile:" in printed
+    assert "[bold]images" not in printed
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "openjepa", *arguments]
+    ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writes)
+    assert ended.stderr == ""
+    assert ended.returncode in (1, 141)  # rich has a code of its own
 
 
 def test_what_a_disk_refuses_is_a_sentence(run, monkeypatch, capsys):

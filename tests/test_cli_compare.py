@@ -30,12 +30,24 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, capfd):
+def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "side-by-side"
-    asked = ("compare", images, "--out", out, "--objectives", "mae,denoising", "--scene-count", "200", "200")
+    asked = (
+        "compare",
+        "images",
+        "--out",
+        "side-by-side/",
+        "--objectives",
+        "mae,denoising",
+        "--scene-count",
+        "200",
+        "200",
+    )
     asked += ("--steps", "3")
     assert call(*asked) == 0
     content = json.loads((out / "compare.json").read_text())
+    assert shlex.split(content["command"])[:5] == ["openjepa", "compare", str(images), "--out", str(out)]
     assert [run["folder"] for run in content["runs"]] == ["mae-seed0", "denoising-seed0"]
     for run in content["runs"]:
         assert run["steps"] == 3

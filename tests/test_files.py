@@ -22,6 +22,8 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
 
     with locked(tmp_path / "lock") as free:
         assert free
+        with locked(tmp_path / "lock") as again:
+            assert again, "for the process that holds it"
         assert other() == "False"
     assert other() == "True"
 

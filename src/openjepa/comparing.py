@@ -19,7 +19,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.files import write_whole
 from openjepa.planning import Plan, Wishes, plan
-from openjepa.running import make_run, read_experiment
+from openjepa.running import LOCK, make_run, read_experiment
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
@@ -66,6 +66,18 @@ class Request:
         return [(objective, seed) for seed in range(self.seeds) for objective in self.objectives]
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds something else than a comparison.
+
+    Raises:
+        InputError: it does, or it is a file.
+    """
+    if not folder.exists() or (folder / FILE).is_file():
+        return
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}:
+        raise InputError(f"{folder} exists and is no comparison: choose another --out")
+
+
 def begin(
     folder: Path, request: Request, wishes: Wishes, splits: Splits, opened: str | None, processes: Processes
 ) -> dict[str, Any]:
@@ -88,8 +100,7 @@ def begin(
                 f"that began it ({found['command']}), or choose another --out"
             )
         return found
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is no comparison: choose another --out")
+    check_free(folder)
     plans: dict[Method, Plan] = {}
     wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
     for objective in request.objectives:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from openjepa.errors import InputError
 
+# What is locked by which process: a forked one has its parent's list, and holds nothing of it.
+_HELD: set[tuple[int, Path]] = set()
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -61,12 +64,16 @@ def check_room(wanted: int, folder: Path, *, what: str, instead: str = "") -> No
 def locked(path: Path) -> Iterator[bool]:
     """Whether this process alone holds the file ``path`` while it is inside, as far as the system can tell.
 
-    The lock ends with the process, whatever ends it. Where there are no locks (Windows, some network drives) everybody
-    holds it.
+    A process that holds it already may enter again. The lock ends with the process, whatever ends it. Where there are
+    no locks (Windows, some network drives) everybody holds it.
     """
     try:
         import fcntl
     except ImportError:
+        yield True
+        return
+    own = (os.getpid(), path.resolve())
+    if own in _HELD:
         yield True
         return
     with path.open("w") as file:
@@ -77,4 +84,10 @@ def locked(path: Path) -> Iterator[bool]:
             free = False
         except OSError:  # a drive without locks
             pass
-        yield free
+        if free:
+            _HELD.add(own)
+        try:
+            yield free
+        finally:
+            if free:
+                _HELD.remove(own)

@@ -15,7 +15,7 @@ def columns() -> "tuple[ProgressColumn, ...]":
     """What every bar shows: what is done, a bar, how many of how many, the time so far and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    words, bar = TextColumn("{task.description}"), BarColumn(bar_width=24)
+    words, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)
     return words, bar, MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
 
 

@@ -6,8 +6,8 @@ import json
 import shlex
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ LOCK = ".lock"
 # Which step's encoder stands in encoder/, and why; for the card and the report.
 EXPORTED = "exported.json"
 # What a run holds that was stopped before its first step, or in its first save.
-_ASKED = {"experiment.json", "plan.json", "checkpoints", LOCK}
+_ASKED = {"experiment.json", "plan.json", "checkpoints", "metrics.jsonl", LOCK}
 _SUMMARIES = {
     "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
     "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
@@ -51,7 +51,8 @@ _SUMMARIES = {
 
 def has_begun(run: Path) -> bool:
     """Whether a run has taken a step, or could have: it has a checkpoint, or logged something."""
-    return bool(checkpoints.steps(run / "checkpoints")) or (run / "metrics.jsonl").exists()
+    log = run / "metrics.jsonl"
+    return bool(checkpoints.steps(run / "checkpoints")) or (log.is_file() and log.stat().st_size > 0)
 
 
 def check_free(run: Path) -> None:
@@ -77,18 +78,53 @@ def check_free(run: Path) -> None:
         ) from error
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from beginning, training or comparing in a folder while this one is inside.
+
+    The folder is made if it is not there, and goes again if nothing was put into it.
+
+    Raises:
+        InputError: another process holds it, or it cannot be made.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+    with locked(folder / LOCK) as free:
+        if not free:
+            raise InputError(f"{folder} is being trained by another process: wait for it, or end it")
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Hold a folder for a new run, from before it is planned.
+
+    Raises:
+        InputError: a new run cannot have it.
+    """
+    check_free(run)
+    with held(run):
+        check_free(run)  # which another process may have filled between the two
+        yield
+
+
 def make_run(run: Path, planned: Plan) -> None:
     """Make the folder with ``experiment.json`` and ``plan.json``, which make it a run.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: a new run cannot have it.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{run} cannot be made: {error.strerror}") from error
-    (run / "plan.json").write_text(json.dumps(planned.facts, indent=1) + "\n")
-    (run / "experiment.json").write_text(planned.experiment.to_json())
+    with claimed(run):
+        write_whole(run / "plan.json", json.dumps(planned.facts, indent=1) + "\n")
+        write_whole(run / "experiment.json", planned.experiment.to_json())
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -255,9 +291,7 @@ class Run:
         Raises:
             InputError: another process trains it.
         """
-        with locked(self.folder / LOCK) if self.processes.first else nullcontext(True) as free:
-            if not free:
-                raise InputError(f"{self.folder} is being trained by another process: wait for it, or end it")
+        with held(self.folder) if self.processes.first else nullcontext():
             return self._train(until, show)
 
     def _train(self, until: int | None, show: bool) -> str | None:

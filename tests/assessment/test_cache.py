@@ -65,7 +65,7 @@ def passes(monkeypatch) -> list[int]:
 def taken(pretrained: Pretrained, cache: FeatureCache | None, images=None, views=(LAST,), indices=None):
     panel, images = panel_of(pretrained), images or source(40)
     part = Chosen(source=images, indices=np.arange(len(images)) if indices is None else indices, name="train")
-    return extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view in views], cache)
+    return extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view in views], cache).parts
 
 
 def test_a_second_look_computes_nothing_and_gives_the_same(cache, passes):
@@ -154,15 +154,15 @@ def test_the_longest_unused_go_first_and_strangers_stay(tmp_path, notes):
     asked = np.arange(100)
     keys = [key_of(number) for number in range(4)]
     for age, key in enumerate(keys[:3]):
-        cache.write(key, Entry(values=values, samples=asked), asked, {})
+        cache.write(key, Entry(values=values, samples=asked, left_out={}), {})
         for path in folder.glob(f"{key}*"):
             os.utime(path, (1000 + age, 1000 + age))
     assert cache.read(keys[0], asked) is not None  # and is now the newest
-    cache.write(keys[3], Entry(values=values, samples=asked), asked, {})
+    cache.write(keys[3], Entry(values=values, samples=asked, left_out={}), {})
     assert [cache.read(key, asked) is not None for key in keys] == [True, False, True, True]
     assert (folder / "package.json").exists()
     big = FeatureCache(folder=folder, limit=1000, note=notes)
-    big.write(key_of("big"), Entry(values=values, samples=asked), asked, {})
+    big.write(key_of("big"), Entry(values=values, samples=asked, left_out={}), {})
     assert "exceed the cache's 1,000" in notes[-1]
 
 

@@ -276,8 +276,20 @@ def test_one_file_of_features_is_split(tmp_path, splits):
         ("train.npy", np.zeros((90, 4, 4), np.float32), r"got float32 of shape \(90, 4, 4\)"),
         ("train.npy", np.zeros((90, 4), np.int64), "got int64"),
         ("train.npy", np.full((90, 16), np.nan, np.float32), "NaN or infinity in 90 of 90"),
+        # Cast to float32 these would be infinite; those would be finite, but not their squares.
+        (
+            "test.npy",
+            np.full((45, 16), -1e39),
+            r"test.npy holds -1e\+39 \(row 0, column 0.* of 720 numbers .*divide all",
+        ),
+        (
+            "train.npy",
+            np.eye(90, 16, dtype=np.float32) * 1e20,
+            r"train.npy holds 1e\+20 .*one of 16 numbers beyond 1e\+15",
+        ),
         ("train_labels.npy", np.zeros(7, np.int64), r"each of the 90 images .* got int64 of shape \(7,\)"),
         ("test_labels.npy", np.zeros(45, np.float32), "one whole number"),
+        ("test_labels.npy", np.full(45, 2**63, np.uint64), "holds 9223372036854775808, .* below 2"),
         ("test.npy", np.zeros((45, 3), np.float32), "16 dimensions in the train part and 3"),
         ("test_labels.npy", np.array(["a"] * 45, object), "is no plain .npy array"),
         ("test_labels.npy", None, "there is no .*test_labels.npy"),

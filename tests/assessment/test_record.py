@@ -71,6 +71,27 @@ def test_a_look_at_images_without_labels_replaces_nothing():
     assert joined(unlabelled, unlabelled)["summary"] == "RankMe only"
 
 
+SEGMENTED = row("segmentation", "patch k-NN")
+FEW = record(
+    [row("classes", "k-NN"), SEGMENTED],
+    notes=["1 of 100 images could not be read.", "segmentation: with 2 test images"],
+    tasks={"segmentation": {"test_images": 2}},
+)
+
+
+def test_a_note_on_a_task_lasts_as_long_as_its_rows():
+    assert joined(FEW, record([row("classes", "k-NN")], notes=["new"]))["notes"] == [*FEW["notes"], "new"]
+    again = record([SEGMENTED], train=0, tasks={"segmentation": {"test_images": 40}})
+    assert joined(FEW, again)["notes"] == FEW["notes"][:1]
+
+
+def test_a_note_on_images_goes_with_them():
+    other = record([row("classes", "k-NN")], images="other", notes=["new"])
+    assert joined(FEW, other)["notes"] == [FEW["notes"][1], "new"]
+    unlabelled = record([], test_images=0, images=None, notes=["1 of 40 images could not be read."])
+    assert joined(unlabelled, record([], test_images=0, images=None))["notes"] == []
+
+
 def call(*arguments) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])

@@ -86,11 +86,37 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
         (name, evaluator) for name in NAMES[1:] for evaluator in segmenters
     }
     said = capsys.readouterr()
+    few = "segmentation: with 6 test images the intervals of the mIoU mean little"
+    assert any(note.startswith(few) for note in whole["notes"])
+    assert few in " ".join(said.out.split())
     assert "mIoU" in said.out
     assert "Traceback" not in said.err
     assert np.asarray(Image.open(pictures / "segmentation.png")).std() > 20
     assert call(*asked) == 2  # the picture is there already
     assert "segmentation.png exists already" in capsys.readouterr().err
+
+
+def test_ten_test_images_are_enough_and_what_cannot_be_read_is_counted(encoder, masked, tmp_path, capsys):
+    images, masks, written = tmp_path / "images", tmp_path / "masks", tmp_path / "found.json"
+    for source, folder in zip(masked, (images, masks), strict=True):
+        folder.mkdir()
+        for number in range(52):
+            path = source / f"{number % 30}{'.jpg' if folder is images else '.png'}"
+            (folder / f"{number}{path.suffix}").write_bytes(path.read_bytes())
+    asked = (encoder, "--segmentation", images, masks, "--json", written)
+    assert call(*asked) == 0
+    assert not any(note.startswith("segmentation") for note in json.loads(written.read_text())["notes"])
+    content = (images / "7.jpg").read_bytes()
+    (images / "7.jpg").write_bytes(content[:-60])  # the header is whole
+    assert call(*asked) == 2
+    assert "1 of 52 images could not be read, more than 1%" in capsys.readouterr().err
+    assert call(*asked, "--bad-images", "0.02") == 0
+    found = json.loads(written.read_text())
+    assert any(
+        note.startswith("segmentation: 1 of 52 images could not be read (first: 7.jpg: ") for note in found["notes"]
+    )
+    facts = found["tasks"]["segmentation"]
+    assert facts["train_images"] + facts["test_images"] == 51
 
 
 def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
@@ -156,6 +182,15 @@ def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
     for name in NAMES:
         assert whole["robustness: clean", "k-NN", name]["value"] == quick["classes", "k-NN", name]["value"]
     assert "scenes: count" in (run / "report.html").read_text()
+    card = (run / "encoder" / "README.md").read_text()
+    for line in (
+        f"- classes: {tmp_path / 'data'}, 48 images to learn on, 12 to test on, 2 classes",
+        f"- robustness: {tmp_path / 'data'}, 48 images to learn on, 12 to test on, 2 classes",
+        "- scenes: scenes of 16 x 16 px, seed 0, 200 images to learn on, 200 to test on",
+    ):
+        assert card.count(line + "\n") == 1
+    shown = [line.split(" | ")[:4] for line in card.splitlines() if line.startswith("| ") and "accuracy" in line]
+    assert len(shown) == len(set(map(tuple, shown))) == len(whole), "each row says what it is of"
     assert "noise 10%" in (run / "encoder" / "README.md").read_text() + (run / "report.html").read_text()
     capsys.readouterr()
 

@@ -14,9 +14,10 @@ import tifffile
 from PIL import Image
 
 import openjepa.data.decode
+from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage
-from openjepa.data.decode import decode, header_of, read_header
-from openjepa.data.pixels import extent_of
+from openjepa.data.decode import decode, header_of, orientation_of, read_header, turned
+from openjepa.data.pixels import extent_of, to_unit, with_channels
 
 GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)
@@ -113,6 +114,220 @@ def test_sixteen_bits_are_kept(kind):
     np.testing.assert_array_equal(picture[..., 0], deep)
 
 
+def png16(array: np.ndarray, interlaced: bool = False) -> bytes:
+    """A 16-bit PNG of 2 to 4 channels, by the specification (ISO/IEC 15948): no library at hand writes one."""
+    height, width, channels = array.shape
+    # Adam7's passes: first row and column, and the steps.
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    lines = b""
+    for top, left, down, across in passes if interlaced else [(0, 0, 1, 1)]:
+        part = array[top::down, left::across]
+        rows = np.frombuffer(part.astype(">u2").tobytes(), np.uint8).reshape(part.shape[0], -1)
+        before = np.pad(rows, ((0, 0), (2 * channels, 0)))[:, : rows.shape[1]]
+        lines += b"".join(b"\1" + line.tobytes() for line in rows - before)  # filter 1: less the pixel to the left
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    """A TIFF of an array H W C."""
+    file = io.BytesIO()
+    planes = options.get("planarconfig") == "separate"
+    tifffile.imwrite(file, np.moveaxis(array, -1, 0).copy() if planes else array, metadata=None, **options)
+    return file.getvalue()
+
+
+def lzw_tiff(array: np.ndarray) -> bytes:
+    """An RGB TIFF packed with LZW: every byte for itself, in 9 bits, and the table cleared before it needs more."""
+    data = array.astype("<u2").tobytes()
+    codes = [code for start in range(0, len(data), 250) for code in (256, *data[start : start + 250])] + [257]
+    bits = "".join(f"{code:09b}" for code in codes)
+    packed = np.packbits(np.array(list(bits), np.uint8)).tobytes()
+    height, width, channels = array.shape
+    tags = [(256, width), (257, height), (258, 158), (259, 5), (262, 2), (273, 164), (277, channels), (278, height)]
+    tags += [(279, len(packed)), (284, 1)]
+    # The entries: 2 bytes for their number, 12 for each, 4 for no next page; then the bits of each sample.
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, at) for tag, at in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(158, b"\0") + struct.pack("<3H", 16, 16, 16) + packed
+
+
+DEEP = np.random.default_rng(1).integers(0, 65536, (13, 18, 4), dtype=np.uint16)
+SIXTEEN = {
+    "png": png16,
+    "interlaced": lambda array: png16(array, interlaced=True),
+    "tiff": lambda array: tiff(array, photometric="rgb"),
+    "motorola": lambda array: tiff(array, photometric="rgb", byteorder=">"),
+    "strips": lambda array: tiff(array, photometric="rgb", rowsperstrip=4),
+    "tiles": lambda array: tiff(array, photometric="rgb", tile=(16, 16)),
+    "deflate": lambda array: tiff(array, photometric="rgb", compression="zlib", byteorder="<"),
+    "deflate motorola": lambda array: tiff(array, photometric="rgb", compression="zlib", byteorder=">"),
+    "predicted": lambda array: tiff(array, photometric="rgb", compression="zlib", predictor=True),
+    "planes": lambda array: tiff(array, photometric="rgb", planarconfig="separate"),
+    "motorola planes": lambda array: tiff(array, photometric="rgb", planarconfig="separate", byteorder=">"),
+    "deflate planes": lambda array: tiff(array, photometric="rgb", planarconfig="separate", compression="zlib"),
+    "lzw": lzw_tiff,
+}
+
+
+@pytest.mark.parametrize("kind", SIXTEEN)
+def test_sixteen_bits_of_colours_are_kept(kind, tmp_path):
+    data = SIXTEEN[kind](DEEP[..., :3])
+    (tmp_path / "x").write_bytes(data)
+    for given in (data, tmp_path / "x"):
+        picture = decode(given, "x")
+        assert picture.dtype == np.uint16
+        np.testing.assert_array_equal(picture, DEEP[..., :3])
+        assert read_header(given, "x") == header_of(picture)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff", "planes"])
+def test_sixteen_bit_colours_train_as_eight_bit_ones_of_the_same_shade(kind):
+    eight = Image.fromarray(COLOUR)
+    sixteen = decode(SIXTEEN[kind](COLOUR.astype(np.uint16) * 257), "x")
+    for size, channels, tolerance in (((12, 16), 3, 0), ((12, 16), 1, 0.003), ((8, 8), 3, 0.003)):
+        seen = Preprocessing(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+        one, other = (to_unit(seen.fit(picture)).numpy() for picture in (eight, sixteen))
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def transparent(array: np.ndarray, kind: str, premultiplied: bool) -> bytes:
+    if kind == "png":
+        return png16(array)
+    options = {"photometric": "minisblack" if array.shape[2] == 2 else "rgb"}
+    options["planarconfig"] = "separate" if kind == "planes" else "contig"
+    return tiff(array, extrasamples=["assocalpha" if premultiplied else "unassalpha"], **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "premultiplied"),
+    [("png", False), ("tiff", False), ("tiff", True), ("planes", False), ("planes", True)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_of_sixteen_bits_lies_over_white_as_that_of_eight(channels, kind, premultiplied):
+    colour, alpha = COLOUR[..., :channels], COLOUR[:, ::-1, 1:2] + np.uint8(60)
+    alpha[:3], alpha[3:5] = 0, 255
+    eight = np.concatenate([colour, alpha], -1)
+    expected = np.asarray(with_channels(Image.fromarray(eight), channels)).reshape(12, 16, channels).astype(float)
+    stored = colour * (alpha / 255) if premultiplied else colour
+    data = transparent(np.rint(np.concatenate([stored, alpha], -1) * 257.0).astype(np.uint16), kind, premultiplied)
+    picture = decode(data, "x")
+    assert picture.dtype == np.uint16
+    assert picture.shape == (12, 16, channels)
+    assert np.abs(picture / 257 - expected).max() <= 1
+    np.testing.assert_array_equal(picture[:3], 65535)
+    np.testing.assert_array_equal(picture[3:5], colour[3:5].astype(np.uint16) * 257)
+    assert read_header(data, "x") == header_of(picture)
+
+
+def test_a_band_of_sixteen_bits_that_is_not_alpha_is_kept():
+    for planar in ("contig", "separate"):
+        for options in ({"photometric": "rgb", "extrasamples": ["unspecified"]}, {"photometric": "minisblack"}):
+            data = tiff(DEEP, planarconfig=planar, **options)
+            np.testing.assert_array_equal(decode(data, "x"), DEEP)
+            assert read_header(data, "x")[:4] == (13, 18, 4, 16)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_inks_of_sixteen_bits_are_the_colours_of_eight(planar):
+    inks = np.concatenate([COLOUR, COLOUR[::-1, ::-1, :1]], -1)
+    expected = np.asarray(Image.frombytes("CMYK", (16, 12), inks.tobytes()).convert("RGB"))
+    found = decode(tiff(inks.astype(np.uint16) * 257, photometric="separated", planarconfig=planar), "x")
+    assert np.abs(found / 257 - expected).max() <= 1
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int16, np.float32])
+def test_white_may_be_zero_in_every_depth(dtype, compression, byteorder):
+    shown = np.arange(12 * 16).reshape(12, 16) * 5 % 256
+    stored = {
+        bool: shown < 128,
+        np.uint8: 255 - shown,
+        np.uint16: 65535 - shown * 257,
+        np.int16: 32767 - shown,
+        np.float32: (255 - shown) / 255,
+    }[dtype].astype(dtype)
+    expected = {bool: (shown >= 128) * 255, np.uint16: shown * 257, np.int16: 32768 + shown}.get(dtype, shown)
+    picture = decode(tiff(stored, photometric="miniswhite", compression=compression, byteorder=byteorder), "x")
+    found = pixels(picture).reshape(12, 16)
+    np.testing.assert_allclose(found * 255 if dtype == np.float32 else found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_big_endian_numbers_of_every_type(dtype, compression):
+    values = (GREY / np.float32(256) if dtype == np.float32 else GREY.astype(np.int64) * 150).astype(dtype)
+    found = decode(tiff(values, photometric="minisblack", compression=compression, byteorder=">"), "x")
+    np.testing.assert_allclose(found[..., 0], values, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_may_be_zero_beside_transparency_and_in_stacks(dtype):
+    whole = np.iinfo(dtype).max
+    grey = np.arange(12 * 16, dtype=dtype).reshape(12, 16) + np.array(whole // 2, dtype)
+    alpha = np.full_like(grey, whole)
+    alpha[:3] = 0
+    data = tiff(np.stack([grey, alpha], -1), photometric="miniswhite", extrasamples=["unassalpha"])
+    found = decode(data, "x")[..., 0]
+    np.testing.assert_array_equal(found, np.where(alpha > 0, whole - grey, whole))
+    pages = io.BytesIO()
+    tifffile.imwrite(pages, np.stack([grey, alpha]), photometric="miniswhite")
+    np.testing.assert_array_equal(decode(pages.getvalue(), "x"), np.stack([whole - grey, whole - alpha], -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (3, np.uint16), (5, np.uint8)])
+def test_exif_orientation_of_tiff(channels, dtype, planar, compression, orientation):
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (12, 16, channels)).astype(dtype)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    turn = [(274, "H", 1, orientation, True)]
+    data = tiff(array, photometric=photometric, planarconfig=planar, compression=compression, extratags=turn)
+    picture = decode(data, "x")
+    expected = pixels(decode(saved(Image.fromarray(GREY), "PNG", exif=exif_of(orientation)), "x"))
+    np.testing.assert_array_equal(turned(GREY, orientation), expected)
+    np.testing.assert_array_equal(pixels(picture), turned(array, orientation))
+    assert read_header(data, "x")[:2] == expected.shape
+    assert orientation_of(data, "x") == orientation
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def test_exif_orientation_of_a_sixteen_bit_png():
+    whole = png16(DEEP[..., :3])
+    end = whole.index(b"IDAT") - 4
+    data = whole[:end] + chunk(b"eXIf", exif_of(6).tobytes()[6:]) + whole[end:]
+    picture = decode(data, "x")
+    np.testing.assert_array_equal(picture, turned(DEEP[..., :3], 6))
+    assert read_header(data, "x") == header_of(picture)
+
+
+@pytest.mark.parametrize("kind", SIXTEEN)
+def test_damaged_sixteen_bit_files_are_bad(kind):
+    data = SIXTEEN[kind](DEEP[..., :3])
+    for share in (0.2, 0.6):
+        with pytest.raises(BadImage):
+            decode(data[: int(len(data) * share)], "x")
+    generator, content = np.random.default_rng(0), np.frombuffer(data, np.uint8)
+    for _ in range(30):
+        damaged = content.copy()
+        damaged[generator.integers(0, min(len(data), 400), 3)] = generator.integers(0, 256, 3)
+        for read in (decode, read_header, orientation_of):
+            try:
+                read(damaged.tobytes(), "x")
+            except BadImage:
+                continue
+
+
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
 def test_float_tiff_is_scaled_to_unit(white):
     values = np.linspace(0, 1, GREY.size, dtype=np.float32).reshape(GREY.shape)
@@ -149,6 +364,9 @@ def test_exif_orientation_is_applied_to_pixels_and_header(orientation):
 
 
 def test_damaged_exif_is_ignored():
+    for orientation in (0, 9):
+        data = saved(Image.fromarray(COLOUR), "JPEG", exif=exif_of(orientation))
+        assert extent_of(decode(data, "x")) == read_header(data, "x")[:2] == (12, 16)
     data = saved(Image.fromarray(COLOUR), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\0")
     assert extent_of(decode(data, "x")) == (12, 16)
 
@@ -200,10 +418,11 @@ def test_random_damage_never_raises_anything_else():
     assert outcomes == {"read", "bad"}
 
 
-def bomb(width: int, height: int) -> bytes:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
+
+def bomb(width: int, height: int) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     rows = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b"")

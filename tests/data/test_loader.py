@@ -329,3 +329,41 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alone(number):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "went on\n", "")
     assert time.monotonic() - started < 20
+
+
+SLOW = """
+import sys, time
+import numpy as np
+from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.idx import ArraySource
+from openjepa.data.loader import training_batches
+
+class Slow(ArraySource):
+    def read(self, index, at_least=None):
+        self.count = getattr(self, "count", 0) + 1
+        if self.count > 24:
+            print("slow", flush=True)
+            time.sleep(60)
+        return super().read(index, at_least)
+
+source = Slow("zeros", np.zeros((64, 80, 80, 1), np.uint8))  # of smaller arrays it would not be asked
+preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.0,), std=(1.0,))
+batches = training_batches(source, preprocessing, Augmentation(), None, batch=8, seed=0, workers=1)
+next(batches)
+print("ready", flush=True)
+sys.stdin.readline()
+batches.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system cannot tell who sent a signal")
+def test_a_worker_that_is_ended_amid_a_batch_leaves_no_folder(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", SLOW], text=True, env=environment, **pipes) as process:
+        assert process.stdout is not None
+        assert {process.stdout.readline(), process.stdout.readline()} == {"ready\n", "slow\n"}
+        assert list(tmp_path.glob("pymp-*")), "or there is nothing to take away"
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert not list(tmp_path.glob("pymp-*"))

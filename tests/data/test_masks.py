@@ -94,6 +94,123 @@ def test_masks_are_read_without_loss(tmp_path):
     assert read_mask(tmp_path / "colour.png").tolist() == [[255 << 16, 255], [(9 << 16) + (9 << 8) + 9, 0]]
 
 
+def turned_photo(path: Path, upright: np.ndarray, orientation: int) -> np.ndarray:
+    """Save a photo that its EXIF turns upright; returns its pixels as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = {3: upright[::-1, ::-1], 6: np.rot90(upright), 8: np.rot90(upright, -1)}[orientation].copy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(stored).save(path, exif=exif)
+    return stored
+
+
+def agreement(folder: Path, index: int = 0) -> float:
+    """How far a mask lies where the bright part of its photo is."""
+    pixels, mask = opened(folder).read(index, SEEN)
+    return float(((pixels[0].numpy() > 127) == mask).mean())
+
+
+def corner(height: int, width: int) -> np.ndarray:
+    """A bright corner, another one whichever way it is turned or mirrored."""
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 2, : width // 4] = 1
+    return truth
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_a_mask_made_on_a_photos_stored_pixels_is_turned_with_it(tmp_path, orientation, shrink):
+    truth = corner(60, 40)
+    stored = turned_photo(tmp_path / "images" / "a.png", truth * 255, orientation)
+    save(tmp_path / "masks" / "a.png", stored[::shrink, ::shrink] // 255)
+    assert "1 masks lie as their image is stored" in opened(tmp_path).sentence
+    assert agreement(tmp_path) > 0.95
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_a_mask_made_on_the_upright_photo_stays(tmp_path, orientation):
+    truth = corner(60, 40)
+    turned_photo(tmp_path / "images" / "a.png", truth * 255, orientation)
+    save(tmp_path / "masks" / "a.png", truth)
+    assert "EXIF" not in opened(tmp_path).sentence
+    assert agreement(tmp_path) > 0.95
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (60, 40)), (6, (40, 40))])
+def test_masks_whose_size_does_not_tell_how_they_lie_stay_and_are_told(tmp_path, orientation, size):
+    truth = corner(*size)
+    for name in "ab":
+        turned_photo(tmp_path / "images" / f"{name}.png", truth * 255, orientation)
+        save(tmp_path / "masks" / f"{name}.png", truth)
+    assert "2 images are turned by their EXIF orientation in a way that" in opened(tmp_path).sentence
+    assert agreement(tmp_path) > 0.95
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("size", [(60, 40), (40, 40)])
+def test_a_mask_with_an_orientation_of_its_own_is_turned_by_that(tmp_path, orientation, size):
+    truth = corner(*size)
+    turned_photo(tmp_path / "images" / "a.png", truth * 255, orientation)
+    turned_photo(tmp_path / "masks" / "a.png", truth, orientation)
+    assert "EXIF" not in opened(tmp_path).sentence
+    assert agreement(tmp_path) > 0.95
+
+
+def one_bit(folder: Path, name: str, mask: np.ndarray) -> None:
+    pair(folder, name, mask)
+    Image.fromarray(mask.astype(bool)).save(folder / "masks" / f"{name}.png")
+
+
+@pytest.mark.parametrize(("others", "values"), [((0, 255), (0, 255)), ((0, 1), (0, 1)), ((0, 1, 2), (0, 1, 2))])
+def test_masks_of_one_bit_fit_in_with_others(tmp_path, others, values):
+    one_bit(tmp_path, "a", blocks(0, 1))
+    pair(tmp_path, "b", blocks(*others))
+    data = opened(tmp_path)
+    assert data.values == values
+    assert not data.void
+    halves = data.read(0, SEEN)[1]
+    assert halves[:, 0].tolist() == [0] * 16
+    assert halves[:, -1].tolist() == [1] * 16
+    if len(others) == 2:
+        np.testing.assert_array_equal(halves, data.read(1, SEEN)[1])
+
+
+def test_masks_of_one_bit_alone_are_0_and_1(tmp_path):
+    one_bit(tmp_path, "a", blocks(0, 1))
+    pair(tmp_path, "b", blocks(0, 1))
+    (tmp_path / "masks" / "b.png").unlink()
+    np.save(tmp_path / "masks" / "b.npy", blocks(0, 1).astype(bool))
+    data = opened(tmp_path)
+    assert data.values == (0, 1)
+    np.testing.assert_array_equal(data.read(0, SEEN)[1], data.read(1, SEEN)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("b.jpg", {"quality": 100}),
+        ("b.webp", {"lossless": False}),
+        ("b.webp", {"lossless": False, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}),  # in an extended file
+        ("b.tif", {"compression": "jpeg"}),
+    ],
+)
+def test_lossy_masks_are_refused_by_name(tmp_path, name, options):
+    pair(tmp_path, "a", blocks(0, 1))
+    pair(tmp_path, "b", blocks(0, 1))
+    (tmp_path / "masks" / "b.png").unlink()
+    Image.fromarray(blocks(0, 255).astype(np.uint8)).save(tmp_path / "masks" / name, **options)
+    said = refused(tmp_path)
+    assert str(tmp_path / "masks" / name) in said
+    assert "lossy" in said
+    assert "save masks as PNG" in said
+
+
+@pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
+def test_lossless_webp_masks_are_read(tmp_path, options):
+    Image.fromarray(blocks(0, 3, 9).astype(np.uint8)).save(tmp_path / "a.webp", lossless=True, **options)
+    assert np.array_equal(read_mask(tmp_path / "a.webp"), blocks(0, 3, 9))
+
+
 def test_names_may_lie_in_other_folders(tmp_path):
     save(tmp_path / "images" / "day" / "a.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "masks" / "a.png", blocks(0, 1, size=(8, 8)).astype(np.uint8))

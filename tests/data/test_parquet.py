@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import types
@@ -106,6 +107,33 @@ def test_random_order_after_prepare(tmp_path, monkeypatch, in_memory):
     assert bool(list((tmp_path / "cache").rglob("*.bytes"))) is not in_memory
     again = pickle.loads(pickle.dumps(source))
     assert values_at(again, 9) == 9
+
+
+@pytest.mark.parametrize("lost", ["*.bytes", "*.ends.npy"])
+def test_a_copy_is_of_the_files_as_they_are(tmp_path, monkeypatch, lost):
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    path = tmp_path / "x.parquet"
+
+    def held() -> list[int]:
+        source = open_data(str(path)).train
+        source.prepare()
+        return [values_at(source, index) for index in range(3)]
+
+    write(path, [1, 2, 3])
+    size = path.stat().st_size
+    assert held() == [1, 2, 3]
+    for first in range(4, 200):  # other images under the same name, until they take as many bytes
+        others = [first, first + 1, first + 2]
+        write(path, others)
+        if path.stat().st_size == size:
+            break
+    assert path.stat().st_size == size
+    os.utime(path, ns=(1, 1))
+    assert held() == others
+    for part in (tmp_path / "cache").rglob(lost):  # as a person might to free some space
+        part.unlink()
+    assert held() == others
 
 
 def values_at(source, index: int) -> int:

@@ -405,9 +405,35 @@ def test_the_card_is_one_that_the_hub_reads(small):
     assert card.data.license == "apache-2.0"
     assert card.data.library_name == "transformers"
     assert "# Tiles: a test" in card.text
-    assert "| trained encoder | k-NN | accuracy | 0.812 | 0.800 to 0.825 |" in card.text
+    assert "| classes | trained encoder | k-NN | accuracy | 0.812 | 0.800 to 0.825 |" in card.text
+    assert "to test on" not in card.text  # nobody said of what the row is
     assert "| training images | 60000 |" in card.text
     assert "| LayerNorm epsilon | 1e-06 |" in card.text
+
+
+def test_the_card_says_of_which_data_each_task_is():
+    own = {"data": "tiles|blue", "train_images": 1200, "test_images": 300, "classes": 4}
+    scenes = {"data": "drawn scenes", "train_images": 200, "test_images": 100}
+    measured = {"features": "trained encoder", "evaluator": "k-NN", "metric": "accuracy", "value": 0.5}
+    rows = [
+        {"task": "classes"} | measured | own,
+        {"task": "scenes: count"} | measured | scenes,
+        {"task": "scenes: position"} | measured | scenes,
+    ]
+    config = EncoderConfig(signal=(24, 40), patch=(8, 8))
+    facts = {"size": (24, 40), "channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    text = model_card(config, facts, {"evaluation": rows}, "")
+    lines, table = text.split("## Measured")[1].strip().split("\n\n")[:2]
+    assert lines.splitlines() == [
+        "- classes: tiles\\|blue, 1,200 images to learn on, 300 to test on, 4 classes",
+        "- scenes: drawn scenes, 200 images to learn on, 100 to test on",
+    ]
+    head, rule, *body = table.splitlines()
+    assert head.startswith("| task | features |")
+    assert [line.split(" | ")[0] for line in body] == ["| classes", "| scenes: count", "| scenes: position"]
+    columns = len(head.split(" | "))
+    assert rule.count("---") == columns
+    assert all(len(line.split(" | ")) == columns for line in body)
 
 
 def test_the_card_claims_no_licence_nor_numbers_that_nobody_gave():

@@ -146,6 +146,14 @@ def test_no_labels(parts):
     assert "%" not in page.text.split("How good are the features?")[1].split("What does it see?")[0]
 
 
+@pytest.mark.parametrize("rows", [True, False], ids=["with rows", "without rows"])
+def test_notes_on_an_evaluation_are_shown(parts, rows):
+    parts.evaluation["notes"] = [note := "1 of 120 images could not be read (first: <b>: cut)."]
+    if not rows:
+        parts.evaluation["rows"] = []
+    assert note in written(parts).text
+
+
 @pytest.mark.parametrize(
     ("absent", "said"),
     [

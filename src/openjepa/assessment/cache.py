@@ -18,16 +18,17 @@ from openjepa.files import whole_file, write_whole
 # All entries together; the ones longest unused go first.
 LIMIT = 4 * 2**30
 # Part of every key: raise it when the same inputs give other features.
-_FORMAT = 1
+_FORMAT = 2
 _KEY = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Features of some images, and which images of those asked for they are of (unreadable ones are left out)."""
+    """Features of some images, which images they are of, and why others of those asked for could not be read."""
 
     values: Float[np.ndarray, "n ..."]
     samples: Int64[np.ndarray, "n"]
+    left_out: dict[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class FeatureCache:
             if hashlib.sha256(content).hexdigest() != facts["sha256"]:
                 raise ValueError("its checksum is another")
             values = np.load(array, allow_pickle=False)
-            samples = np.setdiff1d(asked, np.asarray(facts["left_out"], np.int64), assume_unique=True)
+            left_out = {int(sample): str(reason) for sample, reason in facts["left_out"]}
+            samples = np.setdiff1d(asked, np.array([*left_out], np.int64), assume_unique=True)
             if [*values.shape] != facts["shape"] or str(values.dtype) != facts["dtype"] or len(values) != len(samples):
                 raise ValueError(f"it holds {values.dtype} of shape {values.shape}")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -65,9 +67,9 @@ class FeatureCache:
             return None
         for path in (array, words):
             os.utime(path)
-        return Entry(values=values, samples=samples)
+        return Entry(values=values, samples=samples, left_out=left_out)
 
-    def write(self, key: str, entry: Entry, asked: Int64[np.ndarray, "n"], facts: dict[str, Any]) -> None:
+    def write(self, key: str, entry: Entry, facts: dict[str, Any]) -> None:
         """Keep an entry; a full or read-only disk is said and costs only the next call's time."""
         array, words = self._paths(key)
         if entry.values.nbytes > self.limit:
@@ -80,7 +82,7 @@ class FeatureCache:
                 "shape": list(entry.values.shape),
                 "dtype": str(entry.values.dtype),
                 "sha256": checksum,
-                "left_out": np.setdiff1d(asked, entry.samples).tolist(),
+                "left_out": [*entry.left_out.items()],
             }
             # Last, since an entry is there when its words are.
             write_whole(words, json.dumps(facts, indent=1) + "\n")

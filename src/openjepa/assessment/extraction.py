@@ -1,7 +1,7 @@
 """Every kind of features of chosen images in one pass, except those that the cache holds."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ from openjepa.assessment.cache import Entry, FeatureCache, key_of
 from openjepa.assessment.encoders import Kind, Network, Panel
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Source
-from openjepa.data.loader import BadRecord, ordered_batches
+from openjepa.data.loader import BadRecord, Batch, ordered_batches
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part, Tokens
 from openjepa.evaluation.suite import TOKENS
 
 # Tokens of one part and one encoder in half precision: what is kept in memory, and so how many images they are of.
 TOKEN_BYTES = 2**29
+# Share of the images that may be unreadable, as training has it.
+BAD_IMAGES = 0.01
 _BATCH = 128
 _IN_PARALLEL = 1000  # fewer images are read in this process
 
@@ -41,9 +43,40 @@ class Chosen:
         return np.sort(self.indices[draws.permutation(len(self.indices), "tokens")[:most]])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """Every kind of features of one part, and which of its images could not be read."""
+
+    parts: dict[Kind, Part]
+    bad: tuple[BadRecord, ...]
+
+
+def batches(part: Chosen, preprocessing: Preprocessing) -> Iterator[Batch]:
+    """The images of a part in their order; each batch says which of its own could not be read."""
+    workers = 0 if len(part.indices) < _IN_PARALLEL else 1
+    return ordered_batches(part.source, preprocessing, part.indices, batch=_BATCH, workers=workers)
+
+
+def unreadable(bad: Sequence[BadRecord], images: int, bad_images: float) -> list[str]:
+    """A note on those of the ``images`` asked for that could not be read; none where all could.
+
+    Raises:
+        InputError: they are more than the share ``bad_images``.
+    """
+    if not bad:
+        return []
+    said = f"{len(bad):,} of {images:,} images could not be read"
+    if len(bad) > bad_images * images:
+        raise InputError(
+            f"{said}, more than {100 * bad_images:g}%: for example {bad[0].reference} ({bad[0].reason}). Mend or "
+            "remove them, or allow more with --bad-images"
+        )
+    return [f"{said} (first: {bad[0].reference}: {bad[0].reason})."]
+
+
 def extract_kinds(
     panel: Panel, part: Chosen, kinds: Sequence[Kind], cache: FeatureCache | None = None, count: Count | None = None
-) -> dict[Kind, Part]:
+) -> Extracted:
     """The features of each of ``kinds``: from the cache, else from one pass over the images; new ones are cached.
 
     Args:
@@ -65,8 +98,13 @@ def extract_kinds(
     if cache is not None:
         for kind, entry in fresh.items():
             facts = {"data": part.source.name, "part": part.name, "features": kind.subject, "view": kind.view}
-            cache.write(keys[kind], entry, asked[kind], facts)
-    return {kind: _part(kind, (found | fresh)[kind], part.source) for kind in wanted}
+            cache.write(keys[kind], entry, facts)
+    entries = {kind: (found | fresh)[kind] for kind in wanted}
+    left_out = {sample: reason for entry in entries.values() for sample, reason in entry.left_out.items()}
+    return Extracted(
+        parts={kind: _part(kind, entry, part.source) for kind, entry in entries.items()},
+        bad=tuple(BadRecord(one, part.source.reference(one), left_out[one], -1) for one in sorted(left_out)),
+    )
 
 
 def preparation(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -86,11 +124,10 @@ def _compute(
             networks.append((network, own))
     values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
     samples: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
-    workers, done = 0 if len(every) < _IN_PARALLEL else 1, 0
-    bad: tuple[BadRecord, ...] = ()
-    for batch in ordered_batches(part.source, panel.preprocessing, every, batch=_BATCH, workers=workers):
+    done, bad = 0, list[BadRecord]()
+    for batch in batches(replace(part, indices=every), panel.preprocessing):
         done += len(batch.samples) + len(batch.bad)
-        bad = bad or batch.bad
+        bad += batch.bad
         numbers = batch.samples.numpy()
         inside = {kind: np.isin(numbers, indices) for kind, indices in missing.items()}
         for network, kinds in networks:
@@ -104,7 +141,15 @@ def _compute(
     if not all(samples.values()):
         first = f"; the first: {bad[0].reference}: {bad[0].reason}" if bad else ""
         raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used{first}")
-    return {kind: Entry(values=np.concatenate(values[kind]), samples=np.concatenate(samples[kind])) for kind in missing}
+    reasons = {one.sample: one.reason for one in bad}
+    return {
+        kind: Entry(
+            values=np.concatenate(values[kind]),
+            samples=np.concatenate(samples[kind]),
+            left_out={sample: reasons[sample] for sample in indices.tolist() if sample in reasons},
+        )
+        for kind, indices in missing.items()
+    }
 
 
 def _part(kind: Kind, entry: Entry, source: Source) -> Part:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from openjepa.assessment.labelled import chosen_parts
+from openjepa.assessment.extraction import BAD_IMAGES, Chosen, batches
+from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.twin import random_twin
-from openjepa.data.base import Source, Splits
-from openjepa.data.loader import ordered_batches
+from openjepa.data.base import Splits
+from openjepa.data.loader import BadRecord
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
@@ -31,6 +32,8 @@ def assess_finetuning(
     settings: FineTuning | None = None,
     limit: int = 1000,
     test_limit: int = 5000,
+    bad_images: float = BAD_IMAGES,
+    trained_on: str = "",
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """Accuracies after fine-tuning, as entries of ``evaluation.json`` with task "fine-tuning".
@@ -40,16 +43,19 @@ def assess_finetuning(
         settings: of the training (None: the defaults, with mirror images for colour photos).
         limit: at most so many images to learn on, chosen by a fixed seed.
         test_limit: at most so many images to test on.
+        bad_images, trained_on: as for :func:`openjepa.assessment.labelled.assess`.
         note: told what is being done, and before the training how long it will take.
 
     Raises:
-        InputError: the images have no labels, or too few.
+        InputError: the images have no labels, are too few, or too many cannot be read.
     """
     begin = time.perf_counter()
     config = pretrained.encoder.config
     settings = settings or FineTuning()
     settings = replace(settings, flip=settings.flip or config.channels == 3)
-    train, test, sentence = _parts(pretrained, splits, limit, test_limit)
+    _refuse(splits, limit, test_limit)
+    parts, sentence = chosen_parts(splits, limit, test_limit, trained_on=trained_on)
+    train, test, notes = _read(pretrained, parts, bad_images)
     weights = {TARGET: pretrained, SCRATCH: random_twin(pretrained)}
     backbones = {
         name: Backbone(
@@ -85,10 +91,11 @@ def assess_finetuning(
     clear = "" if found.verdict != "unclear" else ", not clear"
     return {
         "data": splits.train.name,
-        "classes": len(splits.train.classes),
+        "classes": len(np.unique(test.labels)),
         "train_images": len(train.labels),
         "test_images": len(test.labels),
         "split": sentence,
+        "notes": notes,
         "rows": rows,
         "differences": [row],
         "summary": f"Fine-tuned, the {TARGET} is right for {100 * rows[0]['value']:.1f}% of the test images: "
@@ -98,8 +105,7 @@ def assess_finetuning(
     }
 
 
-def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) -> tuple[Labelled, Labelled, str]:
-    """The images to learn on and to test on, prepared, and how they were told apart."""
+def _refuse(splits: Splits, limit: int, test_limit: int) -> None:
     train = splits.train
     if train.labels is None or len(train.classes) < 2:
         raise InputError(
@@ -108,24 +114,34 @@ def _parts(pretrained: Pretrained, splits: Splits, limit: int, test_limit: int) 
         )
     if min(limit, test_limit) < 8:
         raise InputError(f"fine-tuning needs 8 images or more to learn on and to test on, got {limit} and {test_limit}")
-    (learn, held), sentence = chosen_parts(splits, limit, test_limit)
-    parts = _read(pretrained, learn.source, learn.indices), _read(pretrained, held.source, held.indices)
+
+
+def _read(
+    pretrained: Pretrained, parts: tuple[Chosen, Chosen], bad_images: float
+) -> tuple[Labelled, Labelled, list[str]]:
+    """The images to learn on and to test on, prepared, and notes on those that could not be read."""
+    bad: list[BadRecord] = []
+    train, test = (_prepared(pretrained, part, bad) for part in parts)
+    classes, notes = left_to_judge(parts, (train.labels, test.labels), bad, bad_images)
+    train, test = (of_classes(part, classes) for part in (train, test))
     # The checks are those of the probes; the images' mean colour stands in for features.
-    check_parts(*(Features(part.images.float().mean((2, 3)).numpy(), part.labels, "images") for part in parts))
-    return *parts, sentence
+    check_parts(*(Features(part.images.float().mean((2, 3)).numpy(), part.labels, "images") for part in (train, test)))
+    return train, test, notes
 
 
-def _read(pretrained: Pretrained, source: Source, chosen: np.ndarray) -> Labelled:
-    images, labels = [], []
-    workers = 0 if len(chosen) < 1000 else 1
+def _prepared(pretrained: Pretrained, part: Chosen, bad: list[BadRecord]) -> Labelled:
+    """The images of a part; ``bad`` takes what cannot be read."""
+    images, labels, done = [], [], 0
     with progress("images") as advance:
-        for batch in ordered_batches(source, pretrained.preprocessing, chosen, batch=128, workers=workers):
+        for batch in batches(part, pretrained.preprocessing):
+            bad += batch.bad
+            done += len(batch.samples) + len(batch.bad)
             if len(batch.samples):
                 images.append(batch.images)
                 labels.append(batch.labels.numpy())
-            advance(min(len(chosen), 128 * len(images)), len(chosen))
+            advance(done, len(part.indices))
     if not images:
-        raise InputError(f"{source.name} holds no image with a label that can be read")
+        raise InputError(f"{part.source.name} holds no image with a label that can be read")
     return Labelled(images=_joined(images), labels=np.concatenate(labels))
 
 

@@ -3,24 +3,29 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
-from openjepa.assessment.extraction import Chosen, extract_kinds
+from openjepa.assessment.extraction import BAD_IMAGES, Chosen, extract_kinds, unreadable
 from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
+from openjepa.data.loader import BadRecord
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
+from openjepa.evaluation.finetune import Labelled
 from openjepa.evaluation.spectrum import rankme
 from openjepa.evaluation.split import at_most, check_parts, set_aside, split
 from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, run_suite
 from openjepa.pretrained import Pretrained
+
+AnyPart = TypeVar("AnyPart", Features, Part, Labelled)
 
 
 def silent(doing: str, done: float, total: float) -> None:
@@ -33,6 +38,8 @@ def assess(
     *,
     entries: Sequence[Entry] | None = None,
     limit: int = 20_000,
+    bad_images: float = BAD_IMAGES,
+    trained_on: str = "",
     command: str = "",
     cache: FeatureCache | None = None,
     progress: Progress = silent,
@@ -45,12 +52,14 @@ def assess(
         entries: the evaluators (the quick ones).
         limit: at most so many images to learn on (two of every class all the same), and a quarter of it to test on;
             chosen by a fixed seed.
+        bad_images: share of the images (0 to 1) that may be unreadable.
+        trained_on: fingerprint of the images that the encoder was trained on, where it is known.
         command: what a person types to get the same again, for the record.
         cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
         progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
-        InputError: too few images, or fewer than two classes with two images to learn on.
+        InputError: too few images, too many unreadable ones, or fewer than two classes with two images to learn on.
     """
     if limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {limit}")
@@ -58,32 +67,34 @@ def assess(
     panel = panel_of(judged) if isinstance(judged, Pretrained) else judged
     entries = quick() if entries is None else entries
     train = splits.train
-    facts: dict[str, Any] = {"data": train.name, "classes": len(train.classes), "command": command}
-    facts["encoder"] = panel.fingerprint
+    facts: dict[str, Any] = {"data": train.name, "command": command, "encoder": panel.fingerprint}
     if train.labels is None or len(train.classes) < 2:
-        found = _unlabelled(panel, train, limit, cache, progress)
+        found = _unlabelled(panel, train, limit, bad_images, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
-    (learn, held), sentence = chosen_parts(splits, limit)
-    kinds = _kinds(panel, entries)
-    trained = extract_kinds(panel, learn, kinds, cache, progress)
-    tested = extract_kinds(panel, held, kinds, cache, progress)
+    (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
+    kinds, main = _kinds(panel, entries), Kind(panel.subjects[0], LAST)
+    taken = [extract_kinds(panel, part, kinds, cache, progress) for part in (learn, held)]
+    labels = taken[0].parts[main].labels, taken[1].parts[main].labels
+    classes, lost = left_to_judge((learn, held), labels, [*taken[0].bad, *taken[1].bad], bad_images)
+    trained, tested = ({kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken)
     subjects, notes = _subjects(trained, tested)
-    main = Kind(panel.subjects[0], LAST)
-    commonest = float(np.bincount(tested[main].labels).max() / len(tested[main]))
-    if commonest > 2 / len(train.classes):
+    counts = np.bincount(tested[main].labels)
+    commonest, judged_classes = float(counts.max() / counts.sum()), int((counts > 0).sum())
+    if commonest > 2 / judged_classes:
         notes.append(
             f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
             f"test images."
         )
     found = run_suite(subjects, entries, progress, remembering(cache))
     return facts | {
+        "classes": judged_classes,
         "images": _digest(learn, held),
         "train_images": len(trained[main]),
         "test_images": len(tested[main]),
         "split": sentence,
         "pixels": list(panel.pixels),
         **found.record(),
-        "notes": [*panel.notes, *notes],
+        "notes": [*panel.notes, *lost, *notes],
         "seconds": time.perf_counter() - begin,
     }
 
@@ -117,7 +128,7 @@ def assess_given(
     found = run_suite(subjects, able, progress)
     return {
         "data": GIVEN if splits is None else splits.train.name,
-        "classes": len(np.unique(train.labels)),
+        "classes": len(np.unique(test.labels)),
         "command": command,
         "train_images": len(train),
         "test_images": len(test),
@@ -129,12 +140,15 @@ def assess_given(
     }
 
 
-def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> tuple[tuple[Chosen, Chosen], str]:
+def chosen_parts(
+    splits: Splits, limit: int, test_limit: int | None = None, *, trained_on: str = ""
+) -> tuple[tuple[Chosen, Chosen], str]:
     """The images to learn on and to test on, and how they were told apart.
 
     Args:
         limit: at most so many to learn on, or two of every class.
         test_limit: at most so many to test on (a quarter of ``limit``).
+        trained_on: as :func:`assess` has it.
 
     Raises:
         InputError: fewer than two classes have two images to learn on.
@@ -144,10 +158,10 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
     if test is not None and test.labels is not None:
         learn, held = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
     else:
+        sentence = "A fifth of each class was held out to test on." if test is None else splits.said
+        if trained_on and trained_on == train.fingerprint:
+            sentence += " The encoder saw these images in training, without labels."
         test, (learn, held) = train, split(train.labels)
-        sentence = (
-            "A fifth of each class was held out to test on; the encoder saw these images in training, without labels."
-        )
     assert test.labels is not None
     test_limit = max(2, limit // 4) if test_limit is None else test_limit
     enough, seen, left_out = set_aside(train.labels[learn], test.labels[held], lambda label: train.classes[label])
@@ -156,6 +170,41 @@ def chosen_parts(splits: Splits, limit: int, test_limit: int | None = None) -> t
         Chosen(source=train, indices=at_most(learn, limit, train.labels), name="train"),
         Chosen(source=test, indices=at_most(held, test_limit), name="test"),
     ), " ".join(filter(None, (sentence, left_out)))
+
+
+def left_to_judge(
+    parts: tuple[Chosen, Chosen],
+    labels: tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]],
+    bad: Sequence[BadRecord],
+    bad_images: float,
+) -> tuple[Int64[np.ndarray, "K"], list[str]]:
+    """The classes that can be judged on the images that could be read, and notes on what could not.
+
+    Args:
+        parts: the images asked for, to learn on and to test on.
+        labels: of those that could be read.
+        bad: the others.
+        bad_images: the share of them that is allowed.
+
+    Raises:
+        InputError: they are more, or fewer than two classes or test images are left.
+    """
+    learn, held = parts
+    notes = unreadable(bad, len(learn.indices) + len(held.indices), bad_images)
+    assert held.source.labels is not None
+    names = learn.source.classes
+    enough, seen, _ = set_aside(*labels, lambda label: names[label])
+    asked, left = np.unique(held.source.labels[held.indices]), np.unique(labels[1][seen])
+    if len(lost := np.setdiff1d(asked, left)):
+        named = ", ".join(names[label] for label in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        notes.append(f"Not judged: {len(lost):,} of {len(asked):,} classes, of too few readable images ({named}).")
+    return np.unique(labels[0][enough]), notes
+
+
+def of_classes(part: AnyPart, classes: Int64[np.ndarray, "K"]) -> AnyPart:
+    """The part without the images of other classes; itself where there are none."""
+    within = np.isin(part.labels, classes)
+    return part if within.all() else part.take(np.flatnonzero(within))
 
 
 def _digest(*parts: Chosen) -> str:
@@ -194,22 +243,25 @@ def _subjects(
 
 
 def _unlabelled(
-    panel: Panel, source: Source, limit: int, cache: FeatureCache | None, progress: Progress
+    panel: Panel, source: Source, limit: int, bad_images: float, cache: FeatureCache | None, progress: Progress
 ) -> dict[str, Any]:
     """Without labels: RankMe, which says how many directions the features use, not what they are good for."""
     part = Chosen(source=source, indices=at_most(np.arange(len(source)), limit), name="train")
     found = extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view == LAST], cache, progress)
+    notes = unreadable(found.bad, len(part.indices), bad_images)
     measures = {
         kind.subject: {"rankme": rankme(torch.from_numpy(features.values))}
-        for kind, features in found.items()
+        for kind, features in found.parts.items()
         if isinstance(features, Features)
     }
     return {
-        "train_images": len(part.indices),
+        "classes": 0,
+        "train_images": len(part.indices) - len(found.bad),
         "test_images": 0,
         "split": f"{source.name} has no labels ({source.unlabelled}), so nothing can be classified.",
         "pixels": list(panel.pixels),
         "rows": [],
         "spectrum": measures,
         "summary": "Without labels only the spread of the features can be measured; see RankMe.",
+        "notes": notes,
     }

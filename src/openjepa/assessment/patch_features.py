@@ -1,7 +1,7 @@
 """Features of the patches of images that have masks: the encoder's, a random one's, and the pixels themselves."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from openjepa import draws
 from openjepa.assessment.twin import random_twin
 from openjepa.data.augmentation import to_unit
 from openjepa.data.base import BadImage
+from openjepa.data.loader import BadRecord
 from openjepa.data.masks import MaskedImages
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Patches, class_shares
@@ -29,12 +30,13 @@ Encoders = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedView:
-    """The images as the encoders see them."""
+    """The images as the encoders see them; ``bad`` takes those that cannot be read, when they are met."""
 
     pretrained: Pretrained
     data: MaskedImages
     seed: int
     encoders: Encoders
+    bad: list[BadRecord] = field(default_factory=list)
 
     @property
     def patch(self) -> tuple[int, int]:
@@ -47,14 +49,15 @@ class MaskedView:
         return height // rows, width // columns
 
     def batches(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, UInt8[Tensor, "B H W"]]]:
-        """Numbers, prepared images and masks; an image that cannot be read after all is left out."""
+        """Numbers, prepared images and masks; an image that cannot be read is left out."""
         with progress("images") as advance:
             for start in range(0, len(chosen), _BATCH):
                 numbers, images, masks = [], [], []
                 for number in chosen[start : start + _BATCH].tolist():
                     try:
                         pixels, mask = self.data.read(number, self.pretrained.preprocessing)
-                    except BadImage:
+                    except BadImage as error:
+                        self.bad.append(BadRecord(number, error.reference, error.reason, -1))
                         continue
                     numbers.append(number)
                     images.append(to_unit(pixels))

@@ -18,6 +18,9 @@ from openjepa.evaluation.suite import PIXELS
 GIVEN = "given features"
 _WANTED = "a folder with train.npy, test.npy, train_labels.npy and test_labels.npy, or one .npy with its labels.npy"
 
+# Features are judged in float32: squares of larger ones, summed over the dimensions, overflow and leave only chance.
+_LARGEST = np.float64(1e15)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
@@ -115,6 +118,16 @@ def _pair(values: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{labels} should hold one whole number for each of the {len(features)} images in {values.name}, got "
             f"{classes.dtype} of shape {classes.shape}"
+        )
+    if (highest := int(classes.max())) > np.iinfo(np.int64).max:
+        raise InputError(f"{labels} holds {highest}, and classes are numbers below 2^63: number them from 0")
+    beyond = np.isfinite(features) & (np.abs(features) > _LARGEST)
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        raise InputError(
+            f"{values} holds {features[row, column]:g} (row {row}, column {column}, from 0), one of {beyond.sum():,} "
+            f"numbers beyond {_LARGEST:g}, with which float32 cannot compute: mend those images' features, or divide "
+            "all features, of train and test, by one number"
         )
     return features, classes.astype(np.int64)
 

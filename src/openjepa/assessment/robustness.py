@@ -13,11 +13,11 @@ from torch import Tensor
 
 from openjepa import draws
 from openjepa.assessment.encoders import Panel, reading
-from openjepa.assessment.extraction import Chosen
-from openjepa.assessment.labelled import chosen_parts
+from openjepa.assessment.extraction import BAD_IMAGES, Chosen, batches
+from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Splits
-from openjepa.data.loader import ordered_batches
+from openjepa.data.loader import BadRecord
 from openjepa.evaluation.features import Classifier, Features, extract
 from openjepa.evaluation.intervals import paired_difference, wilson
 from openjepa.evaluation.knn import KNN
@@ -73,27 +73,38 @@ def assess_robustness(
     splits: Splits,
     *,
     limit: int = 20_000,
+    bad_images: float = BAD_IMAGES,
+    trained_on: str = "",
     corruptions: Sequence[Corruption] = CORRUPTIONS,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """k-NN and linear probe, fitted to clean images, on each spoilt test part: entries of ``evaluation.json``.
 
     Args:
-        splits, limit: as for :func:`openjepa.assessment.labelled.assess`, so the same images.
+        splits, limit, bad_images, trained_on: as for :func:`openjepa.assessment.labelled.assess`, so the same images.
         note: told what is being done, for whoever waits.
+
+    Raises:
+        InputError: too many images cannot be read, or too few are left.
     """
     begin = time.perf_counter()
-    (learn, held), sentence = chosen_parts(splits, limit)
+    (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
     read = reading(panel, (LAST,))
 
     def features(images: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Features]:
         return {kind.subject: found for kind, found in extract(read, images).items()}
 
     note("features of spoilt images")
-    train = features(_images(panel.preprocessing, learn))
-    tests = {"clean": features(_images(panel.preprocessing, held))}
+    bad: list[BadRecord] = []
+    train = features(_images(panel.preprocessing, learn, bad))
+    tests = {"clean": features(_images(panel.preprocessing, held, bad))}
+    own = panel.subjects[0]
+    labels = train[own].labels, tests["clean"][own].labels
+    classes, notes = left_to_judge((learn, held), labels, bad, bad_images)
     for corruption in corruptions:
-        tests[corruption.name] = features(corrupted(_images(panel.preprocessing, held), corruption))
+        tests[corruption.name] = features(corrupted(_images(panel.preprocessing, held, []), corruption))
+    train = {name: of_classes(found, classes) for name, found in train.items()}
+    tests = {part: {name: of_classes(one, classes) for name, one in found.items()} for part, found in tests.items()}
     rows, differences = [], []
     for evaluator in (KNN(device=panel.device), LinearProbe(device=panel.device)):
         note(f"{evaluator.name} on spoilt images")
@@ -105,7 +116,6 @@ def assess_robustness(
             rows += [
                 _row(part, name, evaluator.name, parts[part], train[name].dimensions) for name, parts in right.items()
             ]
-        own = panel.subjects[0]
         differences += [
             {
                 "task": _task(part),
@@ -121,19 +131,22 @@ def assess_robustness(
         ]
     return {
         "data": splits.train.name,
-        "train_images": len(learn.indices),
-        "test_images": len(held.indices),
+        "classes": len(np.unique(tests["clean"][own].labels)),
+        "train_images": len(train[own]),
+        "test_images": len(tests["clean"][own]),
         "split": sentence,
+        "notes": notes,
         "rows": rows,
         "differences": differences,
-        "summary": _summary(rows, panel.subjects[0]),
+        "summary": _summary(rows, own),
         "seconds": time.perf_counter() - begin,
     }
 
 
-def _images(preprocessing: Preprocessing, part: Chosen) -> Iterator[tuple[Tensor, Tensor]]:
-    workers = 0 if len(part.indices) < 1000 else 1
-    for batch in ordered_batches(part.source, preprocessing, part.indices, batch=128, workers=workers):
+def _images(preprocessing: Preprocessing, part: Chosen, bad: list[BadRecord]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels; ``bad`` takes what cannot be read."""
+    for batch in batches(part, preprocessing):
+        bad += batch.bad
         if len(batch.samples):
             yield batch.images, batch.labels
 

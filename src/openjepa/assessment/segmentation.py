@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from openjepa import draws
+from openjepa.assessment.extraction import BAD_IMAGES, unreadable
 from openjepa.assessment.patch_features import MaskedView, patch_encoders, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.masks import open_masked
@@ -25,6 +26,8 @@ from openjepa.progress import progress
 TASK = "segmentation"
 _CALLED = {RANDOM: "a random encoder", PIXELS: "raw pixels"}
 _FEWEST_IMAGES = 10
+# From fewer test images an interval over images says little of how far the mIoU could move.
+_FEWEST_TO_TEST = 10
 _PICTURED = 6
 
 
@@ -36,6 +39,7 @@ def assess_segmentation(
     limit: int = 20_000,
     seed: int = 0,
     segmenters: Sequence[Segmenter] = (PatchKNN(), LinearSegmentation()),
+    bad_images: float = BAD_IMAGES,
     pictures: Path | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
@@ -47,11 +51,12 @@ def assess_segmentation(
         limit: at most so many images to learn on, and a quarter of it to test on.
         seed: of the split and of the patches to learn on.
         segmenters: what judges the patches' features.
+        bad_images: share of the images (0 to 1) that may be unreadable.
         pictures: a folder for ``segmentation.png``: test images, their masks, and what was made of them.
         note: told what is being done, for whoever waits.
 
     Raises:
-        InputError: the folders don't hold images with masks, or too few, or the picture exists.
+        InputError: the folders don't hold images with masks, or too few that can be read, or the picture exists.
     """
     begin = time.perf_counter()
     where = new_picture(pictures, "segmentation.png")
@@ -65,6 +70,7 @@ def assess_segmentation(
     view = MaskedView(pretrained=pretrained, data=data, seed=seed, encoders=patch_encoders(pretrained))
     note(f"features of the patches of {len(learn):,} images to learn on")
     train = patches_to_learn(view, learn)
+    learned = len(learn) - len(view.bad)
     fitted: dict[tuple[str, str], Fitted] = {}
     for segmenter in segmenters:
         note(segmenter.name)
@@ -72,16 +78,24 @@ def assess_segmentation(
     note(f"the {len(test):,} images to test on")
     commonest = int(train[PIXELS].shares.sum(0).argmax())
     overlaps, shown, constant = _test(view, test, fitted, commonest)
+    tested = len(overlaps[segmenters[0].name, TARGET].union)
+    notes = unreadable(view.bad, len(learn) + len(test), bad_images)
+    if tested < _FEWEST_TO_TEST:
+        notes.append(
+            f"with {tested} test image{'s' * (tested > 1)} the intervals of the mIoU mean little: they are to be had "
+            f"from {_FEWEST_TO_TEST} test images on, the fifth of {5 * _FEWEST_TO_TEST} images with masks."
+        )
     if where is not None:
         _picture(shown, segmenters[-1].name).save(where)
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
     return {
         "data": f"{images} with the masks in {masks}",
         "classes": len(data.values),
-        "train_images": len(learn),
-        "test_images": len(overlaps[segmenters[0].name, TARGET].union),
+        "train_images": learned,
+        "test_images": tested,
         "split": f"{data.sentence} A fifth of the images was held out to test on. Masks are judged at the encoder's "
         f"input size, {_times(pretrained.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
+        "notes": notes,
         **_record(overlaps, fitted, widths, constant.miou()),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,

@@ -9,6 +9,7 @@ from typing import Any
 
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
+from openjepa.assessment.extraction import BAD_IMAGES
 from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
 from openjepa.assessment.robustness import assess_robustness
@@ -65,6 +66,8 @@ def judge(
     entries: Sequence[Entry],
     tasks: Tasks,
     limit: int = 20_000,
+    bad_images: float = BAD_IMAGES,
+    trained_on: str = "",
     command: str = "",
     cache: FeatureCache | None = None,
     progress: Progress = silent,
@@ -75,6 +78,8 @@ def judge(
     Args:
         splits: labelled images; None where only tasks are asked that bring their own.
         entries: the evaluators of whole images.
+        bad_images: share of the images of each task (0 to 1) that may be unreadable.
+        trained_on: fingerprint of the images that the encoder was trained on, where it is known.
         note: told what is being done, for whoever waits.
 
     Raises:
@@ -88,7 +93,17 @@ def judge(
         if asked:
             new_picture(tasks.pictures, name)
     if splits is not None and entries:
-        found = assess(panel, splits, entries=entries, limit=limit, command=command, cache=cache, progress=progress)
+        found = assess(
+            panel,
+            splits,
+            entries=entries,
+            limit=limit,
+            bad_images=bad_images,
+            trained_on=trained_on,
+            command=command,
+            cache=cache,
+            progress=progress,
+        )
     else:
         found = {"data": "none", "classes": 0, "command": command, "encoder": panel.fingerprint}
         found |= {"train_images": 0, "test_images": 0}
@@ -96,7 +111,7 @@ def judge(
         found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
     labelled = splits is not None and splits.train.labels is not None and len(splits.train.classes) > 1
     notes = [*found.get("notes", []), *_missing(panel, labelled, tasks)]
-    asked = _asked(panel, splits if labelled else None, tasks, limit, cache, note)
+    asked = _asked(panel, splits if labelled else None, tasks, limit, bad_images, trained_on, cache, note)
     for name, assess_task in asked.items():
         try:
             part = assess_task()
@@ -108,7 +123,9 @@ def judge(
             continue
         found["rows"] = [*found["rows"], *part["rows"]]
         found["differences"] = [*found.get("differences", []), *part["differences"]]
-        facts = ("data", "train_images", "test_images", "split", "chance", "summary", "pictures", "seconds")
+        notes += [f"{name}: {said}" for said in part.get("notes", ()) if said not in notes]
+        facts = ("data", "classes", "train_images", "test_images")
+        facts += ("split", "chance", "summary", "pictures", "seconds")
         found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part} | {"command": command}
     if not found["rows"] and not asked and not entries:
         raise InputError("; ".join(notes) or "nothing was asked for")
@@ -120,14 +137,17 @@ def _asked(
     splits: Splits | None,
     tasks: Tasks,
     limit: int,
+    bad_images: float,
+    trained_on: str,
     cache: FeatureCache | None,
     note: Callable[[str], None],
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """The tasks that can be done, in their order, each by its name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     pretrained = panel.pretrained
+    on_labelled = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
     if "robustness" in tasks.names and splits is not None:
-        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, note=note)
+        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, **on_labelled)
     if "scenes" in tasks.names:
         train, test = tasks.scene_count
         found["scenes"] = partial(
@@ -136,7 +156,14 @@ def _asked(
     if tasks.segmentation is not None and pretrained is not None:
         images, masks = (path.expanduser() for path in tasks.segmentation)
         found["segmentation"] = partial(
-            assess_segmentation, pretrained, images, masks, limit=limit, pictures=tasks.pictures, note=note
+            assess_segmentation,
+            pretrained,
+            images,
+            masks,
+            limit=limit,
+            bad_images=bad_images,
+            pictures=tasks.pictures,
+            note=note,
         )
     if "finetune" in tasks.names and splits is not None and pretrained is not None:
         settings, tests = FineTuning(epochs=tasks.finetune_epochs), max(8, limit // 4)
@@ -147,7 +174,7 @@ def _asked(
             settings=settings,
             limit=tasks.finetune_images,
             test_limit=tests,
-            note=note,
+            **on_labelled,
         )
     return found
 
@@ -186,10 +213,18 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
     mended = tuple(f"{name} could not be measured" for name in names)
-    notes = [note for note in before.get("notes", []) if not note.startswith(mended)]
-    notes = list(dict.fromkeys([*notes, *now.get("notes", [])]))
-    head = now if fresh or not stale else before | {"notes": notes}
     kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
+    of_tasks = tuple(f"{name}: " for name in kinds[1:])
+    of_kept = tuple(f"{name}: " for name in tasks if name not in now.get("tasks", {}))
+
+    def holds(note: str) -> bool:
+        """Whether a note of before still stands: of a task, while its rows do; else while the images are the same."""
+        if note.startswith(of_tasks):
+            return note.startswith(of_kept)
+        return stale and not other and not note.startswith(mended)
+
+    notes = list(dict.fromkeys([*filter(holds, before.get("notes", [])), *now.get("notes", [])]))
+    head = (now if fresh or not stale else before) | {"notes": notes}
     place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}
     rows.sort(key=lambda row: (kinds.index(_measure(row)[0].split(":")[0]), place.get(_measure(row), len(place))))
     spectrum = head.get("spectrum") or before.get("spectrum", {})

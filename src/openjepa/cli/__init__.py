@@ -6,6 +6,7 @@ import ctypes
 import errno
 import importlib
 import os
+import select
 import signal
 import sys
 from typing import NoReturn
@@ -34,7 +35,7 @@ _MADV_HUGEPAGE = 14
 _MOST_ROOM = 2**34
 _HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 # What a disk or its owner says, and no program can mend.
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 # Verb, and the file that holds the function of its name.
 _VERBS = {
     "pretrain": "training",
@@ -48,7 +49,13 @@ _VERBS = {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
-    code = _main(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unheard():
+            raise
+        code = 128 + signal.SIGPIPE
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         _end_at_once(code)
     sys.exit(code)
@@ -78,11 +85,25 @@ def _main(arguments: list[str]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"openjepa {verb}: cannot write or read{where}: {error.strerror}", file=sys.stderr)
         return 2
+    except SystemExit as end:  # after --help, or a mistake that is told already
+        return int(end.code or 0)
     except KeyboardInterrupt as stop:
         print(f"openjepa {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 143 if str(stop) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _unheard() -> bool:
+    """Whether nobody reads what is printed, as after ``openjepa --help | head -1``; then nothing more is printed."""
+    if not hasattr(select, "poll"):
+        return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try once more, and fail
+    return True
 
 
 def _end_at_once(code: int) -> NoReturn:

@@ -1,12 +1,11 @@
 """The verb that sets objectives side by side: compare."""
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from openjepa.cli.parsing import parse
+from openjepa.cli.parsing import from_anywhere, parse
 from openjepa.errors import InputError
 
 
@@ -61,15 +60,15 @@ def compare_verb(arguments: list[str]) -> int:
         device: str | None = None
 
     given = parse(Compare, "compare", arguments)
-    return _compare(given, shlex.join(["openjepa", "compare", *arguments]))
+    named = (given.data, given.out, given.experiment, *(given.segmentation or ()))
+    return _compare(given, from_anywhere("compare", arguments, named))
 
 
 def _compare(given: Any, command: str) -> int:
-    from openjepa.comparing import Request, begin, gather, run_all, write
-    from openjepa.data.sources import in_full, open_data
+    from openjepa.comparing import Request, check_free
+    from openjepa.data.sources import open_data
     from openjepa.experiment import Method
-    from openjepa.report.comparison import write_comparison
-    from openjepa.training import distributed
+    from openjepa.running import held
 
     objectives = tuple(part.strip() for part in given.objectives.split(",") if part.strip())
     if unknown := [name for name in objectives if name not in get_args(Method)]:
@@ -90,6 +89,18 @@ def _compare(given: Any, command: str) -> int:
             f"suits these images best cannot be measured; what follows is of scenes drawn from the bundled sample",
             file=sys.stderr,
         )
+    check_free(out)
+    with held(out):
+        return _run(given, request, splits, out, command)
+
+
+def _run(given: Any, request: Any, splits: Any, out: Path, command: str) -> int:
+    """Plan or go on, train and judge what is missing, and write the page."""
+    from openjepa.comparing import begin, gather, run_all, write
+    from openjepa.data.sources import in_full
+    from openjepa.report.comparison import write_comparison
+    from openjepa.training import distributed
+
     content = begin(out, request, _wishes(given), splits, in_full(given.data), distributed.join(given.device))
     content["command"] = content["command"] or command
     write(out, content)
@@ -141,8 +152,9 @@ def _wishes(given: Any) -> Any:
 
 def _print(content: dict[str, Any]) -> None:
     """The means over seeds, a row for each measure."""
-    from rich.console import Console
     from rich.table import Table
+
+    from openjepa.cli.tables import console
 
     objectives = content["request"]["objectives"]
     names = list(dict.fromkeys(name for row in content["summary"] for name in row["values"]))
@@ -158,7 +170,7 @@ def _print(content: dict[str, Any]) -> None:
         before = kind
         title = ", ".join(part for part in (row["task"], row["evaluator"], row["metric"]) if part != "accuracy")
         table.add_row(title, *(_cell(row["values"].get(name), name in objectives) for name in names))
-    Console().print(table)
+    console().print(table)
 
 
 def _cell(found: dict[str, Any] | None, trained: bool) -> str:

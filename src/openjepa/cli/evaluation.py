@@ -1,14 +1,13 @@
 """The verb that judges: evaluate."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from openjepa.cli.parsing import parse
+from openjepa.cli.parsing import from_anywhere, parse
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
 from openjepa.files import write_whole
@@ -40,6 +39,8 @@ def evaluate_verb(arguments: list[str]) -> int:
                 finetune (all weights trained on some labels, beside the same from random weights).
             limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
                 test on (.npy features: all are used).
+            bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own
+                --training.bad-images, else 0.01).
             cache: where features (at most 4 GiB) and what evaluators found in them are kept for the next time, the
                 longest unused removed (by default openjepa/features in the user's cache folder).
             no_cache: compute everything anew, and keep nothing.
@@ -59,6 +60,7 @@ def evaluate_verb(arguments: list[str]) -> int:
         suite: str = "quick"
         only: tuple[str, ...] = ()
         limit: int = 20_000
+        bad_images: float | None = None
         cache: Path | None = None
         no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         json: Path | None = None
@@ -72,7 +74,8 @@ def evaluate_verb(arguments: list[str]) -> int:
     given = parse(Evaluate, "evaluate", arguments)
     if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
-    found = _judged(given, _from_anywhere(given, arguments))
+    named = (given.encoder, given.data, *(given.segmentation or ()))
+    found = _judged(given, from_anywhere("evaluate", arguments, named))
     print_evaluation(found)
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
@@ -111,20 +114,32 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
         print(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
     write_whole(path, json.dumps(whole, indent=1) + "\n")
-    return [path, renew_card(run, whole["rows"]), write_report(run)]
+    return [path, renew_card(run, _with_data(whole)), write_report(run)]
+
+
+def _with_data(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a record, each with the data that it was measured on, the numbers of images and of classes."""
+    tasks = found.get("tasks", {}) | {"classes": found}
+    named = ("data", "train_images", "test_images", "classes")
+    rows = []
+    for row in found["rows"]:
+        facts = tasks.get(row["task"].split(":")[0], {})
+        rows.append(row | {name: facts[name] for name in named if name in facts})
+    return rows
 
 
 def _judged(given: Any, command: str) -> dict[str, Any]:
     """What the evaluators say of the encoder, or of the features, that the command line names."""
-    from openjepa.assessment import Tasks, assess_given, judge, open_panel
+    from openjepa.assessment import Tasks, assess_given
     from openjepa.assessment.precomputed import is_precomputed, read_given
     from openjepa.data.sources import open_data
-    from openjepa.running import own_data, read_experiment
     from openjepa.training import distributed
 
     folder = given.encoder.expanduser()
     if given.limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {given.limit}")
+    if given.bad_images is not None and not 0 <= given.bad_images <= 1:
+        raise InputError(f"--bad-images is a share from 0 to 1, got {given.bad_images}")
     if given.cache is not None and given.no_cache:
         raise InputError("give one of --cache and --no-cache")
     names, evaluators = _asked(given)  # a wrong name is told before anything is read
@@ -147,11 +162,26 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
     if not folder.exists():
         raise InputError(f"there is no file or folder {folder}: name a run, an encoder's folder, or features (.npy)")
     device = distributed.join(given.device).device
-    entries, splits = evaluators(str(device)), None
-    if entries or {"robustness", "finetune"} & set(names):
-        if given.data is None and not (folder / "experiment.json").is_file():
+    return _encoder_judged(given, folder, device, tasks, evaluators(str(device)), command)
+
+
+def _encoder_judged(
+    given: Any, folder: Path, device: Any, tasks: Any, entries: tuple[Any, ...], command: str
+) -> dict[str, Any]:
+    """What the evaluators and tasks say of the encoder in ``folder``; of a run it is known what it was trained on."""
+    from openjepa.assessment import judge, open_panel
+    from openjepa.assessment.extraction import BAD_IMAGES
+    from openjepa.data.sources import open_data
+    from openjepa.running import own_data, read_experiment
+
+    experiment, plan = read_experiment(folder) if (folder / "experiment.json").is_file() else (None, None)
+    splits, bad_images = None, given.bad_images
+    if bad_images is None:
+        bad_images = BAD_IMAGES if experiment is None else experiment.training.bad_images
+    if entries or {"robustness", "finetune"} & set(tasks.names):
+        if given.data is None and plan is None:
             raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
-        splits = own_data(folder, read_experiment(folder)[1]) if given.data is None else open_data(given.data)
+        splits = own_data(folder, plan) if given.data is None and plan is not None else open_data(given.data)
     elif given.data is not None:
         raise InputError(f"scenes and masks bring their own images: leave {given.data!r} out")
     with stages() as progress:
@@ -161,20 +191,13 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
             entries=entries,
             tasks=tasks,
             limit=given.limit,
+            bad_images=bad_images,
+            trained_on="" if plan is None else plan["data"]["fingerprint"],
             command=command,
             cache=_cache(given),
             progress=progress,
             note=_told,
         )
-
-
-def _from_anywhere(given: Any, arguments: list[str]) -> str:
-    """The command with the encoder, the images and the masks named in full, so that it can be given in any folder."""
-    from openjepa.data.sources import in_full
-
-    named = {str(given.encoder), given.data, *map(str, given.segmentation or ())}
-    whole = (in_full(argument) or argument if argument in named else argument for argument in arguments)
-    return shlex.join(["openjepa", "evaluate", *whole])
 
 
 def _told(sentence: str) -> None:

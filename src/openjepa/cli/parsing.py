@@ -1,6 +1,8 @@
 """Arguments into dataclasses: what may be set follows from what exists, and every mistake is a sentence."""
 
 import inspect
+import shlex
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -48,3 +50,20 @@ def read_saved(path: Path | None) -> Any:
         return Experiment.from_json(path.read_text(), origin=path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text: {error}") from error
+
+
+def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | None]) -> str:
+    """The command with the files and folders that ``named`` names written in full, so that any folder will do."""
+    from openjepa.data.sources import in_full
+
+    whole = {
+        str(Path(one)): str(one.expanduser().resolve()) if isinstance(one, Path) else in_full(one)
+        for one in named
+        if one is not None
+    }
+
+    def full(argument: str) -> str:
+        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+        return option + equals + (whole.get(str(Path(value))) or value)
+
+    return shlex.join(["openjepa", verb, *map(full, arguments)])

@@ -3,9 +3,16 @@
 from typing import Any
 
 
-def print_plan(facts: dict[str, Any]) -> None:
+def console() -> Any:
+    """Standard output, on which every word is printed as it is: names of files and classes may hold [brackets]."""
     from rich.console import Console
+
+    return Console(markup=False, emoji=False)
+
+
+def print_plan(facts: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from openjepa.report.formats import counted_threads
 
@@ -32,8 +39,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     }
     table = Table(show_header=False, box=None, padding=(0, 1))
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}", value)
-    Console().print(table)
+        table.add_row(Text(name, "bold"), value)
+    console().print(table)
 
 
 def _loader(workers: int, batch_seconds: float, waits: float, copies_help: bool) -> str:
@@ -60,14 +67,14 @@ def _skipped(data: dict[str, Any]) -> str:
 
 def print_evaluation(found: dict[str, Any]) -> None:
     """One table of every measure, task by task, and the sentences that sum up."""
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    out = console()
     if not found["rows"]:
-        console.print(found["split"])
+        out.print(found["split"])
         for name, measures in found["spectrum"].items():
-            console.print(f"RankMe of {name}: {measures['rankme']:.1f}")
+            out.print(f"RankMe of {name}: {measures['rankme']:.1f}")
     else:
         learn, test = found["train_images"], found["test_images"]
         counts = f"{found['data']}: {learn:,} images to learn on, {test:,} to test" if learn else None
@@ -81,19 +88,19 @@ def print_evaluation(found: dict[str, Any]) -> None:
         for task in tasks:
             if len(tasks) > 1:
                 table.add_section()
-                table.add_row(f"[bold]{task}")
+                table.add_row(Text(task, "bold"))
                 table.add_section()
             _add_task(table, [row for row in found["rows"] if row["task"] == task])
-        console.print(table)
+        out.print(table)
         if learn:
-            console.print(found["split"])
+            out.print(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
         counts = f"{facts['train_images']:,} images to learn on, {facts['test_images']:,} to test"
-        console.print(f"{name}: {facts['data']}, {counts}. {facts['split']}{chance} {facts['summary']}")
+        out.print(f"{name}: {facts['data']}, {counts}. {facts['split']}{chance} {facts['summary']}")
     for sentence in (found["summary"], *found.get("notes", ())):
         if sentence:
-            console.print(sentence)
+            out.print(sentence)
 
 
 def _add_task(table: Any, found: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -154,28 +155,34 @@ def _refuse_of_others(objective: str, asked: set[str]) -> None:
 
 
 def _begin(given: Any, wishes: Any, plan: Callable) -> int:
-    from openjepa.data.sources import in_full, open_data
-    from openjepa.running import check_free, make_run
+    from openjepa.running import claimed
     from openjepa.training import distributed
 
     processes = distributed.join(given.device)
     try:
-        if processes.first:
-            if not given.dry_run:
-                check_free(given.out)
-            # Several processes write when the run begins, the first one of each machine.
-            write = processes.world == 1 and not given.dry_run
-            copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
-            planned = plan(open_data(given.data), wishes, processes, in_full(given.data), copied=copied)
-            print_plan(planned.facts)
-            if not given.dry_run:
-                make_run(given.out, planned)
-        if given.dry_run:
-            return 0
-        processes.wait()
-        return _train(given.out, processes)
+        with claimed(given.out) if processes.first and not given.dry_run else nullcontext():
+            if processes.first:
+                _plan(given, wishes, plan, processes)
+            if given.dry_run:
+                return 0
+            processes.wait()
+            return _train(given.out, processes)
     finally:
         distributed.leave()
+
+
+def _plan(given: Any, wishes: Any, plan: Callable, processes: Any) -> None:
+    """Plan the run, print the plan, and make the run's folder unless the plan is all that is wanted."""
+    from openjepa.data.sources import in_full, open_data
+    from openjepa.running import make_run
+
+    # Several processes write when the run begins, the first one of each machine.
+    write = processes.world == 1 and not given.dry_run
+    copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
+    planned = plan(open_data(given.data), wishes, processes, in_full(given.data), copied=copied)
+    print_plan(planned.facts)
+    if not given.dry_run:
+        make_run(given.out, planned)
 
 
 def _copied(source: Any, experiment: Any, *, write: bool) -> Any:
@@ -247,9 +254,15 @@ def _finish(run: Path, training: Any) -> int:
     from openjepa.report import write_report
 
     # First without: whatever becomes of the evaluation, the training is done.
-    report, command = write_report(run), f"openjepa evaluate {shlex.quote(str(run))}"
+    report, command = write_report(run), f"openjepa evaluate {shlex.quote(str(run.resolve()))}"
     try:
-        found = assess(load(run).to(training.processes.device), training.splits, command=command)
+        found = assess(
+            load(run).to(training.processes.device),
+            training.splits,
+            command=command,
+            bad_images=training.experiment.training.bad_images,
+            trained_on=training.plan["data"]["fingerprint"],
+        )
         renewed(run, found)
         print_evaluation(found)
     except InputError as error:

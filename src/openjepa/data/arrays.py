@@ -4,7 +4,9 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
@@ -12,6 +14,9 @@ from PIL import Image
 
 from openjepa.data.base import BadImage, Picture
 from openjepa.errors import InputError
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
 
 File = io.BufferedReader | io.BytesIO
 # What white is, given an image's highest value and whether it is a float.
@@ -53,18 +58,32 @@ def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     return array if array.ndim == 3 else array[..., None]
 
 
-def read_tiff(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
-    """The first image of a TIFF with all its channels, by tifffile's account of the axes.
+@contextmanager
+def open_tiff(file: File) -> "Iterator[TiffFile]":
+    """A TIFF from its first byte.
 
     Raises:
-        BadImage: it has too many pixels.
+        ValueError: tifffile cannot read it.
     """
     import tifffile
 
     # A file's flaws become a BadImage or don't matter; without a handler they would be printed.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     file.seek(0)
-    with tifffile.TiffFile(file) as tiff:
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            yield tiff
+    except tifffile.TiffFileError as error:  # no ValueError before tifffile 2025.12
+        raise ValueError(str(error)) from error
+
+
+def read_tiff(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
+    """The first image of a TIFF with all its channels, by tifffile's account of the axes.
+
+    Raises:
+        BadImage: it has too many pixels.
+    """
+    with open_tiff(file) as tiff:
         series = tiff.series[0]
         axes, shape = series.axes, series.shape
         channel = _channel_axis(axes, shape)

@@ -109,6 +109,11 @@ class Source(ABC):
         """What changes when an image is changed in place, as far as that shows without reading them all."""
         return self.identity()
 
+    @property
+    def version(self) -> str:
+        """A short digest of the state, for the names of copies that are to be found again while nothing changes."""
+        return hashlib.sha256(b"\0".join(self.state())).hexdigest()[:24]
+
     def content(self, indices: Int64[np.ndarray, "n"]) -> str:
         """A digest of what these images hold, byte for byte, for caches of what was computed from them."""
         digest = hashlib.sha256()

@@ -5,7 +5,6 @@ where it was, less what it left unfinished.
 """
 
 import contextlib
-import hashlib
 import io
 import math
 import os
@@ -56,7 +55,7 @@ class Copies(Source):
         self.source, self.at_least = source, at_least
         self.name, self.labels, self.classes, self.skipped = source.name, source.labels, source.classes, source.skipped
         self.unlabelled = source.unlabelled
-        key = hashlib.sha256(b"\0".join(source.state())).hexdigest()[:24]
+        key = source.version
         self.place = folder / f"{key}-{at_least[0]}x{at_least[1]}"
         self._index: np.ndarray | None = None
         self._content: np.ndarray | None = None

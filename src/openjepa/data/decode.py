@@ -1,24 +1,36 @@
 """From a file's bytes to pixels: every format and mode that Pillow, NumPy and tifffile read, and nothing half-read.
 
 8-bit images come as Pillow images (modes L, LA, RGB, RGBA) or, of a fast decoder, as arrays H W C of 1 or 3 channels;
-16-bit, float and many-channel ones as arrays.
+16-bit, float and many-channel ones as arrays. An array's transparency, if the file names one, lies over white already.
 """
 
 import importlib.util
 import io
 import os
 import struct
+import sys
 import tokenize
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Num, Shaped, UInt8, UInt16
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from openjepa.data.arrays import File, White, allow_pixels, as_picture, own_white, read_npy, read_tiff, refuse_bomb
+from openjepa.data.arrays import (
+    File,
+    White,
+    allow_pixels,
+    as_picture,
+    open_tiff,
+    own_white,
+    read_npy,
+    read_tiff,
+    refuse_bomb,
+)
 from openjepa.data.base import BadImage, Header, Picture
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
@@ -27,6 +39,17 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0",
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
+# TIFF's numbers: what a sample means (PhotometricInterpretation), and what one beyond the colours is (ExtraSamples).
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
+_NO_ALPHA, _PREMULTIPLIED, _ALPHA = 0, 1, 2
+# Colours of which Pillow keeps 8 bits of 16, by its names for how they are packed.
+_SIXTEEN_BITS = {
+    "RGB": (_RGB, _NO_ALPHA),
+    "RGBA": (_RGB, _ALPHA),
+    "RGBa": (_RGB, _PREMULTIPLIED),
+    "CMYK": (_CMYK, _NO_ALPHA),
+    "LA": (_BLACK_IS_ZERO, _ALPHA),
+}
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None  # not required
@@ -72,7 +95,7 @@ def decode(
             return as_picture(read_npy(file, reference), reference, white)
         with _pillow(file, head) as image:
             if image is None:
-                return as_picture(read_tiff(file, reference), reference, white)
+                return _by_tifffile(file, reference, white)
             refuse_bomb(*image.size, reference)
             orientation = _orientation(image)
             if image.format == "JPEG":
@@ -80,8 +103,91 @@ def decode(
                     image.draft(None, at_least if orientation >= 5 else (at_least[1], at_least[0]))
                 if orientation == 1 and (pixels := _by_simplejpeg(file, image)) is not None:
                     return pixels
+            if (packing := _packing(image)) is not None:
+                return _sixteen_bits(file, *packing)
             image.load()
-            return standard(upright(image), reference, white)
+            picture = standard(upright(image), reference, white)
+            if isinstance(picture, np.ndarray) and _tags(image).get(262) == _WHITE_IS_ZERO:  # Pillow does 8 bits itself
+                return _as_seen(picture, _WHITE_IS_ZERO)
+            return picture
+
+
+def _packing(image: Image.Image) -> tuple[str, str] | None:
+    """How the samples of a 16-bit colour image are packed: Pillow's names for the colours and for the order of bytes
+    (B, L or the machine's own, N); None for images that Pillow reads whole."""
+    if image.format not in ("PNG", "TIFF") or not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return None
+    packed = image.tile[0][3]
+    colours, _, bits = str(packed[0] if isinstance(packed, tuple) else packed).partition(";")
+    return (colours, bits[2:]) if bits.startswith("16") and colours in _SIXTEEN_BITS else None
+
+
+def _sixteen_bits(file: File, colours: str, order: str) -> UInt16[np.ndarray, "_H _W _C"]:
+    """A 16-bit colour image that Pillow can open; it keeps the high byte of each sample, and the low one if told that
+    the bytes are in the other order."""
+    file.seek(0)
+    data = file.read()  # libtiff moves an open file's position unseen
+    if colours == "LA":  # as many bytes as 8-bit RGBA, which are kept as they are
+        array = _unpacked(data, "RGBA").view(">u2").astype(np.uint16)
+    else:
+        plain = colours.upper()  # premultiplied colours as they are stored
+        little = order == "L" or (order == "N" and sys.byteorder == "little")
+        high, low = (_unpacked(data, f"{plain};16{name}") for name in ("LB" if little else "BL"))
+        array = (high.astype(np.uint16) << 8) | low
+    return _as_seen(array, *_SIXTEEN_BITS[colours])
+
+
+def _unpacked(data: bytes, rawmode: str) -> UInt8[np.ndarray, "_H _W _C"]:
+    """The bytes that Pillow keeps, upright, if it takes the samples to be packed as ``rawmode`` says."""
+
+    def repacked(tile: Any) -> Any:
+        settings = (rawmode, *tile[3][1:]) if isinstance(tile[3], tuple) else rawmode
+        parts = (*tile[:3], settings)
+        return type(tile)(*parts) if hasattr(tile, "_fields") else parts  # plain tuples before Pillow 11
+
+    with Image.open(io.BytesIO(data)) as image:
+        image.tile = [repacked(tile) for tile in image.tile]
+        return np.asarray(upright(image))
+
+
+def _by_tifffile(file: File, reference: str, white: White) -> Num[np.ndarray, "_H _W _C"]:
+    """A TIFF that is none of Pillow's, upright and as it is to be seen."""
+    array = np.asarray(as_picture(read_tiff(file, reference), reference, white))
+    with _first_page(file) as page:
+        photometric, extra, samples = int(page.photometric), page.extrasamples, page.samplesperpixel
+        bits, orientation = page.bitspersample, int(page.tags.valueof(_ORIENTATION, default=1))
+    alpha = _NO_ALPHA
+    if array.shape[2] == samples and (photometric, samples) in ((_WHITE_IS_ZERO, 2), (_BLACK_IS_ZERO, 2), (_RGB, 4)):
+        alpha = int(extra[0]) if extra else _ALPHA if samples == 4 else _NO_ALPHA
+    return turned(_as_seen(array, photometric, alpha, bits), orientation)
+
+
+@contextmanager
+def _first_page(file: File) -> Iterator[Any]:
+    with open_tiff(file) as tiff:
+        yield tiff.pages.first
+
+
+def _as_seen(
+    array: Num[np.ndarray, "_H _W _C"], photometric: int, alpha: int = _NO_ALPHA, bits: int = 16
+) -> Num[np.ndarray, "_H _W _c"]:
+    """Samples as light: white is the highest value, transparency lies over white, and inks are colours."""
+    inks = photometric == _CMYK and array.shape[2] == 4
+    if alpha not in (_PREMULTIPLIED, _ALPHA) and photometric != _WHITE_IS_ZERO and not inks:
+        return array
+    whole = array.dtype.kind == "u"
+    top = np.float32(min(np.iinfo(array.dtype).max, 2 ** max(bits, 8) - 1) if whole else 1)
+    light = array.astype(np.float32)
+    if alpha in (_PREMULTIPLIED, _ALPHA):
+        light, share = light[..., :-1], light[..., -1:] / top
+        light = light if alpha == _PREMULTIPLIED else light * share
+        light = light if photometric == _WHITE_IS_ZERO else light + (1 - share) * top
+    if inks or photometric == _WHITE_IS_ZERO:
+        light = top - light
+    if inks:
+        light = light[..., :3] * (light[..., 3:] / top)
+    light = light.clip(0, top)
+    return np.rint(light).astype(array.dtype) if whole else light
 
 
 def _by_simplejpeg(file: File, image: Image.Image) -> UInt8[np.ndarray, "_H _W _C"] | None:
@@ -111,10 +217,12 @@ def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: st
             with _pillow(file, head) as image:
                 if image is not None:
                     refuse_bomb(*image.size, reference)
-                    width, height = image.size
+                    # As stored: of a TIFF, Pillow tells the turned size or this one, by its version.
+                    tags = _tags(image)
+                    width, height = tags.get(256, image.width), tags.get(257, image.height)
                     if _orientation(image) >= 5:
                         width, height = height, width
-                    return Header(height, width, *_kind(image), image.mode)
+                    return Header(height, width, *_kind(image))
     return header_of(decode(data, reference, white=white))
 
 
@@ -126,13 +234,33 @@ def header_of(picture: Picture) -> Header:
     return Header(height, width, channels, picture.dtype.itemsize * 8, f"{channels} x {picture.dtype}")
 
 
-def _kind(image: Image.Image) -> tuple[int, int]:
-    """Channels and bits per channel that decoding will give."""
+def orientation_of(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> int:
+    """The EXIF orientation by which :func:`decode` turns an image, 1 to 8; 1 is upright as it is stored.
+
+    Raises:
+        BadImage: as in :func:`decode`, as far as the header shows.
+    """
+    with opened(data, reference) as file:
+        head = _head(file)
+        if head.startswith(_NPY):
+            return 1
+        with _pillow(file, head) as image:
+            if image is not None:
+                return _orientation(image)
+        with _first_page(file) as page:
+            return int(page.tags.valueof(_ORIENTATION, default=1))
+
+
+def _kind(image: Image.Image) -> tuple[int, int, str]:
+    """Channels and bits per channel that decoding will give, and what to call the kind."""
+    if (packing := _packing(image)) is not None:
+        channels = 1 if packing[0] == "LA" else 3
+        return channels, 16, f"{channels} x uint16"
     if image.mode.startswith("I"):
-        return 1, 16
+        return 1, 16, image.mode
     if image.mode == "F":
-        return 1, 32
-    return _CHANNELS[_target_mode(image)], 8
+        return 1, 32, image.mode
+    return _CHANNELS[_target_mode(image)], 8, image.mode
 
 
 @contextmanager
@@ -178,19 +306,28 @@ def _pillow(file: File, head: bytes) -> Iterator[Image.Image | None]:
 
 
 def _needs_tifffile(image: Image.Image) -> bool:
-    """Whether more than Pillow's first page of at most 4 known channels holds this image."""
-    tags = getattr(image, "tag_v2", {})
+    """Whether more than Pillow's first page of at most 4 known channels holds this image, or in an order of bytes that
+    Pillow mixes up."""
+    tags = _tags(image)
     samples, description = tags.get(277, 1), str(tags.get(270, ""))
     stacked = description.startswith(('{"shape"', "ImageJ", "<?xml", "<OME")) and getattr(image, "n_frames", 1) > 1
-    return samples > 4 or stacked or (samples == 4 and image.mode in ("RGB", "RGBX"))
+    planes = samples > 1 and tags.get(284, 1) == 2 and max(tags.get(258, (1,))) > 8
+    swapped = image.mode in ("F", "I") and image.info.get("compression") != "raw" and tags.prefix == b"MM"
+    return samples > 4 or stacked or planes or swapped or (samples == 4 and image.mode in ("RGB", "RGBX"))
+
+
+def _tags(image: Image.Image) -> Any:
+    """The tags of a TIFF by their numbers; none of other formats."""
+    return getattr(image, "tag_v2", {})
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF block is absent or damaged."""
+    """The EXIF orientation, 1 to 8; 1 where the EXIF block is absent, damaged or says another number."""
     if "exif" not in image.info and image.format not in ("TIFF", "MPO"):
         return 1
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        orientation = int(image.getexif().get(_ORIENTATION, 1))
+        return orientation if 1 <= orientation <= 8 else 1
     except _DECODER_ERRORS:
         return 1
 
@@ -205,6 +342,13 @@ def _target_mode(image: Image.Image) -> str:
 def upright(image: Image.Image) -> Image.Image:
     """A copy, without ties to its file, turned as its EXIF orientation says."""
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image.copy()
+
+
+def turned(array: Shaped[np.ndarray, "_H _W ..."], orientation: int) -> Shaped[np.ndarray, "_h _w ..."]:
+    """An array turned as an EXIF orientation, 1 to 8, says."""
+    rows, columns = (slice(None, None, -1 if orientation in kinds else 1) for kinds in ((3, 4, 6, 7), (2, 3, 7, 8)))
+    array = array[rows, columns]
+    return np.ascontiguousarray(array.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else array)
 
 
 def standard(image: Image.Image, reference: str, white: White = own_white) -> Picture:

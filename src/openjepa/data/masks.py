@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 
+from openjepa.data.arrays import File
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import BadImage
-from openjepa.data.decode import opened
+from openjepa.data.base import BadImage, Header
+from openjepa.data.decode import opened, orientation_of, turned, upright
 from openjepa.data.folder import FolderSource
 from openjepa.data.listing import Files, scan
 from openjepa.data.pixels import Pixels, nearest
@@ -30,6 +31,8 @@ class MaskedImages:
         masks: the path of each one's mask.
         values: what the masks hold, ascending; class k is the k-th.
         void: whether 255 stands for "not labelled"; it is then none of ``values``.
+        one: what 1 stands for in masks of 1 bit.
+        orientations: the EXIF orientation by which each mask is turned with its image; 1 for none.
         sentence: what was found, for a person.
     """
 
@@ -37,6 +40,8 @@ class MaskedImages:
     masks: tuple[Path, ...]
     values: tuple[int, ...]
     void: bool
+    one: int
+    orientations: tuple[int, ...]
     sentence: str
 
     def __len__(self) -> int:
@@ -50,7 +55,7 @@ class MaskedImages:
         """
         header = self.images.header(index)
         pixels = preprocessing.fit(self.images.read(index, at_least=preprocessing.size))
-        mask = read_mask(self.masks[index])
+        mask = turned(_numbers(read_mask(self.masks[index]), self.one), self.orientations[index])
         classes = np.searchsorted(self.values, mask).astype(np.uint8)
         if self.void:
             classes[mask == UNLABELLED] = UNLABELLED
@@ -62,29 +67,36 @@ class MaskedImages:
 def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = lambda done, total: None) -> MaskedImages:
     """The images below one folder whose name (without suffix) a mask below the other has; ``note`` hears of progress.
 
-    Names are compared with the folders they are in, and where nothing fits that way, alone.
+    Names are compared with the folders they are in, and where nothing fits that way, alone. A mask that lies crosswise
+    to its image, which EXIF turns by a quarter, was made on the pixels as they are stored and is turned with them.
 
     Raises:
-        InputError: a folder is missing or holds no images, no names fit, or the masks hold no classes.
+        InputError: a folder is missing or holds no images, no names fit, a mask is lossy, or they hold no classes.
     """
     found_images, found_masks = (_paths(folder, kind) for folder, kind in ((images, "images"), (masks, "masks")))
     pairs = _pairs(found_images, found_masks, images, masks)
     paths = tuple(masks / mask for _, mask in pairs)
     source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs))
-    seen, resized = set[int](), 0
+    seen, bits, resized, orientations, unsure = set[int](), set[int](), 0, list[int](), 0
     for number, path in enumerate(paths):
         try:
             mask, header = read_mask(path), source.header(number)
+            orientation = _orientation(images / source.path(number), path, mask.shape, header)
         except BadImage as error:
             raise InputError(f"{error}; mend or remove it") from error
-        seen.update(np.unique(mask).tolist())
+        (bits if mask.dtype == np.bool_ else seen).update(np.unique(_numbers(mask)).tolist())
+        unsure += orientation is None
+        orientations.append(orientation or 1)
+        mask = turned(mask, orientations[-1])
         resized += mask.shape != (header.height, header.width)
         if len(seen - {UNLABELLED}) > MOST_CLASSES:
             raise InputError(
                 f"{masks} does not hold masks: up to {path.name} there are {len(seen)} different values, and classes "
-                f"are at most {MOST_CLASSES} (photos have hundreds, and so have masks saved as JPEG: save them as PNG)"
+                f"are at most {MOST_CLASSES} (photos have hundreds, and so has a mask that was a JPEG once)"
             )
         note(number + 1, len(paths))
+    one = 255 if 255 in seen and seen <= {0, 255} else 1
+    seen |= {value * one for value in bits}
     void = UNLABELLED in seen and len(seen) > 2
     values = tuple(sorted(seen - {UNLABELLED} if void else seen))
     if len(values) < 2:
@@ -94,24 +106,44 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
         masks=paths,
         values=values,
         void=void,
-        sentence=_sentence(len(pairs), len(found_images), len(found_masks), values, void, resized),
+        one=one,
+        orientations=tuple(orientations),
+        sentence=_sentence(
+            len(pairs),
+            len(found_images),
+            len(found_masks),
+            values,
+            void,
+            resized,
+            sum(orientation > 1 for orientation in orientations),
+            unsure,
+        ),
     )
 
 
-def read_mask(path: Path) -> Int64[np.ndarray, "H W"]:
+def read_mask(path: Path) -> Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]:
     """The numbers of a mask: palette indices, grey levels, or colours packed into one number where it has colours.
 
+    Masks of 1 bit are given as such; one with an EXIF orientation of its own is turned by it.
+
     Raises:
-        BadImage: it cannot be read.
+        BadImage: it cannot be read, or was saved with loss.
     """
     with opened(path, path.name) as file:
         if path.suffix.lower() == ".npy":
             array = np.load(file, allow_pickle=False)
         else:
             with Image.open(file) as image:
+                if (lossy := _lossy(image, file)) is not None:
+                    raise BadImage(
+                        str(path),
+                        f"is a lossy {lossy}, which does not hold masks as they were made (it blends the numbers of "
+                        "neighbouring classes): save masks as PNG",
+                    )
+                image = upright(image)
                 plain = image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;")
                 array = np.asarray(image if plain else image.convert("RGB"))
-        array = array.astype(np.int64)
+        array = array if array.dtype == np.bool_ else array.astype(np.int64)
         if array.ndim == 3 and array.shape[2] == 3:
             grey = bool((array == array[..., :1]).all())
             array = array[..., 0] if grey else array @ np.array([1 << 16, 1 << 8, 1])
@@ -120,6 +152,36 @@ def read_mask(path: Path) -> Int64[np.ndarray, "H W"]:
         if array.ndim != 2:
             raise ValueError(f"a mask has two axes, this one has the shape {array.shape}")
         return array
+
+
+def _numbers(mask: Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"], one: int = 1) -> Int64[np.ndarray, "H W"]:
+    """A mask's numbers, of which 1 in a mask of 1 bit stands for ``one``."""
+    return mask * np.int64(one) if mask.dtype == np.bool_ else mask
+
+
+def _lossy(image: Image.Image, file: File) -> str | None:
+    """The name of the lossy format that an opened image is saved in, if it is one that can be told."""
+    if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        return "JPEG"
+    if image.format != "WEBP":
+        return None
+    file.seek(12)
+    while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
+        size = int.from_bytes(head[4:], "little")
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return "WebP" if head[:4] == b"VP8 " else None
+
+
+def _orientation(image: Path, mask: Path, shape: tuple[int, ...], header: Header) -> int | None:
+    """The EXIF orientation of an image by which its mask, of that shape, has still to be turned; None if its size
+    does not tell."""
+    orientation = orientation_of(image, image.name)
+    if orientation == 1 or orientation_of(mask, mask.name) > 1:
+        return 1
+    crosswise = (shape[0] - shape[1]) * (header.height - header.width)
+    if orientation < 5 or crosswise == 0:
+        return None
+    return orientation if crosswise < 0 else 1
 
 
 def _paths(folder: Path, kind: str) -> list[str]:
@@ -154,7 +216,9 @@ def _pairs(images: list[str], masks: list[str], images_in: Path, masks_in: Path)
     )
 
 
-def _sentence(pairs: int, images: int, masks: int, values: tuple[int, ...], void: bool, resized: int) -> str:
+def _sentence(
+    pairs: int, images: int, masks: int, values: tuple[int, ...], void: bool, resized: int, turns: int, unsure: int
+) -> str:
     listed = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
     parts = [f"{pairs:,} images with a mask of {len(values)} classes (values {listed})"]
     if void:
@@ -163,4 +227,13 @@ def _sentence(pairs: int, images: int, masks: int, values: tuple[int, ...], void
         parts.append(f"{images - pairs:,} images without a mask and {masks - pairs:,} masks without an image left out")
     if resized:
         parts.append(f"{resized:,} masks were of another size than their image and are stretched to it")
+    if turns:
+        parts.append(
+            f"{turns:,} masks lie as their image is stored, which its EXIF orientation turns, and are turned with it"
+        )
+    if unsure:
+        parts.append(
+            f"{unsure:,} images are turned by their EXIF orientation in a way that their mask's size does not show (by "
+            "half, mirrored, or square); those masks are taken to be upright already: see whether they fit"
+        )
     return "; ".join(parts) + "."

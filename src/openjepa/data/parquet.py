@@ -141,8 +141,8 @@ class ParquetSource(Source):
 
     def _on_disk(self) -> tuple[np.ndarray, np.ndarray]:
         folder = cache_folder() / "parquet"
-        blob, index = folder / f"{self.fingerprint}.bytes", folder / f"{self.fingerprint}.ends.npy"
-        if not index.exists():
+        blob, index = folder / f"{self.version}.bytes", folder / f"{self.version}.ends.npy"
+        if not (blob.exists() and index.exists()):
             needed = sum(
                 open_file(self.root / file).metadata.row_group(group).total_byte_size
                 for file_number, file in enumerate(self.files)

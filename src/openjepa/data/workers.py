@@ -1,6 +1,8 @@
 """Processes that read ahead, and what they do with signals and errors."""
 
+import multiprocessing.process
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -92,13 +94,20 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        threading.Thread(target=_end_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_when_parent_says, args=(os.getppid(), _sockets()), daemon=True).start()
     elif hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
-def _end_when_parent_says(parent: int) -> None:
+def _sockets() -> str | None:
+    """The folder that multiprocessing has made for the sockets of this process, or of the one it was forked from."""
+    return multiprocessing.process.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+
+
+def _end_when_parent_says(parent: int, inherited: str | None) -> None:
     # SIGTERM is blocked since _signals_held, and waits here.
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
+    if (own := _sockets()) not in (None, inherited):  # it goes in the exit that is passed over here
+        shutil.rmtree(own, ignore_errors=True)
     os._exit(0)

@@ -10,8 +10,9 @@ from openjepa.encoder import EncoderConfig
 def model_card(config: EncoderConfig, preprocessing: Mapping[str, Any], card: Mapping[str, Any], obstacle: str) -> str:
     """The text of a model card; ``obstacle`` says why transformers cannot hold this architecture, or is empty.
 
-    ``card`` may hold ``name``, ``license``, ``summary`` (a paragraph), ``evaluation`` (rows as in evaluation.json) and
-    ``notes`` (sentences); anything else that is a plain value is listed as a fact.
+    ``card`` may hold ``name``, ``license``, ``summary`` (a paragraph), ``evaluation`` (rows as in evaluation.json, each
+    perhaps with the ``data``, ``train_images``, ``test_images`` and ``classes`` that it was measured on) and ``notes``
+    (sentences); anything else that is a plain value is listed as a fact.
     """
     title = str(card.get("name") or "I-JEPA encoder")
     parts = [
@@ -96,8 +97,16 @@ def _loading(obstacle: str) -> str:
 def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
-    head = "## Measured\n\n| features | readout | measure | value | 95% interval |\n|---|---|---|---|---|\n"
-    return head + "\n".join(_row(row) for row in rows)
+    about = "".join(f"- {line}\n" for line in dict.fromkeys(_data(row) for row in rows if row.get("data")))
+    head = "| task | features | readout | measure | value | 95% interval |\n|---|---|---|---|---|---|\n"
+    return "## Measured\n\n" + (about and f"{about}\n") + head + "\n".join(_row(row) for row in rows)
+
+
+def _data(row: Mapping[str, Any]) -> str:
+    """On what a row was measured, in a line that is the same for all rows of a kind of task."""
+    counts = (("train_images", "images to learn on"), ("test_images", "to test on"), ("classes", "classes"))
+    told = [f"{row[name]:,} {of}" for name, of in counts if row.get(name)]
+    return f"{_task(row).partition(':')[0]}: {', '.join([_cell(row['data']), *told])}"
 
 
 def _row(row: Mapping[str, Any]) -> str:
@@ -105,7 +114,11 @@ def _row(row: Mapping[str, Any]) -> str:
     interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     shown = "" if value is None else f"{value:.3f}"
     names = " | ".join(_cell(row.get(name, "")) for name in ("features", "evaluator", "metric"))
-    return f"| {names} | {shown} | {interval} |"
+    return f"| {_cell(_task(row))} | {names} | {shown} | {interval} |"
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    return str(row.get("task", "classes"))
 
 
 def _cell(value: object) -> str:

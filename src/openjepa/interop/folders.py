@@ -100,7 +100,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write ``tensors`` as safetensors, marked as PyTorch's (transformers asks for the mark), readable as any file."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, {"format": "pt"})
+    except SafetensorError as error:  # which is no OSError, whatever the disk said
+        raise OSError(str(error)) from error
     # safetensors makes files that only their owner may read; a folder to hand over keeps to the user's own habit.
     path.chmod(path.parent.stat().st_mode & 0o666)
 

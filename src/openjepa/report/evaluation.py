@@ -14,7 +14,8 @@ def evaluation_section(run: RunFolder) -> str:
     """The section's HTML; where nothing was evaluated it says why."""
     found = scores(run)
     if not found:
-        return f'<h2 id="evaluation">How good are the features?</h2><p>{_absent(run)}</p>'
+        notes = f'<p class="quiet">{_notes(run)}</p>' if _notes(run) else ""
+        return f'<h2 id="evaluation">How good are the features?</h2><p>{_absent(run)}</p>{notes}'
     groups: dict[tuple[str, str], list[Score]] = {}
     shown = leading(found)
     for score in shown:
@@ -53,10 +54,15 @@ def _others(rest: list[Score], run: RunFolder) -> str:
             f"<h3>{escape(task)}{': all other measures' if task == 'classes' else ''}</h3>{_about(run, task)}"
         )
         tables.append(table(["evaluator", "measure", *map(escape, columns)], rows, kind="suite"))
-    notes: Any = (run.evaluation or {}).get("notes")
-    said = " ".join(escape(note) for note in notes if isinstance(note, str)) if isinstance(notes, list) else ""
+    said = _notes(run)
     marks = '<p class="quiet">An arrow says that the 95% interval of the difference from a random encoder leaves out 0.'
     return "".join(tables) + (f"{marks} {said}</p>" if tables else f'<p class="quiet">{said}</p>' if said else "")
+
+
+def _notes(run: RunFolder) -> str:
+    """What a reader of the numbers should know besides."""
+    notes: Any = (run.evaluation or {}).get("notes")
+    return " ".join(escape(note) for note in notes if isinstance(note, str)) if isinstance(notes, list) else ""
 
 
 def _about(run: RunFolder, task: str) -> str:

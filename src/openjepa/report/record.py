@@ -189,13 +189,20 @@ def _compared(run: RunFolder) -> str:
     if not (run.finished and run.planned("objective") == "ijepa" and work):
         return ""
     data = run.planned("data", "opened")
-    words = ["openjepa", "compare", *([data] if data else []), "--experiment", str(run.path / "experiment.json")]
+    words = [
+        "openjepa",
+        "compare",
+        *([data] if data else []),
+        "--experiment",
+        str(run.path.resolve() / "experiment.json"),
+    ]
     return f"{shlex.join(words)} --flops {work:.3g} --out runs/compared"
 
 
 def next_section(run: RunFolder) -> str:
     """The exact commands that come next."""
-    folder = shlex.quote(str(run.path))
+    place = run.path.resolve()  # the page may be read, and its commands given, in any folder
+    folder = shlex.quote(str(place))
     steps: list[tuple[str, str]] = []
     if run.finished is False and run.stopped_by is None:
         steps.append(("Go on with the training", f"openjepa resume {folder}"))
@@ -211,11 +218,11 @@ def next_section(run: RunFolder) -> str:
     if run.planned("data", "opened") is None:
         steps.append(("Train on your own images", "openjepa pretrain YOUR_IMAGES --out runs/yours"))
     python = (
-        f"import openjepa\n\nencoder = openjepa.load({str(run.path)!r})\n"
+        f"import openjepa\n\nencoder = openjepa.load({str(place)!r})\n"
         'features = encoder.encode(["a.jpg", "b.jpg"])  # float32 array (2, D): one row an image'
     )
     exact = "".join(f"<h3>{name}</h3><pre><code>{escape(line)}</code></pre>" for name, line in steps)
-    files = f"<p>The encoder itself is in <code>{escape(run.path / 'encoder')}</code>, in the Hugging Face layout.</p>"
+    files = f"<p>The encoder itself is in <code>{escape(place / 'encoder')}</code>, in the Hugging Face layout.</p>"
     return (
         f'<h2 id="next">What next</h2>{exact}<h3>Use the encoder in Python</h3><pre><code>{escape(python)}</code></pre>'
         f"{files if run.has_encoder else ''}"

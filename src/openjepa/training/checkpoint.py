@@ -37,19 +37,22 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write ``folder/step-N`` atomically and remove older ones; returns its path.
 
     Kept are the newest ``keep``, and those that one of them names as ``best`` in its facts.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk; those before it stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{checkpoint.step}"
     aside = folder / f".writing-step-{checkpoint.step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    with (aside / "state.pt").open("wb") as file:  # a full disk is an OSError there
-        torch.save(checkpoint.state, file)
-    (aside / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}, indent=1))
-    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(aside.iterdir())}
-    (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
-    for path in (*aside.iterdir(), aside):
-        _fsync(path)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _write(aside, checkpoint)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk every byte counts
+        raise InputError(
+            f"cannot write the checkpoint {final}: {error.strerror or error}. Free some space, then go on with the run "
+            "(openjepa resume); what was saved before is whole"
+        ) from error
     before = folder / f".before-{final.name}"
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
         shutil.rmtree(before, ignore_errors=True)
@@ -61,6 +64,20 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for old in set(steps(folder)[:-keep]) - named:
         shutil.rmtree(folder / f"step-{old}")
     return final
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the files of a checkpoint and their manifest, and wait until the disk has them."""
+    with (folder / "state.pt").open("wb") as file:
+        try:
+            torch.save(checkpoint.state, file)
+        except RuntimeError as error:  # of PyTorch's writer, which hides what the file said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    (folder / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}, indent=1))
+    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _fsync(path)
 
 
 def _best(path: Path) -> int | None:

@@ -1,0 +1,89 @@
+"""How images were told apart, and what is said of it only where it is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from openjepa.assessment import assess
+from openjepa.assessment.labelled import chosen_parts
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import BadImage, Splits
+from openjepa.data.idx import ArraySource
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.pretrained import Pretrained
+
+SEEN = "saw these images in training"
+
+
+def source(labels: list[int] | None, seed: int = 0, classes: int = 4) -> ArraySource:
+    """Grey images whose brightness is their class."""
+    random = np.random.default_rng(seed)
+    kinds = np.array(labels if labels is not None else [0] * 30)
+    images = random.normal(40 + 50 * kinds[:, None, None, None], 15, (len(kinds), 16, 16, 1))
+    numbers = None if labels is None else kinds
+    return ArraySource("greys", images.clip(0, 255).astype(np.uint8), numbers, tuple("abcdefgh"[:classes]))
+
+
+def ours() -> Pretrained:
+    config = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=3)
+    preprocessing = Preprocessing(size=(16, 16), channels=1, mean=(0.5,), std=(0.25,))
+    return Pretrained(Encoder(config, generator=torch.Generator().manual_seed(3)), preprocessing)
+
+
+@pytest.mark.parametrize(("trained_on", "known"), [("own", True), ("", False), ("another", False)])
+def test_that_the_encoder_saw_the_images_is_said_only_where_it_is_known(trained_on, known):
+    train = source([0, 1, 2] * 20)
+    fingerprint = train.fingerprint if trained_on == "own" else trained_on
+    sentence = chosen_parts(Splits(train=train, test=None, sentence=""), 100, trained_on=fingerprint)[1]
+    assert sentence.startswith("A fifth of each class was held out to test on.")
+    assert (SEEN in sentence) == known
+
+
+def test_of_a_test_part_of_its_own_nothing_is_said_that_holds_of_the_train_part():
+    train = source([0, 1, 2] * 20)
+    splits = Splits(train=train, test=source([0, 1, 2] * 5, 1), sentence="Two parts.")
+    assert chosen_parts(splits, 100, trained_on=train.fingerprint)[1] == "Two parts."
+
+
+def test_a_test_part_without_labels_is_not_passed_over_in_silence():
+    train = source([0, 1, 2] * 20)
+    splits = Splits(train=train, test=source(None), sentence="Two parts.")
+    (learn, held), sentence = chosen_parts(splits, 100)
+    assert sentence.startswith("Two parts. But the test images have no labels")
+    assert held.source is train
+    assert not set(learn.indices) & set(held.indices)
+    assert SEEN not in sentence
+    assert SEEN in chosen_parts(splits, 100, trained_on=train.fingerprint)[1]
+
+
+@pytest.mark.parametrize(
+    ("learn", "held", "judged"),
+    [
+        ([0, 1, 2] * 20, [0, 1, 2] * 5, 3),  # four have names
+        ([0, 1, 2] * 20 + [3], [0, 1, 2, 3] * 5, 3),  # of one there is nothing to learn
+        ([0, 1, 2, 3] * 15, [0, 1] * 10, 2),  # two are asked about
+    ],
+)
+def test_the_classes_counted_are_those_that_are_judged(learn, held, judged):
+    splits = Splits(train=source(learn), test=source(held, 1), sentence="Two parts.")
+    found = assess(ours(), splits)
+    assert found["classes"] == judged
+    # Guessing is measured against as many: the classes are even among these.
+    assert not any("uneven" in note for note in found["notes"])
+
+
+def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out(monkeypatch):
+    read = ArraySource.read
+
+    def sometimes(self, index, at_least=None):
+        if self.name == "train" and self.labels[index] == 2:
+            raise BadImage("", "is damaged")
+        return read(self, index, at_least)
+
+    monkeypatch.setattr(ArraySource, "read", sometimes)
+    splits = Splits(train=source([0, 1, 2] * 20), test=source([0, 1, 2] * 5, 1), sentence="Two parts.")
+    splits.train.name = "train"
+    found = assess(ours(), splits, bad_images=0.5)
+    assert (found["train_images"], found["test_images"], found["classes"]) == (40, 10, 2)
+    assert "Not judged: 1 of 3 classes, of too few readable images (c)." in found["notes"]
+    assert "20 of 75 images could not be read (first: train, image 2: is damaged)." in found["notes"]
