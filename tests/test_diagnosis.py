@@ -1,10 +1,12 @@
 """What the rows of a run are told to show: collapses, dips that end, and a rising loss that is no trouble."""
 
 import json
+import re
 
 import pytest
 
-from openjepa.diagnosis import UNTRAINED, Lookout, choose, diagnose, looks, score, untrained
+from openjepa.diagnosis import UNTRAINED, Lookout, choose, diagnose, looks, score, spread_weight, untrained
+from openjepa.recipes.small import lengthened, small
 
 HEALTHY = {"rankme": 10.0, "alpha_req": 2.5, "lidar": 5.0, "knn": 0.5, "probe": 0.5,
            "features_over_images": 0.6, "features_over_positions": 0.4}  # fmt: skip
@@ -98,10 +100,33 @@ def test_the_sentences_hold_the_numbers():
 def test_what_is_set_already_is_not_recommended():
     look = CASES["positions"]
     (before,) = (one for one in diagnose(log(look, look), EXPERIMENT) if one.kind == "positions")
-    assert "--ijepa.target-norm whiten, --ijepa.variance-covariance 0.05 or --steps 1200" in before.change
+    assert "--ijepa.target-norm whiten, --ijepa.variance-covariance 0.01 or --steps 1200" in before.change
     own = {"ijepa": {"target_norm": "whiten", "variance_covariance": 0.05}, "training": {"steps": 400}}
     (after,) = (one for one in diagnose(log(look, look), own) if one.kind == "positions")
     assert after.change == "In a new run try --steps 1200."
+
+
+def test_the_weight_that_is_recommended_is_the_recipes():
+    short = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
+    for made in (short, lengthened(short)):
+        weight = made.ijepa.variance_covariance
+        assert spread_weight(made.ijepa.target_norm) == weight
+        settings = json.loads(made.to_json())
+        settings["ijepa"]["variance_covariance"] = 0.0
+        (found,) = diagnose(log(CASES["rank"], CASES["rank"]), settings)
+        assert f"try --ijepa.variance-covariance {weight}, " in found.change
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("weight", [0.003, 0.01, 0.1])
+def test_a_term_that_is_on_is_never_made_stronger_and_other_advice_is_given(kind, weight):
+    ijepa = {**EXPERIMENT["ijepa"], "variance_covariance": weight}
+    found = {one.kind: one for one in diagnose(log(*[CASES[kind]] * 2), {**EXPERIMENT, "ijepa": ijepa})}
+    change = found[kind].change
+    assert change.startswith("In a new run try --")
+    weights = [float(word) for word in re.findall(r"--ijepa.variance-covariance ([\d.]+\d)", change)]
+    assert all(w < weight for w in weights)
+    assert weights == ([{0.003: 0.001, 0.01: 0.003, 0.1: 0.01}[weight]] if kind == "knn" else [])
 
 
 def test_a_dip_that_climbs_is_told_from_a_collapse_and_its_end_is_told():

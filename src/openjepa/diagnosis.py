@@ -120,6 +120,15 @@ def slow_teacher(steps: int) -> float:
     return 1 - 50 / steps
 
 
+def spread_weight(target_norm: str | None) -> float:
+    """The weight of the variance-covariance term to begin with: the small recipe's, beside targets of this kind.
+
+    Long runs standardise them per feature and have 0.005, others 0.01. More can pull too hard: with 0.03, features of
+    tiles of photographs fell below a random encoder's (docs/questions.md).
+    """
+    return 0.005 if target_norm == "feature" else 0.01
+
+
 def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -> list[Finding]:
     """What the rows so far show: the troubles first, then what only looks like one.
 
@@ -188,13 +197,13 @@ def _change(case: _Case, experiment: Mapping[str, Any], last: Row, reference: Ro
     """The advice of a case that is not followed already."""
     ijepa, training, schedule = (_part(experiment, name) for name in ("ijepa", "training", "schedule"))
     lr, steps, weight = _number(schedule, "lr"), training.get("steps"), _number(ijepa, "variance_covariance")
-    momentum, best = ijepa.get("momentum"), reference.get("best_step")
+    momentum, best, usual = ijepa.get("momentum"), reference.get("best_step"), spread_weight(ijepa.get("target_norm"))
     slow = max(0.996, slow_teacher(steps)) if isinstance(steps, int) and steps > 0 else 0.996
     slow_already = isinstance(momentum, list | tuple) and bool(momentum) and momentum[0] > slow - 0.003
     known: dict[str, str | None] = {
         "whiten": None if ijepa.get("target_norm") == "whiten" else "--ijepa.target-norm whiten",
-        "spread": None if weight else "--ijepa.variance-covariance 0.05",
-        "unspread": f"--ijepa.variance-covariance {weight / 3:.1g}" if weight else None,
+        "spread": None if weight else f"--ijepa.variance-covariance {usual:g}",
+        "unspread": f"--ijepa.variance-covariance {usual if weight > usual else weight / 3:.1g}" if weight else None,
         "momentum": None if slow_already else f"--ijepa.momentum {slow:.4g} 1.0",
         "lr": f"--schedule.lr {lr / 2:g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",

@@ -37,6 +37,19 @@ def test_loss_is_its_definition(images):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_the_variance_of_the_clean_pixels_and_of_their_predictions_is_logged(images):
+    """Every image has every place, so these are the variances down the images and of the places' means."""
+    model, masks = build(), WholeMasking(ENCODER.grid, seed=3)(np.arange(5), 0)
+    found = model(images, masks).metrics
+    predicted = model.decoder.reconstruct(model.encoder(model.corrupt(images, masks.keys)), masks.context).detach()
+    for name, values in (("target", patchify(images, (4, 4))), ("predicted", predicted)):
+        over_images = values.var(0).mean(0)
+        torch.testing.assert_close(found[f"{name}_over_images"], over_images.mean())
+        between = (values.mean(0).var(0) - over_images / 5).clamp(min=0)
+        torch.testing.assert_close(found[f"{name}_over_positions"], between.mean())
+    assert not any(value.requires_grad for value in found.values())
+
+
 def test_the_noise_has_the_spread_and_the_share_that_were_asked_for():
     keys = WholeMasking(ENCODER.grid)(np.arange(400), 0).keys
     assert keys is not None

@@ -59,6 +59,21 @@ def test_loss_is_that_of_transformers(images):
     torch.testing.assert_close(error.mean(), theirs.loss)
 
 
+def test_the_variance_of_the_hidden_pixels_and_of_their_predictions_is_logged(images):
+    """Where every image hides the same places, these are the variances down the images and of the places' means."""
+    model = build(normalise=False)
+    hidden = torch.tensor([1, 2, 4, 5, 6, 7])
+    masks = Masks(torch.tensor([[0, 3]] * 5), hidden.expand(5, 1, -1))
+    found = model(images, masks).metrics
+    predicted = model.decoder(model.encoder(images, masks.context), masks.context, masks.targets)[:, 0]
+    for name, values in (("target", patchify(images, (4, 4))[:, hidden]), ("predicted", predicted.detach())):
+        over_images = values.var(0).mean(0)
+        torch.testing.assert_close(found[f"{name}_over_images"], over_images.mean())
+        between = (values.mean(0).var(0) - over_images / 5).clamp(min=0)
+        torch.testing.assert_close(found[f"{name}_over_positions"], between.mean())
+    assert not any(value.requires_grad for value in found.values())
+
+
 def test_hidden_pixels_reach_the_loss_as_targets_only(images):
     model = build(normalise=False)
     masks = Masks(torch.tensor([[0, 3]] * 5), torch.tensor([[[1, 2, 4, 5, 6, 7]]] * 5))

@@ -105,6 +105,78 @@ def test_collapse(parts, rank, spread, answer):
     assert answers(parts)["Has it collapsed?"][0] == answer
 
 
+UNTRAINED = {"rankme": 9.4, "alpha_req": 3.06, "features_over_images": 0.6, "features_over_positions": 0.4}
+# RankMe and alpha-ReQ at each look, as of the known pair in benchmarks/collapse: one sinks, one climbs out of the dip.
+SINKS = ((7.0, 3.1), (6.0, 3.2), (4.8, 3.3), (4.6, 3.34))
+CLIMBS = ((7.0, 3.3), (4.6, 3.9), (4.4, 3.95), (5.0, 3.6), (6.0, 3.3), (9.0, 3.0), (12.0, 2.8))
+GROWS = ((10.0, 2.9), (12.0, 2.7), (15.0, 2.5))
+
+
+def looks(parts, path, images=0.6, losses=0.03) -> None:
+    """A log of looks ten steps apart, each with RankMe and alpha-ReQ of ``path``; the loss falls to ``losses``, and
+    features differ by image as much as ``images``, by position 0.4."""
+    before = {f"untrained_{name}": value for name, value in UNTRAINED.items()}
+    parts.metrics = [{"step": 0, "loss": 0.2} | before]
+    spread = {"target_std": 0.4, "features_over_positions": 0.4, "target_over_positions": 0.4}
+    for number, (rank, alpha) in enumerate(path, 1):
+        look = {"step": 10 * number - 1, "loss": losses, "rankme": rank, "alpha_req": alpha} | spread
+        parts.metrics.append(look | {"features_over_images": images, "target_over_images": images})
+    for row in parts.evaluation["rows"]:
+        row["dimensions"] = 192
+
+
+def told(parts) -> tuple[str, str, str]:
+    """Answer, what it rests on and its standing."""
+    (answer,) = (one for one in judge(read_run(parts.write())).answers if one.question == "Has it collapsed?")
+    return answer.answer, answer.because, answer.standing
+
+
+def test_a_collapse_that_the_watch_sees_is_called_one(parts):
+    looks(parts, SINKS, losses=0.003)
+    parts.score(0.268, 0.29, 0.7)
+    answer, because, standing = told(parts)
+    assert (answer, standing) == ("Yes", "bad")
+    assert "RankMe 4.6 after 9.4, alpha-ReQ 3.34 after 3.06, since step 30." in because
+
+
+def test_features_that_hold_the_position_alone_are_a_collapse(parts):
+    looks(parts, [(9.0, 3.0)] * 3, images=0.01)
+    parts.score(0.268, 0.29, 0.7)
+    answer, because, _ = told(parts)
+    assert answer == "Yes"
+    assert "differ by position but hardly by image: 2.4% of their variance is over images" in because
+
+
+def test_an_evaluation_above_the_random_encoder_speaks_against_an_alarm(parts):
+    looks(parts, SINKS)
+    answer, because, standing = told(parts)
+    assert (answer, standing) == ("Signs of it", "mixed")
+    assert because.endswith(" Yet on k-NN and the linear probe the encoder is above a random one.")
+
+
+def test_a_healthy_run_shows_no_sign_of_collapse(parts):
+    looks(parts, GROWS)
+    assert told(parts)[0] == "No, but narrow"
+    parts.path = parts.path.with_name("wide")
+    looks(parts, [(2 * rank, alpha) for rank, alpha in GROWS])
+    assert told(parts) == ("No sign of it", "RankMe 30.0 of 192 and target std 0.400.", "good")
+
+
+@pytest.mark.parametrize(("seen", "answer"), [(3, "Signs of it"), (5, "A dip so far"), (7, "No, but narrow")])
+def test_a_dip_that_the_run_climbs_out_of_is_no_collapse(parts, seen, answer):
+    looks(parts, [(rank, alpha) for rank, alpha in CLIMBS[:seen]])
+    assert told(parts)[0] == answer
+
+
+def test_an_accuracy_past_its_best_is_no_collapse_and_is_told(parts):
+    looks(parts, [(20.0, 2.5)] * 5)
+    for row, knn in zip(parts.metrics[1:], (0.5, 0.6, 0.5, 0.5, 0.5), strict=True):
+        row["knn"] = knn
+    answer, because, _ = told(parts)
+    assert answer == "No, but it got worse"
+    assert "50.0% of the watched images after 60.0% at step 20" in because
+
+
 def test_few_of_many_directions_is_narrow_and_not_called_failure(parts):
     parts.log(30, full=True)
     for row in parts.evaluation["rows"]:

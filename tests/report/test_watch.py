@@ -26,6 +26,33 @@ def test_a_trouble_is_told_with_what_to_change(parts):
     assert "untrained 2.50" in found
 
 
+def test_a_rising_loss_is_explained_and_not_called_a_collapse(parts):
+    watched(parts, [2.4, 2.3, 2.1, 2.0])
+    for row, loss in zip(parts.metrics[1:], (0.1, 0.05, 0.1, 0.15), strict=True):
+        row["loss"] = loss
+    found = page(parts)
+    assert "<h3>Not a trouble</h3><p>The loss has risen from 0.05 to 0.15 since step 20 while the" in found
+    assert "alpha-ReQ from 2.30 to 2.00, lower is better" in found
+    assert "<strong>No sign of it</strong>" in found
+
+
+def test_the_answer_on_collapse_says_what_the_watch_says(parts):
+    watched(parts, [3.5, 3.9], rank=4.0)
+    parts.score(0.5, 0.6, 0.7)
+    found = page(parts)
+    seen = "use far fewer directions than before training: RankMe 4.0 after 10.0, alpha-ReQ 3.90 after 2.50, since step"
+    assert f"<strong>Yes</strong><p>The features {seen} 10." in found
+    assert f"<h3>Trouble</h3><p>The features {seen} 10." in found
+
+
+def test_features_that_are_all_alike_in_the_end_are_a_trouble_too(parts):
+    watched(parts, [2.4, 2.3])
+    parts.evaluation["spectrum"] = {"trained encoder": {"rankme": 1.2}}
+    found = page(parts)
+    assert found.count("All images get nearly the same features: RankMe 1.20 of 6.") == 2
+    assert "no sign of a collapse" not in found
+
+
 def test_a_run_without_trouble_says_so_and_one_without_a_reference_what_it_lacks(parts):
     watched(parts, [2.4, 2.3])
     assert "looked at 2 times during training, beside the untrained encoder: no sign of a collapse" in page(parts)

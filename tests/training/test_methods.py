@@ -82,6 +82,20 @@ def test_micro_batches_add_up_to_the_large_batch(method, sample):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_logs_how_targets_and_predictions_vary_over_images_and_over_positions(method, sample):
+    made = experiment(method)
+    step = Step(
+        made.objective(), schedule=made.schedule, optimizer=made.optimizer, training=made.training, processes=ALONE
+    )
+    batch = next(iter(batches(made, sample.train)))
+    row = step(made.preprocessing.normalise(batch.images), batch.masks, 0)
+    spread = {f"{what}_over_{axis}" for what in ("target", "predicted") for axis in ("images", "positions")}
+    assert {name for name in row if "_over_" in name} == spread
+    assert row["target_over_images"] > 0.1
+    assert row["predicted_over_images"] > 0
+
+
 def neighbours(encoder, made, sample) -> float:
     parts = []
     for source, count in ((sample.train, 2000), (sample.test, 1000)):

@@ -16,6 +16,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import patchify
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.spread import places_and_images
 
 # SplitMix64 (see draws.py), as signed 64-bit numbers: torch has no arithmetic on unsigned ones on every device.
 _GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -106,4 +107,7 @@ class Denoising(Objective):
             raise ValueError("the denoising autoencoder draws its noise from Masks.keys; WholeMasking brings them")
         features = self.encoder(self.corrupt(x, masks.keys), masks.context)
         predicted = self.decoder.reconstruct(features, masks.context)
-        return Output(F.mse_loss(predicted.float(), patchify(x, self.encoder.config.patch).float()))
+        target = patchify(x, self.encoder.config.patch).float()
+        one_block = (target[:, None], predicted[:, None], masks.context[:, None])
+        metrics = places_and_images(*one_block, self.encoder.config.grid.size)
+        return Output(F.mse_loss(predicted.float(), target), metrics)

@@ -18,7 +18,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
-from openjepa.objectives.spread import moments, spread_by_place, variance_covariance
+from openjepa.objectives.spread import moments, places_and_images, variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
@@ -149,9 +149,7 @@ class IJEPA(Objective):
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         # Before the run's statistics, which would make any spread one.
         metrics = {"target_std": _mean_std(features.flatten(0, 1))}
-        for name, values in (("target", target), ("predicted", predicted)):
-            by_image, by_place = spread_by_place(values, masks.targets, self.context_encoder.config.grid.size)
-            metrics |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
+        metrics |= places_and_images(target, predicted, masks.targets, self.context_encoder.config.grid.size)
         if self.config.variance_covariance:
             metrics["prediction_loss"] = loss
             pooled, whole = _mean(context, masks), self._surveyed

@@ -15,6 +15,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import patchify, take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.spread import places_and_images
 
 _EPS = 1e-6
 
@@ -78,4 +79,5 @@ class MAE(Objective):
         context = self.encoder(x, masks.context, masks.context_packed)
         predicted = self.decoder(context, masks.context, masks.targets, masks.context_packed)
         target = take(self.targets(x), masks.targets.flatten(1)).view_as(predicted)
-        return Output(F.mse_loss(predicted.float(), target))
+        metrics = places_and_images(target, predicted, masks.targets, self.encoder.config.grid.size)
+        return Output(F.mse_loss(predicted.float(), target), metrics)

@@ -74,3 +74,14 @@ def spread_by_place(
     each = (len(flat) - count.square().sum() / len(flat)).clamp(min=1)  # values per place, times the places less one
     over_positions = ((between - (used - 1) * over_images) / each).clamp(min=0)
     return over_images.mean(), over_positions.mean()
+
+
+def places_and_images(
+    target: Float[Tensor, "R M T O"], predicted: Float[Tensor, "R M T O"], at: Int[Tensor, "R M T"], tokens: int
+) -> dict[str, Float[Tensor, ""]]:
+    """:func:`spread_by_place` of what is predicted and of the predictions, as rows of the run's log name them."""
+    rows = {}
+    for name, values in (("target", target), ("predicted", predicted)):
+        by_image, by_place = spread_by_place(values, at, tokens)
+        rows |= {f"{name}_over_images": by_image, f"{name}_over_positions": by_place}
+    return rows

@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 
 from openjepa.data.augmentation import Augmentation
-from openjepa.diagnosis import slow_teacher
+from openjepa.diagnosis import slow_teacher, spread_weight
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
 from openjepa.masking import MultiBlockConfig
@@ -42,7 +42,10 @@ def small(
         predictor=PredictorConfig(width=128, depth=1, heads=4),
         masks=MultiBlockConfig(context_share=0.25),
         ijepa=IJEPAConfig(
-            momentum=(0.99, 1.0), target_norm="whiten", statistics_momentum=0.95, variance_covariance=0.01
+            momentum=(0.99, 1.0),
+            target_norm="whiten",
+            statistics_momentum=0.95,
+            variance_covariance=spread_weight("whiten"),
         ),
         augmentation=Augmentation(crop_scale=(0.5, 1.0)),
         schedule=ScheduleConfig(lr=lr, start_lr=1e-4),
@@ -65,7 +68,7 @@ def lengthened(short: Experiment) -> Experiment:
         return wide
     return replace(
         wide,
-        ijepa=replace(wide.ijepa, target_norm="feature", variance_covariance=0.005),
+        ijepa=replace(wide.ijepa, target_norm="feature", variance_covariance=spread_weight("feature")),
         schedule=replace(wide.schedule, lr=1e-3),
     )
 

@@ -159,6 +159,7 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
         ["Passes over the images", *planned(lambda f: plain(f["epochs"]))],
         ["Time of training", *measured("seconds", duration)],
         ["Images a second", *measured("images_per_s", count)],
+        ["Time of an image", *measured("images_per_s", lambda rate: f"{plain(1000 / rate)} ms")],
         ["Training cost of a run", *measured("flops", lambda value: scaled(value, "FLOP"))],
         ["Peak memory of the process", *measured("peak_memory", memory)],
         ["Energy that the machine counted", *measured("joules", lambda value: scaled(value, "J"))],

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from openjepa.diagnosis import Finding, diagnose
 from openjepa.report.formats import count, counted_threads, duration, is_number, listed, memory, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
 
@@ -17,6 +18,8 @@ TARGET, RANDOM, PIXELS = "trained encoder", "random encoder", "raw pixels"
 _COLLAPSED_RANK = 2.0
 _COLLAPSED_STD = 0.02
 _NARROW_SHARE = 0.1
+# The watch's findings that are a collapse; its others say that the features are worse than they were.
+_COLLAPSES = ("vanished", "positions", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def judge(run: RunFolder) -> Verdict:
     answers = (
         _answer("Did it learn?", pairs[RANDOM], "a random encoder"),
         _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels"),
-        _collapse(run),
+        _collapse(run, pairs[RANDOM]),
         _cost(run),
     )
     targets = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
@@ -230,27 +233,64 @@ def _why_unevaluated(run: RunFolder) -> str:
     return "There is no evaluation.json with accuracies in this run: the command at the end makes it." + values
 
 
-def _collapse(run: RunFolder) -> Answer:
-    """Collapse as RankMe and the spread of the targets show it; the evaluation's RankMe before the online one."""
+def findings(run: RunFolder) -> list[Finding]:
+    """What the watch saw, and features that the last numbers show to be all alike.
+
+    The watch's section tells them and the answer on collapse follows from them, so that the two agree.
+    """
+    found = diagnose(run.metrics.rows, run.experiment if isinstance(run.experiment, dict) else None)
+    rank, spread = _rank_and_spread(run)
+    alike = (rank is not None and rank < _COLLAPSED_RANK) or (spread is not None and spread < _COLLAPSED_STD)
+    if not alike or any(one.severity == "recovering" for one in found):
+        return found
+    seen = f"All images get nearly the same features: {_measured(run)}."
+    return [Finding(kind="alike", severity="trouble", since=run.steps_done, seen=seen, change=""), *found]
+
+
+def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
+    """Collapse as the findings show it, beside what the evaluation says of a random encoder."""
     question = "Has it collapsed?"
-    rank: Any = nested(run.evaluation, "spectrum", TARGET, "rankme")
-    rank = rank if is_number(rank) else run.metrics.last("rankme")
-    spread = run.metrics.last("target_std")
+    rank, spread = _rank_and_spread(run)
     if rank is None and spread is None:
         because = "Neither RankMe nor the spread of the targets was logged."
         return Answer(question=question, answer="Not measured", because=because, standing="unknown")
-    width = feature_width(run)
-    of = f" of {width}" if width else ""
-    measured = [f"RankMe {plain(rank)}{of}"] if rank is not None else []
-    measured += [f"target std {plain(spread)}"] if spread is not None else []
-    because = f"{listed(measured)}."
-    if (rank is not None and rank < _COLLAPSED_RANK) or (spread is not None and spread < _COLLAPSED_STD):
-        because += " All images get nearly the same features."
-        return Answer(question=question, answer="Yes", because=because, standing="bad")
+    troubles = [one for one in findings(run) if one.severity != "explained"]
+    if troubles:
+        lead = min(troubles, key=lambda one: one.severity == "recovering")  # the first that is getting no better
+        ahead = [_spoken(pair.score.evaluator) for pair in pairs if pair.relation == "above"]
+        answer, standing = _said_of(lead, doubted=bool(ahead))
+        doubt = f" Yet on {listed(ahead)} the encoder is above a random one." if ahead else ""
+        return Answer(question=question, answer=answer, because=lead.seen + doubt, standing=standing)
+    width, because = feature_width(run), f"{_measured(run)}."
     if rank is not None and width and rank < _NARROW_SHARE * width:
         because += " Few directions are in use. That alone is not failure: see the curves."
         return Answer(question=question, answer="No, but narrow", because=because, standing="mixed")
     return Answer(question=question, answer="No sign of it", because=because, standing="good")
+
+
+def _said_of(lead: Finding, *, doubted: bool) -> tuple[str, Standing]:
+    """The answer in a few words; ``doubted`` is whether the evaluation speaks against a collapse."""
+    if lead.severity == "recovering":
+        return "A dip so far", "mixed"
+    if lead.kind == "fading":
+        return "No, but it got worse", "mixed"
+    if lead.kind == "alike" or (lead.kind in _COLLAPSES and not doubted):
+        return "Yes", "bad"
+    return "Signs of it", "mixed" if doubted else "bad"
+
+
+def _rank_and_spread(run: RunFolder) -> tuple[float | None, float | None]:
+    """RankMe, the evaluation's before the online one, and the targets' standard deviation."""
+    rank: Any = nested(run.evaluation, "spectrum", TARGET, "rankme")
+    return rank if is_number(rank) else run.metrics.last("rankme"), run.metrics.last("target_std")
+
+
+def _measured(run: RunFolder) -> str:
+    (rank, spread), width = _rank_and_spread(run), feature_width(run)
+    of = f" of {width}" if width else ""
+    told = [f"RankMe {plain(rank)}{of}"] if rank is not None else []
+    told += [f"target std {plain(spread)}"] if spread is not None else []
+    return listed(told)
 
 
 def feature_width(run: RunFolder) -> int | None:

@@ -2,10 +2,11 @@
 
 import json
 
-from openjepa.diagnosis import Finding, diagnose, looks, untrained
+from openjepa.diagnosis import Finding, looks, untrained
 from openjepa.report.curves import card
 from openjepa.report.formats import count, escape
 from openjepa.report.run_folder import RunFolder
+from openjepa.report.verdict import findings
 
 # Key in metrics.jsonl, title, one line on how to read it.
 _CURVES = (
@@ -29,9 +30,7 @@ def watch_section(run: RunFolder) -> str:
     seen = looks(run.metrics.rows)
     if not seen:
         return ""
-    experiment = run.experiment if isinstance(run.experiment, dict) else None
-    found = diagnose(run.metrics.rows, experiment)
-    said = "".join(_finding(one) for one in found) or f"<p>{_nothing(run, len(seen))}</p>"
+    said = "".join(_finding(one) for one in findings(run)) or f"<p>{_nothing(run, len(seen))}</p>"
     cards = "".join(card(run, name, title, hint) for name, title, hint in _CURVES)
     drawn = f'<details><summary>What it measured</summary><div class="curves">{cards}</div></details>' if cards else ""
     return f'<h2 id="watch">The watch</h2>{said}{_choice(run)}{drawn}'
