@@ -1,6 +1,6 @@
 """Attention forward and backward, plain matrix products, the same in parts, and PyTorch's fused kernel, by tokens.
 
-    python benchmarks/attention.py [--json FILE] [--rounds N]
+    python benchmarks/attention.py [--json FILE] [--rounds N] [--tokens 196 1568] [--total 8192]
 
 Memory is kept as the command line keeps it. What ``openjepa.transformer.attention_path`` takes on a CPU comes from this
 table.
@@ -51,19 +51,21 @@ def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, r
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the rows to this file as well")
+    parser.add_argument("--json", type=Path, help="write the rows to this file as they come")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), help="lengths of a row")
     parser.add_argument("--total", type=int, default=8192, help="tokens of a batch; rows are as many as fit")
     parser.add_argument("--threads", type=int, default=1, help="PyTorch's threads on a CPU")
     suit_the_process()
     options, device = parser.parse_args(), torch.device("cpu")
     torch.set_num_threads(options.threads)
     facts, limit = machine(device), transformer.PLAIN_ATTENTION_TOKENS
-    rows = [
-        measure(tokens, options.total, dtype, device, options.rounds) | facts
-        for dtype in (torch.bfloat16, torch.float32)
-        for tokens in TOKENS
-    ]
+    rows = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for tokens in options.tokens:
+            rows.append(measure(tokens, options.total, dtype, device, options.rounds) | facts)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n")
     shown = Table(
         title=f"Attention, {HEADS} heads of {FEATURES}, {options.total} tokens, ms (over plain)",
         caption=f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}; in bfloat16 plain is taken "
@@ -78,8 +80,6 @@ def main() -> None:
             cells += [f"{row[kind][p]['median'] * 1e3:.1f} ({row[kind][f'{p}_over_plain']:.2f})" for p in PATHS[1:]]
         shown.add_row(row["dtype"], str(row["tokens"]), *cells)
     Console(width=120).print(shown)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,14 @@ SIZES["vit-s-256"] = replace(SIZES["vit-s"], name="ViT-S/16, 224 px, batch 256",
 SIZES["vit-b-128"] = replace(SIZES["vit-b"], name="ViT-B/16, 224 px, batch 128", batch=128)
 
 
+def sized(key: str, batch: int | None = None) -> Size:
+    """The size of that name, with another batch where one is given."""
+    size = SIZES[key]
+    if batch is None:
+        return size
+    return replace(size, name=f"{size.name.rsplit(',', 1)[0]}, batch {batch}", batch=batch)
+
+
 class Task:
     """Images and masks of one size, the same for all who are measured on it."""
 

@@ -1,4 +1,4 @@
-"""An estimate, nothing measured: what the published ViT-H/14 costs to train on ImageNet, on GPUs by name.
+"""An estimate, of which no row was measured: what the published ViT-H/14 costs to train on ImageNet, on GPUs by name.
 
     python benchmarks/estimate.py
 
@@ -7,7 +7,10 @@ activations are a second forward pass of the latter two) with as many tokens as 
 of 128 on a GPU, on average; and the weights. Assumed, all of it:
 
 - bfloat16 matrix products without sparsity peak at what the makers' data sheets say (PEAKS), and a step reaches
-  UTILISATION of that. No GPU was measured for this. On two CPU cores our step reaches 52 to 66% of its products' peak.
+  UTILISATION of that. Measured were smaller networks: on one H100 ViT-S/16 reaches 13% of the data sheet's peak and
+  ViT-B/16 27% (17 and 35% of what its large products make; results/gpu-h100.json, batches of 256), and on two
+  CPU cores our step 21 to 66% of their products' peak in bfloat16 (README.md). Wider networks reach more; ViT-H/14 was
+  not measured.
 - Eight GPUs of one machine are eight times as fast as one.
 - ImageNet-1k is 1,281,167 images for 300 epochs (the paper's), ImageNet-22k 14,197,122 for 66, 2.4 times as many
   steps in all.

@@ -1,7 +1,7 @@
 """How time and memory of a training step grow with tokens, width and batch, and of opening a folder with its images.
 
     python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png \
-        [--index benchmarks/results/indexing.json] [--sweeps tokens width batch]
+        [--index benchmarks/results/indexing.json] [--sweeps tokens width batch] [--only 196]
 
 Our step as the command line has it, with a replica for each core that shares the batch evenly, masks ready made. Memory
 of an image is what a process takes more at its peak with twice the batch than another with the batch, by image.
@@ -81,8 +81,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot, ticker
 
     index = results.get("index", [])
-    columns = list(SWEEPS) + ["images"] * bool(index)
-    figure, axes = pyplot.subplots(2, len(columns), figsize=(3.6 * len(columns), 6.4), layout="constrained")
+    columns = [name for name in SWEEPS if name in results] + ["images"] * bool(index)
+    figure, axes = pyplot.subplots(
+        2, len(columns), figsize=(3.6 * len(columns), 6.4), layout="constrained", squeeze=False
+    )
     for place, name in enumerate(columns):
         above, below = axes[0][place], axes[1][place]
         if name == "images":
@@ -127,24 +129,30 @@ def main() -> None:
     )
     parser.add_argument("--point", type=int, nargs=8, help=argparse.SUPPRESS)
     parser.add_argument("--untimed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, nargs="+", metavar="VALUE", help="points of the sweeps; others stay")
     options = parser.parse_args()
     if options.point:
         point(tuple(options.point), timed=not options.untimed)
         return
+    known = [value for name in options.sweeps for value in SWEEPS[name]]
+    wanted = options.only or known
+    if not set(wanted) <= set(known):
+        parser.error(f"--only takes points of the sweeps ({', '.join(map(str, known))}), got {wanted}")
     results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     for name in options.sweeps:
-        results[name], points = {}, SWEEPS[name]
+        found = results.setdefault(name, {})
+        points = {value: facts for value, facts in SWEEPS[name].items() if value in wanted}
         print(f"\n| {name} | ms by image | of the GEMM peak | MiB by image |\n|---|---|---|---|")
         for value, facts in points.items():
             told = measured(facts, timed=True)
             twice = measured((*facts[:-1], 2 * facts[-1]), timed=False)
             told["bytes"] = (twice["peak memory"] - told["peak memory"]) / facts[-1]
             results["machine"] = told.pop("machine")
-            results[name][value] = told
+            found[str(value)] = told  # as JSON has it
             share = told["flops"] / told["seconds"] / told["peak"]
             cells = f"{1000 * told['seconds']:.1f} | {share:.0%} | {told['bytes'] / 2**20:.1f}"
             print(f"| {value:,} | {cells} |", flush=True)
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.index is not None:
         results["index"] = json.loads(options.index.read_text())
     options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -73,8 +73,8 @@ def main() -> None:
         results.append({"files": files, "first": first, "again": again})
         cells = [f"{found[what]:.3g}" for found in (first, again) for what in ("open", "fingerprint", "MiB")]
         print(f"| {files:,} | {' | '.join(cells)} |", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """A whole training step side by side: openjepa's, lightly's I-JEPA, and a plain eager one in the published code's
 style; and an encoder's forward pass beside that of transformers' IJepaModel.
 
-    python benchmarks/step.py [--json FILE] [--rounds N] [--sizes small vit-s vit-b clip] [--threads 1] [--device cuda]
+    python benchmarks/step.py [--json FILE] [--rounds N] [--sizes small vit-s vit-b clip] [--batch N] [--threads 1]
+        [--device cuda]
 
 Teacher, context encoder, predictor, loss, backward, AdamW and EMA, masks handed over ready made, under bfloat16
 autocast or, where the processor has no instructions for that, in float32. Each contender has a process of its own and
 works as its users would have it: ours as the ``openjepa`` command sets it up, on a CPU with as many replicas as there
 are threads (the command would measure whether that is best), the others as PyTorch comes. They take turns, one step
 each, and medians are compared. Memory is what a process grew by at its peak since it had imported all it needs.
+Who is not installed is left out, which is said at once. What the environment says of OpenMP holds for all of them:
+OMP_WAIT_POLICY=PASSIVE, which ours sets for itself, slows the others down.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -23,6 +27,11 @@ from typing import Any
 # name: whether it is ours; the order of the table
 TRAINING = {"ours": True, "compiled": True, "plain": False, "lightly": False}
 FORWARD = {"encoder": True, "transformers": False}
+# what a peer imports, and of which packages
+PEERS = {
+    "lightly": ("lightly_step", ("lightly", "timm")),
+    "transformers": ("transformers.models.ijepa.modeling_ijepa", ("transformers",)),
+}
 
 
 def contend(options: argparse.Namespace) -> None:
@@ -42,13 +51,20 @@ def contend(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
+    try:
+        if options.contender in PEERS:
+            importlib.import_module(PEERS[options.contender][0])
+    except ImportError as error:
+        print(json.dumps({"refused": str(error)}), flush=True)
+        return
     before = _resident()
     peaks = {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
-    task = contenders.Task(contenders.SIZES[options.size], device, precision(peaks, options.precision))
+    size = contenders.sized(options.size, options.batch)
+    task = contenders.Task(size, device, precision(peaks, options.precision))
     try:
         if options.contender == "ours" and device.type == "cpu" and threads > 1:
             # As many as share the batch evenly; each has its part of the threads.
-            replicas = max(count for count in range(1, threads + 1) if task.size.batch % count == 0)
+            replicas = max(count for count in range(1, threads + 1) if size.batch % count == 0)
             torch.set_num_threads(threads // replicas)
             step = contenders.ours(task, replicas)
         else:
@@ -81,7 +97,8 @@ class Contender:
     def __init__(self, name: str, size: str, options: argparse.Namespace, precision: str) -> None:
         command = [sys.executable, __file__, "--contender", name, "--size", size, "--device", options.device]
         command += ["--precision", precision]
-        command += ["--threads", str(options.threads)] if options.threads else []
+        for option in ("threads", "batch"):
+            command += [f"--{option}", str(getattr(options, option))] if getattr(options, option) else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts = self._answer()
         self.seconds: list[float] = []
@@ -93,8 +110,13 @@ class Contender:
     def end(self) -> int:
         """Have it go; returns the bytes that it took at its peak."""
         found = self._ask("end")
-        self._process.wait()
+        self.close()
         return found
+
+    def close(self) -> None:
+        """Wait until it has gone."""
+        with self._process:  # closes its pipes as well
+            pass
 
     def _ask(self, word: str) -> Any:
         assert self._process.stdin is not None
@@ -112,6 +134,7 @@ class Contender:
 
 def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> dict[str, Any]:
     """One row of a table: seconds, memory and what was refused, of each contender by name."""
+    from contenders import sized
     from measure import spread
 
     taking, refused, precision = {}, {}, options.precision
@@ -119,6 +142,7 @@ def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> di
         contender = Contender(name, size, options, precision)
         if "refused" in contender.facts:
             refused[name] = contender.facts["refused"]
+            contender.close()
         else:
             taking[name] = contender
             precision = contender.facts["dtype"]  # the first one's for all
@@ -127,7 +151,9 @@ def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> di
             time.sleep(0.02)  # until the others' threads have gone to sleep
             taking[name].step()
     first = taking[next(iter(kind))]
-    row: dict[str, Any] = {"size": size, "rounds": options.rounds, "refused": refused, "contenders": {}}
+    chosen = sized(size, options.batch)
+    row: dict[str, Any] = {"size": size, "name": chosen.name, "batch": chosen.batch}
+    row |= {"rounds": options.rounds, "refused": refused, "contenders": {}}
     row |= {name: first.facts[name] for name in ("dtype", "tokens", "machine", "peaks", "flops")}
     for name, contender in taking.items():
         ratios = [theirs / mine for mine, theirs in zip(first.seconds, contender.seconds, strict=True)]
@@ -145,8 +171,6 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from contenders import SIZES
-
     facts, peaks = rows[0]["machine"], rows[0]["peaks"]
     shown = Table(
         title=f"{title}, {rows[0]['dtype']}",
@@ -157,13 +181,12 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     for heading in ("size", "who", "images/s", "ours is faster by (quartiles)", "of the GEMM peak", "memory, MiB"):
         shown.add_column(heading, justify="left" if heading in ("size", "who") else "right")
     for row in rows:
-        batch = SIZES[row["size"]].batch
         for number, (name, found) in enumerate(row["contenders"].items()):
             ratio = found["ratio"]
             shown.add_row(
-                "" if number else SIZES[row["size"]].name,
+                "" if number else row["name"],
                 name,
-                f"{batch / found['seconds']['median']:.1f}",
+                f"{row['batch'] / found['seconds']['median']:.1f}",
                 f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if number else "",
                 f"{found['gemm_share']:.0%}",
                 f"{found['memory'] / 2**20:,.0f}",
@@ -184,6 +207,7 @@ def main() -> None:
         choices=("small", "vit-s", "vit-b", "vit-s-256", "vit-b-128", "clip"),
         default=["small", "vit-s"],
     )
+    parser.add_argument("--batch", type=int, help="images of a step; default: the size's own")
     parser.add_argument("--compiled", action="store_true", help="ours with torch.compile as well")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="cores of a CPU to use; default: all")
@@ -199,9 +223,10 @@ def main() -> None:
     if options.contender:
         contend(options)
         return
-    missing = [name for name in ("lightly", "timm", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SystemExit(f"{' and '.join(missing)} missing: pip install -e '.[parity]'")
+    for name, (_, needed) in PEERS.items():
+        missing = [package for package in needed if importlib.util.find_spec(package) is None]
+        if missing:
+            print(f"{name} is left out: {' and '.join(missing)} missing (pip install -e '.[parity]')", flush=True)
     tables: dict[str, list[dict[str, Any]]] = {"training": [], "forward": []}
     training = {name: own for name, own in TRAINING.items() if options.compiled or name != "compiled"}
     for size in options.sizes:

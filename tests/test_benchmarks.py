@@ -1,0 +1,190 @@
+"""The benchmark scripts, each run as a person would but tiny: that they measure what the library has today."""
+
+import importlib
+import importlib.util
+import json
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from openjepa import transformer
+from openjepa.training.step import Step
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+README = (BENCHMARKS / "README.md").read_text()
+# estimate.py takes no options, and runs below; collapse/analyse.py reads another study's results.
+SCRIPTS = [
+    *(BENCHMARKS / f"{name}.py" for name in ("data", "evaluation", "gpu", "others", "process", "unseen")),
+    *(BENCHMARKS / name / "run.py" for name in ("ablation", "collapse")),
+]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Iterator[Run]:
+    """Runs a script of benchmarks/ in this process, and gives what it printed."""
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(transformer, "attention_path", transformer.attention_path)  # attention.py replaces it
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of the processes that a script begins
+
+    def called(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    yield called
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder of some colour images in two classes."""
+    random = np.random.default_rng(0)
+    for number in range(64):
+        path = tmp_path / "photos" / f"kind{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(BENCHMARKS)))
+def test_what_is_not_run_here_can_at_least_be_asked_what_it_does(script, run, capsys):
+    with pytest.raises(SystemExit) as left:
+        run(script, "--help")
+    assert left.value.code == 0
+    assert "python benchmarks/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_stages_are_those_of_the_step(replicas, run, tmp_path):
+    options = ["--sizes", "small", "--batch", 4, "--rounds", 2, "--replicas", replicas]
+    told = run("stages.py", *options, "--json", tmp_path / "found.json")
+    spent = json.loads((tmp_path / "found.json").read_text())["sizes"]["small"]["seconds"]
+    assert set(spent) == {
+        *("data", "masks", "target encoder", "context encoder", "predictor", "loss", "backward"),
+        *("sharing", "optimiser", "EMA", "other"),
+    }
+    assert all(seconds > 0 for seconds in spent.values())
+    assert len(told.splitlines()) == 2 + len(spent)
+
+
+def test_a_stage_that_the_step_does_not_come_to_is_refused(run, monkeypatch):
+    stages, contenders = (importlib.import_module(name) for name in ("stages", "contenders"))
+    task = contenders.Task(contenders.sized("small", 2), torch.device("cpu"), "float32")
+    monkeypatch.setattr(Step, "__call__", lambda step, x, masks, number: step.backward(x, masks))
+    with pytest.raises(SystemExit, match="never came to optimiser, EMA"):
+        stages.network(task, 1, 1)
+    monkeypatch.delattr(Step, "_optimise")
+    with pytest.raises(SystemExit, match="a Step has no '_optimise'"):
+        stages.network(task, 1, 1)
+
+
+def test_where_counts_the_products_of_the_step(run, tmp_path):
+    told = run("where.py", "--sizes", "small", "--batch", 4, "--rounds", 1, "--json", tmp_path / "found.json")
+    results = json.loads((tmp_path / "found.json").read_text())
+    found = results["sizes"]["small"]
+    where, contenders = (importlib.import_module(name) for name in ("where", "contenders"))
+    step = contenders.ours(contenders.Task(contenders.sized("small", 4), torch.device("cpu"), results["dtype"]))
+    with FlopCounterMode(display=False) as counter:
+        step()
+    counted = counter.get_flop_counts()["Global"]
+    assert found["flops"] == sum(flops for of, flops in counted.items() if of.__name__ in where.PRODUCTS)
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert all(row["alone"] > 0 and row["in the step"] > 0 for row in found["products"].values())
+    assert "| LayerNorm |" in told
+
+
+def test_step_measures_all_who_are_installed(run, tmp_path):
+    run("step.py", "--sizes", "small", "--batch", 4, "--rounds", 1, "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    for kind, names in (("training", {"ours", "plain", "lightly"}), ("forward", {"encoder", "transformers"})):
+        (row,) = found[kind]
+        missing = {name for name in names & {"lightly", "transformers"} if importlib.util.find_spec(name) is None}
+        assert set(row["refused"]) == missing
+        assert set(row["contenders"]) == names - missing
+        assert all(who["seconds"]["median"] > 0 for who in row["contenders"].values())
+
+
+def test_a_peer_that_is_not_installed_is_refused_with_its_name(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    monkeypatch.delitem(sys.modules, "lightly_step", raising=False)
+    told = run("step.py", "--contender", "lightly", "--size", "small", "--batch", 2)
+    assert "lightly" in json.loads(told)["refused"]
+
+
+def test_attention_has_a_row_for_each_precision(run, tmp_path):
+    run("attention.py", "--tokens", 16, "--total", 64, "--rounds", 1, "--json", tmp_path / "found.json")
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [row["dtype"] for row in rows] == ["bfloat16", "float32"]
+    assert all(row["both"][path]["median"] > 0 for row in rows for path in ("plain", "parts", "fused"))
+
+
+def test_growth_measures_one_point_and_leaves_the_others(run, tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"batch": {"8": {"seconds": 1.0, "flops": 1, "peak": 1, "bytes": 1}}}))
+    run("growth.py", "--json", path, "--sweeps", "batch", "--only", 2, "--plot", tmp_path / "found.png")
+    found = json.loads(path.read_text())["batch"]
+    assert found["8"]["seconds"] == 1.0
+    assert found["2"]["seconds"] > 0
+    with Image.open(tmp_path / "found.png") as plot:
+        assert plot.size[0] > 100
+
+
+def test_data_has_every_row_that_was_asked_for(run, photos, tmp_path):
+    pytest.importorskip("datasets")
+    found = read(run, photos, tmp_path, "photos", "28 px, grey", "Parquet")
+    assert list(found["ratio"]) == ["photos", "28 px, grey", "Parquet"]
+
+
+def test_data_without_datasets_says_so_at_once_and_goes_on(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    found = read(run, photos, tmp_path, "Parquet", "photos")
+    assert list(found["rates"]["Parquet"]) == ["ours"]
+    assert list(found["ratio"]) == ["photos"]
+
+
+def read(run: Run, photos: Path, folder: Path, *rows: str) -> dict:
+    """What data.py finds of some rows."""
+    path = folder / "found.json"
+    options = ["--workers", 0, "--seconds", 0.05, "--rounds", 1, "--json", path]
+    told = run("data.py", photos, *options, "--rows", *rows)
+    assert ("without a peer" in told) == (sys.modules.get("datasets", "missing") is None)
+    return json.loads(path.read_text())
+
+
+def test_indexing_finds_what_it_made(run, tmp_path):
+    run("indexing.py", tmp_path / "many", "--files", 20, "--json", tmp_path / "found.json")
+    (row,) = json.loads((tmp_path / "found.json").read_text())
+    assert row["first"]["files"] == row["again"]["files"] == 20
+
+
+def test_time_to_accuracy_trains_judges_and_goes_on(run, photos, tmp_path):
+    options = [photos, "--out", tmp_path / "study", "--minutes", 0.01, "--seeds", 0, "--recipes", "openjepa"]
+    first = run("time_to_accuracy.py", *options)
+    (row,) = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert row["steps"] >= 1
+    assert "openjepa 0.01 0" in first
+    again = run("time_to_accuracy.py", *options)
+    assert "openjepa 0.01 0" not in again
+    assert "| linear probe | 0.01 min |" in again
+
+
+def test_the_estimate_is_the_one_in_the_readme(run):
+    rows = [line for line in run("estimate.py").splitlines() if line.startswith("|")]
+    assert len(rows) == 8
+    assert all(row in README for row in rows)
+
+
+def test_the_ablation_table_is_the_one_in_the_readme(run):
+    told = run("ablation/run.py", "--table", BENCHMARKS / "results" / "ablation-sample-1500-steps-192x6.jsonl")
+    rows = [line.rsplit("|", 2)[0] for line in told.splitlines()[2:]]  # times are left out there where they mislead
+    assert len(rows) == 26
+    assert all(row in README for row in rows)
