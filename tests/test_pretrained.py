@@ -2,6 +2,9 @@
 
 import json
 import os
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,10 @@ import torch
 from PIL import Image
 
 import openjepa
+from openjepa import pretrained
 from openjepa.data.augmentation import Preprocessing
+from openjepa.data.loader import ordered_batches
+from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.interop import huggingface
@@ -221,7 +227,143 @@ def test_the_batch_size_changes_nothing(rgb, pixels, batch):
     close(rgb.encode(pixels, batch=batch), expected(pixels).mean(1))
 
 
+def test_a_large_jpeg_has_the_features_that_an_evaluation_takes(rgb, tmp_path):
+    """To the bit: the file is decoded at a fraction of its size in both, which changes its features."""
+    noise = np.random.default_rng(4).integers(0, 256, (3, 40, 60, 3), np.uint8)
+    for number, image in enumerate(noise):
+        Image.fromarray(image).resize((3000, 2000)).save(tmp_path / f"{number}.jpg")
+    paths = sorted(tmp_path.iterdir())
+    batches = ordered_batches(open_data(tmp_path).train, RGB, batch=2, workers=0)
+    wanted = np.concatenate([rgb.features(one.images).mean(1).numpy() for one in batches])
+    assert np.array_equal(rgb.encode(paths, batch=2), wanted)
+    whole = [np.asarray(Image.open(path)) for path in paths]
+    assert not np.array_equal(rgb.encode(whole, batch=2), wanted)
+
+
+# ---- how files are read
+
+
+@pytest.fixture
+def paths(pixels, tmp_path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """Have this called with each path, in the thread that reads it, before it is decoded."""
+
+    def set_to(before) -> None:
+        decode = pretrained.decode
+        monkeypatch.setattr(pretrained, "decode", lambda path, *rest: before(Path(path)) or decode(path, *rest))
+
+    return set_to
+
+
+def test_the_next_batch_is_read_while_one_is_computed_and_none_beyond(rgb, pixels, paths, reading, monkeypatch):
+    pulled, taken = [], []
+    read, begun = ([threading.Event() for _ in paths] for _ in range(2))
+
+    def look(path: Path) -> None:
+        number = paths.index(path)
+        assert number == 0 or begun[number - 1].wait(30)
+        read[number].set()
+
+    def compute(x, blocks):
+        begun[len(taken)].set()
+        taken.append(len(pulled))
+        assert read[len(pulled) - 1].wait(30)
+        return features(x, blocks)
+
+    features = rgb.features
+    reading(look)
+    monkeypatch.setattr(rgb, "features", compute)
+    found = rgb.encode((pulled.append(path) or path for path in paths), batch=1)
+    close(found, expected(pixels).mean(1))
+    assert taken == [2, 3, 4, 5, 5]
+
+
+def test_features_are_in_order_when_the_first_image_is_read_last(rgb, pixels, paths, reading, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2), raising=False)
+    last = threading.Event()
+
+    def wait(path: Path) -> None:
+        if path == paths[-1]:
+            last.set()
+        assert path != paths[0] or last.wait(30)
+
+    reading(wait)
+    close(rgb.encode(paths), expected(pixels).mean(1))
+
+
+def test_readers_leave_nothing_behind(rgb, paths, reading):
+    """No thread, no filter of warnings, and for threads that begin later PyTorch's number of threads."""
+    counts, readers = [], set()
+
+    def look(path: Path) -> None:
+        warnings.warn("a flaw in the file", stacklevel=1)
+        readers.add(threading.current_thread())
+        counts.append(torch.get_num_threads())
+
+    reading(look)
+    before, filters, count = threading.enumerate(), list(warnings.filters), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        rgb.encode(paths, batch=2)
+        with pytest.raises(InputError, match="absent"):
+            rgb.encode([*paths, paths[0].with_name("absent.png"), *paths], batch=2)
+        assert torch.get_num_threads() == 3
+        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(count)
+    assert set(counts[:-1]) == {1}
+    assert counts[-1] == 3
+    assert threading.current_thread() not in readers
+    assert threading.enumerate() == before
+    assert warnings.filters == filters
+
+
+def test_what_a_generator_changes_or_closes_was_read_before(rgb, pixels, paths):
+    def one_array():
+        array = np.empty_like(pixels[0])
+        for image in pixels:
+            array[:] = image
+            yield array
+
+    def open_images():
+        for path in paths:
+            with Image.open(path) as image:
+                yield image
+
+    close(rgb.encode(one_array(), batch=2), expected(pixels).mean(1))
+    close(rgb.encode(open_images(), batch=2), expected(pixels).mean(1))
+
+
 # ---- what cannot be encoded
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_first_error_is_told(rgb, pixels, paths, reading, batch, place):
+    """Whatever is wrong with later images, and however long the first takes to read."""
+    paths[place].write_text("these are words")
+    reading(lambda path: time.sleep(0.03 if path == paths[place] else 0))
+    for bad in (paths[0].with_name("absent.png"), pixels[0].astype(np.int64), np.zeros(7)):
+        with pytest.raises(InputError, match=str(paths[place])):
+            rgb.encode([*paths[: place + 1], bad], batch=batch)
+
+    def broken(given):
+        yield from given
+        raise ZeroDivisionError
+
+    with pytest.raises(InputError, match=str(paths[place])):
+        rgb.encode(broken(paths), batch=batch)
+    with pytest.raises(ZeroDivisionError):
+        rgb.encode(broken(paths[:place]), batch=batch)
 
 
 @pytest.mark.parametrize(

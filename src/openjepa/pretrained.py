@@ -1,6 +1,10 @@
 """A trained encoder for somebody's own images: ``openjepa.load(path).encode(images)``."""
 
+import os
+import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,15 +15,18 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
-from openjepa.data.augmentation import Preprocessing, to_unit
+from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Picture
 from openjepa.data.decode import decode, standard, upright
+from openjepa.data.pixels import Pixels, to_unit
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid
 from openjepa.interop import huggingface
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray | Tensor
+
+_MOST_READERS = 16
 
 
 class Pretrained:
@@ -48,6 +55,9 @@ class Pretrained:
     ) -> Float[np.ndarray, "n *S O"]:
         """Features as float32: the average over tokens, (n, O), or every token's on its grid, (n, *grid, O).
 
+        Files are read by several threads while the batch before them is computed, a large JPEG at a fraction of its
+        size that still covers the encoder's, as in an evaluation (one that Pillow has opened is decoded whole).
+
         Args:
             images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, or float in [0, 1]),
                 tensors (C H W; uint8, uint16, or float in [0, 1]); an array or tensor with one more axis in front is
@@ -66,18 +76,48 @@ class Pretrained:
         if not 1 <= blocks <= depth:
             raise InputError(f"blocks must be from 1 to {depth}, as many as this encoder has, got {blocks}")
         grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
-        parts = []
-        for group in _groups((self._fit(number, image) for number, image in enumerate(_each(images))), batch):
-            features = self.features(torch.stack(group), blocks)
-            part = features.unflatten(1, grid) if tokens else features.mean(1)
-            parts.append(part.cpu().numpy())
+        parts: list[Tensor] = []
+        with _readers() as pool:
+            for x in self._batches(images, batch, pool):
+                features = self.features(x, blocks)
+                parts.append(features.unflatten(1, grid) if tokens else features.mean(1))
+                if len(parts) > 1:  # a GPU is waited for when it has its next batch
+                    parts[-2] = parts[-2].cpu()
         if not parts:
             raise InputError("there are no images to encode")
-        return np.concatenate(parts)
+        return torch.cat([part.cpu() for part in parts]).numpy()
 
-    def _fit(self, number: int, given: ImageLike) -> Shaped[Tensor, "C H W"]:
+    def _batches(self, images: Any, batch: int, pool: Executor) -> Iterator[Shaped[Tensor, "B C H W"]]:
+        """The fitted images in order; while one batch is used, the next is read."""
+        ready: Future[Tensor] | None = None
+        for group in _groups(self._fitted(images, pool), batch):
+            following = pool.submit(_stacked, group)
+            if ready is not None:
+                yield ready.result()
+            ready = following
+        if ready is not None:
+            yield ready.result()
+
+    def _fitted(self, images: Any, pool: Executor) -> Iterator[Future[Pixels]]:
+        """Every fitted image in order, perhaps not read yet.
+
+        What is no path is fitted here: its giver may change or close it as soon as the next one is asked for. An error
+        here comes as the last image's, so that one of an earlier image is met first.
+        """
         try:
-            return to_unit(self.preprocessing.fit(_picture(given)))
+            for number, image in enumerate(_each(images)):
+                if isinstance(image, str | PathLike):
+                    yield pool.submit(self._fit, number, image)
+                else:
+                    yield _settled(self._fit(number, image))
+        except Exception as error:  # noqa: BLE001 - raised where the image is waited for
+            yield _settled(error)
+
+    def _fit(self, number: int, given: ImageLike) -> Pixels:
+        try:
+            path = isinstance(given, str | PathLike)
+            picture = decode(given, str(given), self.preprocessing.size) if path else _picture(given)
+            return self.preprocessing.fit(picture)
         except (BadImage, OSError) as error:  # OSError: a Pillow image reads its file only now
             name = str(given) if isinstance(given, str | PathLike) else f"image {number}"
             reason = error.reason if isinstance(error, BadImage) else f"cannot be decoded: {error}"
@@ -133,10 +173,8 @@ def _each(images: Any) -> Iterator[ImageLike]:
         raise InputError(f"images are paths, PIL images, arrays or tensors, got {type(images).__name__}")
 
 
-def _picture(image: ImageLike) -> Picture:
+def _picture(image: Image.Image | np.ndarray | Tensor) -> Picture:
     """An image as the data room has it: Pillow's, or H W C in uint8, uint16 or float32 in [0, 1]."""
-    if isinstance(image, str | PathLike):
-        return decode(image, str(image))
     if isinstance(image, Image.Image):
         return standard(upright(image), "image")
     if isinstance(image, Tensor):
@@ -167,3 +205,35 @@ def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
+
+
+@contextmanager
+def _readers() -> Iterator[Executor]:
+    """Threads to read images, no more than this process has processor cores; they have ended when this ends."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = torch.get_num_threads()
+    # Else each of them would have as many threads again for its part of PyTorch's work.
+    pool = ThreadPoolExecutor(min(cores, _MOST_READERS), "reader", initializer=torch.set_num_threads, initargs=(1,))
+    # Decoding silences warnings for a moment; of several threads that do, each would bring back what another had.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(own)  # what a thread sets last, threads that begin later have
+
+
+def _settled(outcome: Pixels | Exception) -> Future[Pixels]:
+    future: Future[Pixels] = Future()
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+    return future
+
+
+def _stacked(images: list[Future[Pixels]]) -> Shaped[Tensor, "B C H W"]:
+    """Images as one tensor once they are read; where one has more than 8 bits, all become floats."""
+    found = [image.result() for image in images]
+    return torch.stack(found if all(one.dtype == torch.uint8 for one in found) else [to_unit(one) for one in found])
