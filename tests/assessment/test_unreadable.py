@@ -119,6 +119,15 @@ def test_a_class_of_too_few_readable_images_is_not_judged_by_any_task(left, enco
         assert knn["robustness: clean", name] == knn["classes", name]
 
 
+@pytest.mark.parametrize("task", ["knn", "robustness", "finetune"])
+def test_where_too_few_classes_are_left_it_is_said_that_images_cannot_be_read(task, encoder, images, capsys):
+    spoil(images, *(f"{kind}/{number:02}" for kind in "bc" for number in range(EACH)))
+    assert call("evaluate", encoder, images, "--only", task, "--bad-images", "0.9", "--no-cache") == 2
+    error = capsys.readouterr().err
+    assert "of 1 classes 1 has so many; add images, or mend those that cannot be read: " in error
+    assert f"{2 * EACH} of {3 * EACH} images could not be read (first: b/00.png: " in error
+
+
 def test_a_task_alone_counts_its_own(encoder, images, tmp_path, capsys):
     spoil(images, "b/07")
     written = tmp_path / "found.json"

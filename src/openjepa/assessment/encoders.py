@@ -55,6 +55,7 @@ class Panel:
         subjects: the rows that are judged, without the baselines; the first is the main one.
         pixels: height and width of the raw pixels.
         tokens: N and D of the tokens that the judged encoder gives.
+        grid: rows and columns of its tokens, which come in raster order; None where they are on none that is known.
         notes: what a reader of the numbers should know, as that a view is of fewer blocks.
         pretrained: the encoder judged, where it is one of ours.
     """
@@ -64,6 +65,7 @@ class Panel:
     preprocessing: Preprocessing
     pixels: tuple[int, int]
     tokens: tuple[int, int]
+    grid: tuple[int, int] | None
     device: str
     notes: tuple[str, ...] = ()
     pretrained: Pretrained | None = None
@@ -80,10 +82,14 @@ class Panel:
 
 
 class Reading(NamedTuple):
-    """Patch tokens "B N D" after each of the last blocks, through the final norm, and the class token "B D" if any."""
+    """Patch tokens "B N D" after each of the last blocks, through the final norm, and the class token "B D" if any.
+
+    ``grid`` has the rows and columns of the patch tokens, None where they are not known.
+    """
 
     blocks: list[Tensor]
     class_token: Tensor | None
+    grid: tuple[int, int] | None
 
 
 # (normalised images, how many of the last blocks) -> what they hold
@@ -121,21 +127,16 @@ def panel_of(pretrained: Pretrained) -> Panel:
         network(_read(one), preprocessing, pretrained.device, name, [asdict(one.config), weights_hash(one)], depth)
         for name, one in ((TARGET, encoder), (RANDOM, random))
     )
-    tokens = 1
-    for extent, patch in zip(preprocessing.size, encoder.config.patch, strict=True):
-        tokens *= extent // patch
-    made = panel((TARGET,), networks, preprocessing, (tokens, encoder.config.width), pretrained.device, depth)
+    rows, columns = cut(preprocessing.size, encoder.config.patch)
+    shape = rows * columns, encoder.config.width
+    made = panel((TARGET,), networks, preprocessing, shape, (rows, columns), pretrained.device, depth)
     return replace(made, pretrained=pretrained)
 
 
-def reading(panel: Panel, views: Collection[str]) -> Callable[[Tensor], dict[Kind, Tensor]]:
-    """A function from prepared images "B C H W" to every kind of features of ``views``; each network runs once."""
-    networks = [(network, [kind for kind in network.kinds if kind.view in views]) for network in panel.networks]
-
-    def read(images: Tensor) -> dict[Kind, Tensor]:
-        return {kind: given for network, own in networks for kind, given in network.encode(images, own).items()}
-
-    return read
+def cut(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the whole patches in an image of ``size`` (height, width)."""
+    (height, width), (rows, columns) = size, patch
+    return height // rows, width // columns
 
 
 def panel(
@@ -143,6 +144,7 @@ def panel(
     networks: Sequence[Network],
     preprocessing: Preprocessing,
     tokens: tuple[int, int],
+    grid: tuple[int, int] | None,
     device: torch.device | str,
     depth: int | None,
     notes: Sequence[str] = (),
@@ -162,6 +164,7 @@ def panel(
         preprocessing=preprocessing,
         pixels=pixels,
         tokens=tokens,
+        grid=grid,
         device=str(device),
         notes=tuple(notes),
     )
@@ -194,7 +197,7 @@ def network(
         if four in wanted:
             given[four] = torch.cat([block.float().mean(1) for block in found.blocks[-blocks:]], 1)
         if tokens in wanted:
-            given[tokens] = found.blocks[-1].half()
+            given[tokens] = found.blocks[-1].float()
         for kind in classes:
             if kind in wanted and found.class_token is not None:
                 given[kind] = found.class_token.float()
@@ -205,7 +208,7 @@ def network(
 
 def _read(encoder: Encoder) -> Read:
     def read(x: Float[Tensor, "B C H W"], blocks: int) -> Reading:
-        return Reading(encoder.last_blocks(x, blocks), None)
+        return Reading(encoder.last_blocks(x, blocks), None, cut(x.shape[2:], encoder.config.patch))
 
     return read
 

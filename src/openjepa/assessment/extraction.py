@@ -1,7 +1,9 @@
 """Every kind of features of chosen images in one pass, except those that the cache holds."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,33 @@ Count = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The images of one part: where they come from, which, what they are called, and which of them give tokens."""
+class Images(ABC):
+    """The images of one part: their numbers, ascending, what they are called, and which of them give tokens."""
 
-    source: Source
     indices: Int64[np.ndarray, "n"]
     name: str
+
+    @property
+    @abstractmethod
+    def data(self) -> str:
+        """Where they come from, for a person."""
+
+    @property
+    @abstractmethod
+    def content(self) -> Any:
+        """What the encoder is shown of them but for its own preparation, as JSON values; for the cache."""
+
+    @abstractmethod
+    def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
+        """Some of the images in their order; each batch says which of its own could not be read."""
+
+    @abstractmethod
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        """Class numbers of some of the images, -1 for none."""
+
+    @abstractmethod
+    def reference(self, sample: int) -> str:
+        """Where one image is, for a person."""
 
     def of(self, kind: Kind, tokens: tuple[int, int]) -> Int64[np.ndarray, "m"]:
         """The images that ``kind`` is taken of: all, or as many as the bound on tokens ("N", "D") allows."""
@@ -44,17 +67,41 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chosen(Images):
+    """Images of a source."""
+
+    source: Source
+
+    @property
+    def data(self) -> str:
+        return self.source.name
+
+    @property
+    def content(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.source.content(self.indices)  # which reads all of them
+
+    def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
+        workers = 0 if len(indices) < _IN_PARALLEL else 1
+        return ordered_batches(self.source, preprocessing, indices, batch=_BATCH, workers=workers)
+
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        labels = self.source.labels
+        return np.full(len(samples), -1, np.int64) if labels is None else labels[samples]
+
+    def reference(self, sample: int) -> str:
+        return self.source.reference(sample)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Extracted:
     """Every kind of features of one part, and which of its images could not be read."""
 
     parts: dict[Kind, Part]
     bad: tuple[BadRecord, ...]
-
-
-def batches(part: Chosen, preprocessing: Preprocessing) -> Iterator[Batch]:
-    """The images of a part in their order; each batch says which of its own could not be read."""
-    workers = 0 if len(part.indices) < _IN_PARALLEL else 1
-    return ordered_batches(part.source, preprocessing, part.indices, batch=_BATCH, workers=workers)
 
 
 def unreadable(bad: Sequence[BadRecord], images: int, bad_images: float) -> list[str]:
@@ -75,7 +122,7 @@ def unreadable(bad: Sequence[BadRecord], images: int, bad_images: float) -> list
 
 
 def extract_kinds(
-    panel: Panel, part: Chosen, kinds: Sequence[Kind], cache: FeatureCache | None = None, count: Count | None = None
+    panel: Panel, part: Images, kinds: Sequence[Kind], cache: FeatureCache | None = None, count: Count | None = None
 ) -> Extracted:
     """The features of each of ``kinds``: from the cache, else from one pass over the images; new ones are cached.
 
@@ -87,7 +134,7 @@ def extract_kinds(
     """
     wanted = {kind: network for network in panel.networks for kind in network.kinds if kind in kinds}
     asked = {kind: part.of(kind, panel.tokens) for kind in wanted}
-    made = preparation(panel.preprocessing), part.source.content(part.indices) if cache else ""
+    made = preparation(panel.preprocessing), part.content if cache else ""
     keys = {kind: key_of(one.identity, *kind, *made, asked[kind].tolist()) for kind, one in wanted.items()}
     found = {}
     if cache is not None:
@@ -97,13 +144,13 @@ def extract_kinds(
     fresh = _compute(panel, part, missing, count) if missing else {}
     if cache is not None:
         for kind, entry in fresh.items():
-            facts = {"data": part.source.name, "part": part.name, "features": kind.subject, "view": kind.view}
+            facts = {"data": part.data, "part": part.name, "features": kind.subject, "view": kind.view}
             cache.write(keys[kind], entry, facts)
     entries = {kind: (found | fresh)[kind] for kind in wanted}
     left_out = {sample: reason for entry in entries.values() for sample, reason in entry.left_out.items()}
     return Extracted(
-        parts={kind: _part(kind, entry, part.source) for kind, entry in entries.items()},
-        bad=tuple(BadRecord(one, part.source.reference(one), left_out[one], -1) for one in sorted(left_out)),
+        parts={kind: _part(kind, entry, part) for kind, entry in entries.items()},
+        bad=tuple(BadRecord(one, part.reference(one), left_out[one], -1) for one in sorted(left_out)),
     )
 
 
@@ -114,7 +161,7 @@ def preparation(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _compute(
-    panel: Panel, part: Chosen, missing: dict[Kind, Int64[np.ndarray, "m"]], count: Count | None
+    panel: Panel, part: Images, missing: dict[Kind, Int64[np.ndarray, "m"]], count: Count | None
 ) -> dict[Kind, Entry]:
     """One pass; a kind that is of fewer images than another is computed for whole batches and then cut to its own."""
     every = np.unique(np.concatenate(list(missing.values())))
@@ -125,7 +172,7 @@ def _compute(
     values: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
     samples: dict[Kind, list[np.ndarray]] = {kind: [] for kind in missing}
     done, bad = 0, list[BadRecord]()
-    for batch in batches(replace(part, indices=every), panel.preprocessing):
+    for batch in part.batches(every, panel.preprocessing):
         done += len(batch.samples) + len(batch.bad)
         bad += batch.bad
         numbers = batch.samples.numpy()
@@ -134,13 +181,14 @@ def _compute(
             kinds = [kind for kind in kinds if inside[kind].any()]
             given = network.encode(batch.images, kinds) if kinds else {}
             for kind in kinds:
-                values[kind].append(given[kind].cpu().numpy()[inside[kind]])
+                kept = given[kind].half() if kind.view == TOKENS else given[kind]
+                values[kind].append(kept.cpu().numpy()[inside[kind]])
                 samples[kind].append(numbers[inside[kind]])
         if count is not None:
             count(f"features of the {part.name} images", float(done), float(len(every)))
     if not all(samples.values()):
         first = f"; the first: {bad[0].reference}: {bad[0].reason}" if bad else ""
-        raise InputError(f"none of the {len(every)} {part.name} images of {part.source.name} can be used{first}")
+        raise InputError(f"none of the {len(every)} {part.name} images of {part.data} can be used{first}")
     reasons = {one.sample: one.reason for one in bad}
     return {
         kind: Entry(
@@ -152,8 +200,6 @@ def _compute(
     }
 
 
-def _part(kind: Kind, entry: Entry, source: Source) -> Part:
-    labels = source.labels
-    numbers = np.full(len(entry.samples), -1, np.int64) if labels is None else labels[entry.samples]
+def _part(kind: Kind, entry: Entry, part: Images) -> Part:
     made = Tokens if kind.view == TOKENS else Features
-    return made(entry.values, numbers, kind.subject)
+    return made(entry.values, part.labels(entry.samples), kind.subject)

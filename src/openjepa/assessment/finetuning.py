@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from openjepa.assessment.extraction import BAD_IMAGES, Chosen, batches
+from openjepa.assessment.extraction import BAD_IMAGES, Chosen
 from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.twin import random_twin
 from openjepa.data.base import Splits
@@ -133,7 +133,7 @@ def _prepared(pretrained: Pretrained, part: Chosen, bad: list[BadRecord]) -> Lab
     """The images of a part; ``bad`` takes what cannot be read."""
     images, labels, done = [], [], 0
     with progress("images") as advance:
-        for batch in batches(part, pretrained.preprocessing):
+        for batch in part.batches(part.indices, pretrained.preprocessing):
             bad += batch.bad
             done += len(batch.samples) + len(batch.bad)
             if len(batch.samples):

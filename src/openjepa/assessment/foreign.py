@@ -1,50 +1,24 @@
 """Encoders of other libraries, read from directories on this machine: Hugging Face transformers, and timm."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, network, panel, weights_hash
+from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, cut, network, panel, weights_hash
+from openjepa.assessment.image_tools import ForeignPreprocessing, TimmTools, processed
 from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import Picture
-from openjepa.data.pixels import Pixels, as_image, with_channels
 from openjepa.errors import InputError
 from openjepa.evaluation.suite import RANDOM
 
 PATCHES, CLASS_TOKEN = "encoder (mean of patch tokens)", "encoder (class token)"
 _RANDOM_CLASS = "random encoder (class token)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForeignPreprocessing(Preprocessing):
-    """The other library's own way from an image to numbers in [0, 1], before mean and deviation.
-
-    ``process`` takes an 8-bit image, as such models' own tools do, and gives float32 (C, H, W). ``text`` says it in
-    words, for the cache.
-    """
-
-    process: Callable[[Image.Image], Tensor] = field(compare=False, repr=False)
-    text: str = ""
-
-    def fit(self, image: Picture) -> Pixels:
-        """The image as the model's own tools would cut and resize it."""
-        picture = with_channels(image, self.channels)
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8:
-                unit = picture / np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else picture
-                picture = (unit * 255).round().astype(np.uint8)
-            picture = as_image(picture)
-        return self.process(picture).float().clamp(0, 1)
 
 
 def open_transformers(folder: Path, device: torch.device | str) -> Panel:
@@ -71,7 +45,7 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     # A pooler is no part of the features that are read.
     if absent := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise InputError(f"{folder} lacks {len(absent)} weights of its model, for example {absent[0]}: restore them")
-    preprocessing = _processed(folder, processor, config)
+    preprocessing = processed(folder, processor, config)
     depth = getattr(config, "num_hidden_layers", None)
     shown = _probe_transformers(folder, model, config, preprocessing)
     reader = partial(_read_transformers, config=config)
@@ -109,7 +83,7 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
         channels=channels,
         mean=tuple(map(float, data["mean"])),
         std=tuple(map(float, data["std"])),
-        process=_Steps(tuple(steps)),
+        process=TimmTools(tuple(steps)),
         text=str(data),
     )
     blocks = getattr(model, "blocks", None)
@@ -145,7 +119,7 @@ def _panel(
         notes.append(f"{folder.name} has no blocks that can be read one by one: nothing is said of the last four.")
     _, tokens, width = shown.blocks[-1].shape
     subjects = (PATCHES, CLASS_TOKEN) if classes else (PATCHES,)
-    return panel(subjects, networks, preprocessing, (tokens, width), device, depth, notes)
+    return panel(subjects, networks, preprocessing, (tokens, width), shown.grid, device, depth, notes)
 
 
 def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
@@ -158,49 +132,6 @@ def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int |
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
         return None  # each library says in its own way that it cannot
     return depth if [block.shape for block in found] == [last.shape] * asked else None
-
-
-def _processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing:
-    """The image processor without its normalisation, which is ours to do, so that raw pixels can be taken before it."""
-    channels = int(getattr(config, "num_channels", 3))
-    process = _Processor(processor)
-    tried = process(Image.new("RGB" if channels == 3 else "L", (64, 48)))
-    if tried.ndim != 3 or tried.shape[0] != channels:
-        raise InputError(f"{folder}: its image processor gives {tuple(tried.shape)}, {channels} channels are wanted")
-    normalised = getattr(processor, "do_normalize", False)
-    mean = tuple(processor.image_mean) if normalised else (0.0,) * channels
-    std = tuple(processor.image_std) if normalised else (1.0,) * channels
-    return ForeignPreprocessing(
-        size=(tried.shape[1], tried.shape[2]),
-        channels=channels,
-        mean=mean,
-        std=std,
-        process=process,
-        text=str(processor.to_json_string()),
-    )
-
-
-@dataclass(frozen=True)
-class _Processor:
-    """A transformers image processor up to [0, 1]; an object, since it goes to the loader's processes."""
-
-    processor: Any
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        return self.processor(image, return_tensors="pt", do_normalize=False)["pixel_values"][0]
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """timm's transforms up to [0, 1]."""
-
-    steps: tuple[Any, ...]
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        value: Any = image
-        for step in self.steps:
-            value = step(value)
-        return value
 
 
 def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Preprocessing) -> Reading:
@@ -223,47 +154,64 @@ def _read_transformers(model: Any, config: Any) -> Read:
         output = model(pixel_values=x, output_hidden_states=blocks > 1)
         last = output.last_hidden_state
         if last.ndim == 4:  # a convolutional network: channels first
-            return Reading([last.flatten(2).mT], None)
-        before = last.shape[1] - _patches(x.shape[2:], config, last.shape[1])
+            return Reading([last.flatten(2).mT], None, _extents(last.shape[2:]))
+        patch = getattr(config, "patch_size", None)
+        patches = _patches(x.shape[2:], patch, last.shape[1])
+        before = last.shape[1] - patches
         states = [last]
         if blocks > 1:
             # The last state is after the norm already; the earlier ones are before it, where the model has one.
             states = [state if norm is None else norm(state) for state in output.hidden_states[-blocks:-1]] + [last]
-        return Reading([state[:, before:] for state in states], last[:, 0] if before else None)
+        grid = _grid(x.shape[2:], patch, patches)
+        return Reading([state[:, before:] for state in states], last[:, 0] if before else None, grid)
 
     return read
 
 
-def _patches(size: Any, config: Any, tokens: int) -> int:
+def _patches(size: Sequence[int], patch: Any, tokens: int) -> int:
     """How many of the tokens are patches; the class token and registers come before them."""
-    patch = getattr(config, "patch_size", None)
     if patch is None:
         return tokens
-    extents = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
-    patches = math.prod(extent // step for extent, step in zip(size, extents, strict=True))
+    patches = math.prod(cut(size, _extents(patch)))
     return patches if 0 < patches <= tokens else tokens
+
+
+def _grid(size: Sequence[int], patch: Any, tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of patch tokens: the image cut into the model's patches or, where a network of stages has joined
+    those, into as many squares; None where neither gives so many."""
+    side = math.isqrt(math.prod(size) // tokens)
+    for extents in ([] if patch is None else [_extents(patch)]) + ([(side, side)] if side else []):
+        if math.prod(grid := cut(size, extents)) == tokens:
+            return grid
+    return None
+
+
+def _extents(patch: Any) -> tuple[int, int]:
+    """Height and width of what is given as one number, or as several of which the last two count."""
+    rows, columns = (patch, patch) if isinstance(patch, int) else tuple(patch)[-2:]
+    return rows, columns
 
 
 def _read_timm(model: Any) -> Read:
     model.eval()
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
 
     @torch.inference_mode()
     def read(x: Tensor, blocks: int) -> Reading:
         if blocks > 1:
             found = model.forward_intermediates(x, indices=blocks, norm=True, output_fmt="NLC", intermediates_only=True)
-            return Reading(list(found), None if not _prefix(model) else model.forward_features(x)[:, 0])
+            token = None if not prefix else model.forward_features(x)[:, 0]
+            return Reading(list(found), token, _grid(x.shape[2:], patch, found[-1].shape[1]))
         last = model.forward_features(x)
         if last.ndim == 4:
             first = last.shape[1] == model.num_features and last.shape[3] != model.num_features
-            return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None)
-        prefix = _prefix(model)
-        return Reading([last[:, prefix:]], last[:, 0] if prefix else None)
+            grid = _extents(last.shape[2:] if first else last.shape[1:3])
+            return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None, grid)
+        tokens = last[:, prefix:]
+        return Reading([tokens], last[:, 0] if prefix else None, _grid(x.shape[2:], patch, tokens.shape[1]))
 
     return read
-
-
-def _prefix(model: Any) -> int:
-    return int(getattr(model, "num_prefix_tokens", 0))
 
 
 @contextmanager

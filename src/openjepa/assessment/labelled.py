@@ -72,12 +72,12 @@ def assess(
         found = _unlabelled(panel, train, limit, bad_images, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
     (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
-    kinds, main = _kinds(panel, entries), Kind(panel.subjects[0], LAST)
+    kinds, main = kinds_for(panel, entries), Kind(panel.subjects[0], LAST)
     taken = [extract_kinds(panel, part, kinds, cache, progress) for part in (learn, held)]
     labels = taken[0].parts[main].labels, taken[1].parts[main].labels
     classes, lost = left_to_judge((learn, held), labels, [*taken[0].bad, *taken[1].bad], bad_images)
     trained, tested = ({kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken)
-    subjects, notes = _subjects(trained, tested)
+    subjects, notes = by_subject(trained, tested)
     counts = np.bincount(tested[main].labels)
     commonest, judged_classes = float(counts.max() / counts.sum()), int((counts > 0).sum())
     if commonest > 2 / judged_classes:
@@ -193,7 +193,12 @@ def left_to_judge(
     notes = unreadable(bad, len(learn.indices) + len(held.indices), bad_images)
     assert held.source.labels is not None
     names = learn.source.classes
-    enough, seen, _ = set_aside(*labels, lambda label: names[label])
+    try:
+        enough, seen, _ = set_aside(*labels, lambda label: names[label])
+    except InputError as error:
+        # All that were asked for could be judged: it is for want of those that were left out.
+        said = " ".join(notes).rstrip(".")
+        raise InputError(f"{error}, or mend those that cannot be read: {said}") from error
     asked, left = np.unique(held.source.labels[held.indices]), np.unique(labels[1][seen])
     if len(lost := np.setdiff1d(asked, left)):
         named = ", ".join(names[label] for label in lost[:3]) + (", ..." if len(lost) > 3 else "")
@@ -217,13 +222,13 @@ def _digest(*parts: Chosen) -> str:
     return digest.hexdigest()[:32]
 
 
-def _kinds(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:
+def kinds_for(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:
     """What the entries read, and always the last layer, which RankMe is of."""
     views = {LAST, *(entry.view for entry in entries)}
     return [kind for kind in panel.kinds if kind.view in views]
 
 
-def _subjects(
+def by_subject(
     trained: dict[Kind, Part], tested: dict[Kind, Part]
 ) -> tuple[dict[str, dict[str, tuple[Part, Part]]], list[str]]:
     """The parts by subject and view; tokens of too few images to be judged are left out, which is said."""

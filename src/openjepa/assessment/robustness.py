@@ -3,26 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openjepa import draws
-from openjepa.assessment.encoders import Panel, reading
-from openjepa.assessment.extraction import BAD_IMAGES, Chosen, batches
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import Panel
+from openjepa.assessment.extraction import BAD_IMAGES, Extracted, Images, extract_kinds
 from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
+from openjepa.assessment.outcomes import remembering
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Splits
-from openjepa.data.loader import BadRecord
-from openjepa.evaluation.features import Classifier, Features, extract
+from openjepa.data.loader import Batch
+from openjepa.evaluation.features import Classifier, Features, Part
 from openjepa.evaluation.intervals import paired_difference, wilson
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.suite import BASELINES, LAST
+from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,10 @@ class Corruption:
         """As it stands in a table."""
         return f"{self.kind} {100 * self.amount:g}%"
 
-    def __call__(self, images: Float[Tensor, "B C H W"], first: int) -> Float[Tensor, "B C H W"]:
-        """Images in [0, 1], spoilt; ``first`` is the number of the first one, from which its noise derives."""
+    def __call__(self, images: Float[Tensor, "B C H W"], numbers: Int64[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+        """Images in [0, 1], spoilt; each one's noise derives from its number."""
         if self.kind == "noise":
-            keys = np.arange(first, first + len(images))[:, None], np.arange(images[0].numel())
+            keys = numbers[:, None], np.arange(images[0].numel())
             radius = np.sqrt(-2 * np.log1p(-draws.uniform("corruption radius", *keys)))
             noise = radius * np.cos(2 * math.pi * draws.uniform("corruption angle", *keys))
             return (images + self.amount * torch.from_numpy(noise).float().view_as(images)).clamp(0, 1)
@@ -58,14 +60,40 @@ CORRUPTIONS = tuple(
 )  # fmt: skip
 
 
-def corrupted(
-    batches: Iterator[tuple[Shaped[Tensor, "B C H W"], Tensor]], corruption: Corruption
-) -> Iterator[tuple[Float[Tensor, "B C H W"], Tensor]]:
-    """The (images, labels) with every image spoilt."""
-    first = 0
-    for images, labels in batches:
-        yield corruption(to_unit(images), first), labels
-        first += len(images)
+@dataclass(frozen=True, kw_only=True)
+class Spoilt(Images):
+    """Images of which every one is spoilt by its place among them."""
+
+    clean: Images
+    corruption: Corruption
+
+    @classmethod
+    def by(cls, corruption: Corruption, clean: Images) -> "Spoilt":
+        """All of the images, spoilt."""
+        name = f"{clean.name}, {corruption.name}"
+        return cls(indices=clean.indices, name=name, clean=clean, corruption=corruption)
+
+    @property
+    def data(self) -> str:
+        return self.clean.data
+
+    @property
+    def content(self) -> Any:
+        return [self.clean.content, asdict(self.corruption)]
+
+    def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
+        for batch in self.clean.batches(indices, preprocessing):
+            if len(batch.samples):
+                places = np.searchsorted(self.indices, batch.samples.numpy())
+                yield replace(batch, images=self.corruption(to_unit(batch.images), places))
+            else:
+                yield batch
+
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        return self.clean.labels(samples)
+
+    def reference(self, sample: int) -> str:
+        return self.clean.reference(sample)
 
 
 def assess_robustness(
@@ -76,12 +104,14 @@ def assess_robustness(
     bad_images: float = BAD_IMAGES,
     trained_on: str = "",
     corruptions: Sequence[Corruption] = CORRUPTIONS,
+    cache: FeatureCache | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """k-NN and linear probe, fitted to clean images, on each spoilt test part: entries of ``evaluation.json``.
 
     Args:
         splits, limit, bad_images, trained_on: as for :func:`openjepa.assessment.labelled.assess`, so the same images.
+        cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
         note: told what is being done, for whoever waits.
 
     Raises:
@@ -89,27 +119,26 @@ def assess_robustness(
     """
     begin = time.perf_counter()
     (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
-    read = reading(panel, (LAST,))
+    kinds = [kind for kind in panel.kinds if kind.view == LAST]
 
-    def features(images: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Features]:
-        return {kind.subject: found for kind, found in extract(read, images).items()}
+    def taken(images: Images) -> Extracted:
+        return extract_kinds(panel, images, kinds, cache)
 
     note("features of spoilt images")
-    bad: list[BadRecord] = []
-    train = features(_images(panel.preprocessing, learn, bad))
-    tests = {"clean": features(_images(panel.preprocessing, held, bad))}
+    learned, clean = taken(learn), taken(held)
     own = panel.subjects[0]
-    labels = train[own].labels, tests["clean"][own].labels
-    classes, notes = left_to_judge((learn, held), labels, bad, bad_images)
-    for corruption in corruptions:
-        tests[corruption.name] = features(corrupted(_images(panel.preprocessing, held, []), corruption))
-    train = {name: of_classes(found, classes) for name, found in train.items()}
-    tests = {part: {name: of_classes(one, classes) for name, one in found.items()} for part, found in tests.items()}
+    labels = _by_subject(learned)[own].labels, _by_subject(clean)[own].labels
+    classes, notes = left_to_judge((learn, held), labels, [*learned.bad, *clean.bad], bad_images)
+    parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, held)) for one in corruptions}
+    train = _by_subject(learned, classes)
+    tests = {part: _by_subject(found, classes) for part, found in parts.items()}
     rows, differences = [], []
     for evaluator in (KNN(device=panel.device), LinearProbe(device=panel.device)):
         note(f"{evaluator.name} on spoilt images")
         right = {
-            name: correct_by_part(evaluator, train[name], {part: found[name] for part, found in tests.items()})
+            name: correct_by_part(
+                evaluator, train[name], {part: found[name] for part, found in tests.items()}, remembering(cache)
+            )
             for name in train
         }
         for part in tests:
@@ -143,24 +172,22 @@ def assess_robustness(
     }
 
 
-def _images(preprocessing: Preprocessing, part: Chosen, bad: list[BadRecord]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels; ``bad`` takes what cannot be read."""
-    for batch in batches(part, preprocessing):
-        bad += batch.bad
-        if len(batch.samples):
-            yield batch.images, batch.labels
+def _by_subject(found: Extracted, classes: Int64[np.ndarray, "K"] | None = None) -> dict[str, Part]:
+    """The features of every subject, of all classes or of some."""
+    parts = {kind.subject: part for kind, part in found.parts.items()}
+    return parts if classes is None else {name: of_classes(part, classes) for name, part in parts.items()}
 
 
 def correct_by_part(
-    evaluator: Classifier, train: Features, tests: Mapping[str, Features]
-) -> dict[str, Bool[np.ndarray, "n"]]:
+    evaluator: Classifier, train: Part, tests: Mapping[str, Part], judged: Judge = judge
+) -> dict[str, Bool[np.ndarray, "_n"]]:
     """Which images of each test part a classifier names rightly, fitted once: one image's answer is its own."""
     every = Features(
         np.concatenate([part.values for part in tests.values()]),
         np.concatenate([part.labels for part in tests.values()]),
         train.name,
     )
-    correct = evaluator.classify(train, every).correct
+    correct = judged(evaluator, train, every).correct["accuracy"]
     ends = np.cumsum([len(part) for part in tests.values()])[:-1]
     return dict(zip(tests, np.split(correct, ends), strict=True))
 

@@ -12,15 +12,16 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from openjepa import draws
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, unreadable
-from openjepa.assessment.patch_features import MaskedView, patch_encoders, patches_to_learn
+from openjepa.assessment.patch_features import MaskedView, patch_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.masks import open_masked
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Fitted, LinearSegmentation, PatchKNN, Segmenter, to_pixels
 from openjepa.evaluation.overlap import IGNORE, Overlap
-from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM, TARGET
-from openjepa.pretrained import Pretrained
+from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM
 from openjepa.progress import progress
 
 TASK = "segmentation"
@@ -32,7 +33,7 @@ _PICTURED = 6
 
 
 def assess_segmentation(
-    pretrained: Pretrained,
+    panel: Panel,
     images: Path,
     masks: Path,
     *,
@@ -41,6 +42,7 @@ def assess_segmentation(
     segmenters: Sequence[Segmenter] = (PatchKNN(), LinearSegmentation()),
     bad_images: float = BAD_IMAGES,
     pictures: Path | None = None,
+    cache: FeatureCache | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """mIoU of each segmenter on a fifth of the images, as entries of ``evaluation.json`` with task "segmentation".
@@ -53,12 +55,15 @@ def assess_segmentation(
         segmenters: what judges the patches' features.
         bad_images: share of the images (0 to 1) that may be unreadable.
         pictures: a folder for ``segmentation.png``: test images, their masks, and what was made of them.
+        cache: where features of patches (of at most 512 MiB a part) are looked for and kept; none are without it.
         note: told what is being done, for whoever waits.
 
     Raises:
-        InputError: the folders don't hold images with masks, or too few that can be read, or the picture exists.
+        InputError: the encoder's features are not of patches, the folders don't hold images with masks, or too few
+            that can be read, or the picture exists.
     """
     begin = time.perf_counter()
+    patch_of(panel)
     where = new_picture(pictures, "segmentation.png")
     with progress("masks") as advance:
         data = open_masked(images, masks, advance)
@@ -67,7 +72,8 @@ def assess_segmentation(
     held = max(2, len(data) // 5)
     order = draws.permutation(len(data), "segmentation split", seed)
     learn, test = np.sort(order[held:][:limit]), np.sort(order[:held][: max(2, limit // 4)])
-    view = MaskedView(pretrained=pretrained, data=data, seed=seed, encoders=patch_encoders(pretrained))
+    view = MaskedView(panel=panel, data=data, seed=seed, cache=cache)
+    own = next(iter(view.encoders))
     note(f"features of the patches of {len(learn):,} images to learn on")
     train = patches_to_learn(view, learn)
     learned = len(learn) - len(view.bad)
@@ -78,7 +84,7 @@ def assess_segmentation(
     note(f"the {len(test):,} images to test on")
     commonest = int(train[PIXELS].shares.sum(0).argmax())
     overlaps, shown, constant = _test(view, test, fitted, commonest)
-    tested = len(overlaps[segmenters[0].name, TARGET].union)
+    tested = len(overlaps[segmenters[0].name, own].union)
     notes = unreadable(view.bad, len(learn) + len(test), bad_images)
     if tested < _FEWEST_TO_TEST:
         notes.append(
@@ -94,7 +100,7 @@ def assess_segmentation(
         "train_images": learned,
         "test_images": tested,
         "split": f"{data.sentence} A fifth of the images was held out to test on. Masks are judged at the encoder's "
-        f"input size, {_times(pretrained.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
+        f"input size, {_times(panel.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
         "notes": notes,
         **_record(overlaps, fitted, widths, constant.miou()),
         "pictures": [str(where)] if where else [],
@@ -120,15 +126,15 @@ def _test(
     classes, constant = len(view.data.values), list[Overlap]()
     overlaps: dict[tuple[str, str], list[Overlap]] = {key: [] for key in fitted}
     shown: list[_Shown] = []
-    for _, images, masks in view.batches(chosen):
+    preprocessing = view.panel.preprocessing
+    for _, images, masks, features in view.encoded(chosen):
         constant.append(Overlap.of(torch.full(masks.shape, commonest), masks, classes))
-        features = {name: encode(images) for name, encode in view.encoders.items()}
         made = {}
         for key, segmenter in fitted.items():
-            predicted = to_pixels(segmenter.score(features[key[1]]), view.grid, view.pretrained.preprocessing.size)
+            predicted = to_pixels(segmenter.score(features[key[1]]), view.grid, preprocessing.size)
             overlaps[key].append(Overlap.of(predicted, masks, classes))
             made[key] = predicted.to(torch.uint8).numpy()
-        pixels = view.pretrained.preprocessing.pictures(images)
+        pixels = preprocessing.pictures(images)
         for number in range(min(len(images), _PICTURED - len(shown))):
             own = {key: predicted[number] for key, predicted in made.items()}
             shown.append(_Shown(image=pixels[number], mask=masks[number].numpy(), made=own))
@@ -153,7 +159,7 @@ def _record(
         rest = {"dimensions": widths[name], "settings": fitted[segmenter, name].settings}
         iou = [None if np.isnan(value) else float(value) for value in overlap.iou()]
         rows.append(about | measured | rest | {"iou": iou})
-        if name != TARGET:
+        if name in BASELINES:
             continue
         parts = []
         for baseline in BASELINES:
@@ -170,7 +176,7 @@ def _record(
 
 def _picture(shown: Sequence[_Shown], segmenter: str) -> Image.Image:
     """A row for each image: itself, its mask, and the masks made from each kind of features."""
-    names = (TARGET, RANDOM, PIXELS)
+    names = list(dict.fromkeys(name for _, name in shown[0].made))
     rows = [
         [in_colour(one.image), painted(one.image, one.mask)]
         + [painted(one.image, np.where(one.mask == IGNORE, IGNORE, one.made[segmenter, name])) for name in names]

@@ -12,6 +12,7 @@ from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES
 from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
+from openjepa.assessment.patch_features import patch_of
 from openjepa.assessment.robustness import assess_robustness
 from openjepa.assessment.scenes import FEWEST_SCENES, assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
@@ -32,6 +33,7 @@ class Tasks:
     Attributes:
         names: of :data:`TASKS`.
         scene_count: how many scenes to learn on and to test on.
+        scene_entries: the evaluators of scenes (none: the quick ones).
         finetune_epochs: passes over the labelled images.
         finetune_images: at most so many of them.
         segmentation: a folder of images and one of masks.
@@ -40,6 +42,7 @@ class Tasks:
 
     names: tuple[str, ...] = ()
     scene_count: tuple[int, int] = (4000, 2000)
+    scene_entries: tuple[Entry, ...] = ()
     finetune_epochs: int = 10
     finetune_images: int = 1000
     segmentation: tuple[Path, Path] | None = None
@@ -87,8 +90,8 @@ def judge(
     """
     begin = time.perf_counter()
     # What is in the way is told before anything is worked on.
-    if tasks.segmentation is not None and panel.pretrained is None:
-        raise InputError("--segmentation needs an encoder of openjepa's own kind, whose patches are known")
+    if tasks.segmentation is not None:
+        patch_of(panel)
     for asked, name in (("scenes" in tasks.names, "scenes.png"), (tasks.segmentation is not None, "segmentation.png")):
         if asked:
             new_picture(tasks.pictures, name)
@@ -147,22 +150,30 @@ def _asked(
     pretrained = panel.pretrained
     on_labelled = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
     if "robustness" in tasks.names and splits is not None:
-        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, **on_labelled)
+        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, cache=cache, **on_labelled)
     if "scenes" in tasks.names:
         train, test = tasks.scene_count
         found["scenes"] = partial(
-            assess_scenes, panel, train=train, test=test, pictures=tasks.pictures, cache=cache, note=note
+            assess_scenes,
+            panel,
+            train=train,
+            test=test,
+            entries=tasks.scene_entries,
+            pictures=tasks.pictures,
+            cache=cache,
+            note=note,
         )
-    if tasks.segmentation is not None and pretrained is not None:
+    if tasks.segmentation is not None:
         images, masks = (path.expanduser() for path in tasks.segmentation)
         found["segmentation"] = partial(
             assess_segmentation,
-            pretrained,
+            panel,
             images,
             masks,
             limit=limit,
             bad_images=bad_images,
             pictures=tasks.pictures,
+            cache=cache,
             note=note,
         )
     if "finetune" in tasks.names and splits is not None and pretrained is not None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +35,9 @@ def evaluate_verb(arguments: list[str]) -> int:
                 out, or be the images that they are of, in their order, for raw pixels to stand beside them.
             suite: quick or full.
             only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, robustness (test
-                images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where) and
-                finetune (all weights trained on some labels, beside the same from random weights).
+                images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where; judged by
+                the evaluators named beside it, else by the suite's) and finetune (all weights trained on some labels,
+                beside the same from random weights).
             limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
                 test on (.npy features: all are used).
             bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own
@@ -142,7 +143,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         raise InputError(f"--bad-images is a share from 0 to 1, got {given.bad_images}")
     if given.cache is not None and given.no_cache:
         raise InputError("give one of --cache and --no-cache")
-    names, evaluators = _asked(given)  # a wrong name is told before anything is read
+    names, whole, evaluators = _asked(given)  # a wrong name is told before anything is read
     tasks = Tasks(
         names=names,
         scene_count=given.scene_count,
@@ -156,13 +157,15 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
             raise InputError("features that are computed already cannot be judged on other images: it takes a network")
         features = read_given(folder)
         splits = None if given.data is None else open_data(given.data)
-        entries = evaluators(str(distributed.join(given.device).device))
+        entries = evaluators(str(distributed.join(given.device).device)) if whole else ()
         with stages() as progress:
             return assess_given(features, splits, entries=entries, command=command, progress=progress)
     if not folder.exists():
         raise InputError(f"there is no file or folder {folder}: name a run, an encoder's folder, or features (.npy)")
     device = distributed.join(given.device).device
-    return _encoder_judged(given, folder, device, tasks, evaluators(str(device)), command)
+    entries = evaluators(str(device))
+    tasks = replace(tasks, scene_entries=entries)
+    return _encoder_judged(given, folder, device, tasks, entries if whole else (), command)
 
 
 def _encoder_judged(
@@ -217,14 +220,13 @@ def _cache(given: Any) -> Any:
     return cache_at(place, lambda sentence: print(f"openjepa evaluate: {sentence}", file=sys.stderr))
 
 
-def _asked(given: Any) -> tuple[tuple[str, ...], Callable[[str], tuple[Any, ...]]]:
-    """The tasks of other kinds, and the evaluators of whole images as a function of the device."""
+def _asked(given: Any) -> tuple[tuple[str, ...], bool, Callable[[str], tuple[Any, ...]]]:
+    """The tasks of other kinds, whether whole images are judged too, and the evaluators as a function of the device."""
     from openjepa.assessment.tasks import TASKS
     from openjepa.evaluation.catalogue import choose
 
     names = tuple(name for name in TASKS if name in given.only or (given.suite == "full" and not given.only))
     images = tuple(name for name in given.only if name not in TASKS)
     choose(given.suite, images, others=TASKS)
-    if (given.only and not images) or (given.segmentation and not given.only and given.suite == "quick"):
-        return names, lambda device: ()
-    return names, lambda device: choose(given.suite, images, device, others=TASKS)
+    alone = (given.only and not images) or (given.segmentation and not given.only and given.suite == "quick")
+    return names, not alone, lambda device: choose(given.suite, images, device, others=TASKS)

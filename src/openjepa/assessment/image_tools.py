@@ -1,0 +1,116 @@
+"""Other libraries' own ways from an image to their models' input, for images and for masks."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Picture
+from openjepa.data.masks import UNLABELLED
+from openjepa.data.pixels import Pixels, as_image, with_channels
+from openjepa.errors import InputError
+
+
+@runtime_checkable
+class Tools(Protocol):
+    """A model's own image tools: they take an 8-bit image and give "C H W"; objects, since they go to the loader's
+    processes."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The image in [0, 1], before mean and deviation."""
+        ...
+
+    def nearest(self, mask: Image.Image) -> Tensor:
+        """The same part of a mask at the same size, as numbers of the mask, none blended."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignPreprocessing(Preprocessing):
+    """The other library's own way from an image to numbers in [0, 1], before mean and deviation.
+
+    ``text`` says it in words, for the cache.
+    """
+
+    process: Tools = field(compare=False, repr=False)
+    text: str = ""
+
+    def fit(self, image: Picture) -> Pixels:
+        """The image as the model's own tools would cut and resize it."""
+        picture = with_channels(image, self.channels)
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8:
+                unit = picture / np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else picture
+                picture = (unit * 255).round().astype(np.uint8)
+            picture = as_image(picture)
+        return self.process(picture).float().clamp(0, 1)
+
+    def fit_mask(self, mask: UInt8[np.ndarray, "_H _W"]) -> UInt8[np.ndarray, "_h _w"]:
+        """The same part of an image's mask; what the tools add around an image is not labelled."""
+        # Turned round, so that the black that tools add is UNLABELLED; any other number that is new was added too.
+        turned = with_channels(as_image(UNLABELLED - mask[..., None]), 3 if self.channels == 3 else 1)
+        assert isinstance(turned, Image.Image)
+        found = UNLABELLED - self.process.nearest(turned)[0].numpy()
+        return np.where(np.isin(found, mask), found, UNLABELLED).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class TransformersTools:
+    """A transformers image processor."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.processor(image, return_tensors="pt", do_normalize=False)["pixel_values"][0]
+
+    def nearest(self, mask: Image.Image) -> Tensor:
+        asked = {"do_normalize": False, "do_rescale": False, "resample": Image.Resampling.NEAREST}
+        return self.processor(mask, return_tensors="pt", **asked)["pixel_values"][0]
+
+
+@dataclass(frozen=True)
+class TimmTools:
+    """timm's transforms."""
+
+    steps: tuple[Any, ...]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        value: Any = image
+        for step in self.steps:
+            value = step(value)
+        return value
+
+    def nearest(self, mask: Image.Image) -> Tensor:
+        from torchvision.transforms import InterpolationMode
+
+        steps = tuple(copy.copy(step) for step in self.steps)
+        for step in steps:
+            if hasattr(step, "interpolation"):
+                step.interpolation = InterpolationMode.NEAREST
+        return (255 * TimmTools(steps)(mask)).round()
+
+
+def processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing:
+    """The image processor without its normalisation, which is ours to do, so that raw pixels can be taken before it."""
+    channels = int(getattr(config, "num_channels", 3))
+    process = TransformersTools(processor)
+    tried = process(Image.new("RGB" if channels == 3 else "L", (64, 48)))
+    if tried.ndim != 3 or tried.shape[0] != channels:
+        raise InputError(f"{folder}: its image processor gives {tuple(tried.shape)}, {channels} channels are wanted")
+    normalised = getattr(processor, "do_normalize", False)
+    mean = tuple(processor.image_mean) if normalised else (0.0,) * channels
+    std = tuple(processor.image_std) if normalised else (1.0,) * channels
+    return ForeignPreprocessing(
+        size=(tried.shape[1], tried.shape[2]),
+        channels=channels,
+        mean=mean,
+        std=std,
+        process=process,
+        text=str(processor.to_json_string()),
+    )
