@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -896,6 +897,19 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(run, images, tmp_path, 
         )
     assert {path.name for path in planned.iterdir()} == {"experiment.json", LOCK}
     assert (planned / "experiment.json").read_text() == "of the process that is looking at its images now"
+
+
+def test_a_draft_that_a_kill_has_left_is_in_nobodys_way(images, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".plan.json.0a1b2c3d.part").write_text("{")
+    assert call("pretrain", images, "--out", run, "--steps", "1", *SMALL) == 0
+
+
+def test_without_a_standard_output_there_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m openjepa pretrain --help >&-"
+    ended = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_comes_to_nothing_leaves_no_folder(tmp_path, capsys):

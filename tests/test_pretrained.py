@@ -327,6 +327,42 @@ def test_readers_leave_nothing_behind(rgb, paths, reading):
     assert warnings.filters == filters
 
 
+def test_calls_that_overlap_leave_nothing_behind(rgb, pixels, paths, reading):
+    """The second begins while the first one reads, in a thread of its own, and ends after it, as in a service."""
+    begun, first_ended = threading.Event(), threading.Event()
+    counts, found = [], []
+
+    def second() -> None:
+        found.append(rgb.encode(paths[1]))
+        counts.append(torch.get_num_threads())
+
+    other = threading.Thread(target=second)
+
+    def look(path: Path) -> None:
+        if path == paths[0]:
+            other.start()
+            assert begun.wait(20)
+        else:
+            begun.set()
+            assert first_ended.wait(20)
+
+    reading(look)
+    filters, count = list(warnings.filters), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found.append(rgb.encode(paths[0]))
+        first_ended.set()
+        other.join()
+        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+    finally:
+        torch.set_num_threads(count)
+    assert counts == [3, 3]
+    assert warnings.filters == filters
+    close(np.concatenate(found), expected(pixels).mean(1)[:2])
+
+
 def test_what_a_generator_changes_or_closes_was_read_before(rgb, pixels, paths):
     def one_array():
         array = np.empty_like(pixels[0])

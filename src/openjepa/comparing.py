@@ -19,7 +19,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.files import write_whole
 from openjepa.planning import Plan, Wishes, plan
-from openjepa.running import LOCK, make_run, read_experiment
+from openjepa.running import LOCK, held_things, make_run, read_experiment
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
@@ -74,7 +74,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists() or (folder / FILE).is_file():
         return
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - {LOCK}:
+    if not folder.is_dir() or held_things(folder) - {LOCK}:
         raise InputError(f"{folder} exists and is no comparison: choose another --out")
 
 

@@ -1,6 +1,7 @@
 """A trained encoder for somebody's own images: ``openjepa.load(path).encode(images)``."""
 
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -91,7 +92,8 @@ class Pretrained:
         """The fitted images in order; while one batch is used, the next is read."""
         ready: Future[Tensor] | None = None
         for group in _groups(self._fitted(images, pool), batch):
-            following = pool.submit(_stacked, group)
+            read = all(image.done() and image.exception() is None for image in group)  # as what is no path is
+            following = _settled(_stacked(group)) if read else pool.submit(_stacked, group)
             if ready is not None:
                 yield ready.result()
             ready = following
@@ -207,25 +209,58 @@ def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
+class _Process:
+    """What reading changes in the whole process, while any call of ``encode`` in any thread reads files.
+
+    Decoding silences warnings for a moment; of several threads that do, each would bring back what another had. And
+    PyTorch gives threads that begin the number of threads that was set last, in whatever thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._silence, self._threads = warnings.catch_warnings(), 0
+
+    def enter(self) -> int:
+        """The number of threads that the calling thread computes with, which it has back when it leaves."""
+        with self._lock:
+            self._inside += 1
+            own = torch.get_num_threads()
+            if self._inside == 1:
+                self._threads, self._silence = own, warnings.catch_warnings()
+                self._silence.__enter__()
+                warnings.simplefilter("ignore")
+            elif own == 1:  # for it began when a reader had
+                own = self._threads
+                torch.set_num_threads(own)
+            return own
+
+    def leave(self, own: int) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._silence.__exit__(None, None, None)
+            torch.set_num_threads(own)
+
+
+_PROCESS = _Process()
+
+
 @contextmanager
 def _readers() -> Iterator[Executor]:
     """Threads to read images, no more than this process has processor cores; they have ended when this ends."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = torch.get_num_threads()
-    # Else each of them would have as many threads again for its part of PyTorch's work.
+    own = _PROCESS.enter()
+    # Each with one thread, or it would have as many again for its part of PyTorch's work.
     pool = ThreadPoolExecutor(min(cores, _MOST_READERS), "reader", initializer=torch.set_num_threads, initargs=(1,))
-    # Decoding silences warnings for a moment; of several threads that do, each would bring back what another had.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(own)  # what a thread sets last, threads that begin later have
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _PROCESS.leave(own)
 
 
-def _settled(outcome: Pixels | Exception) -> Future[Pixels]:
-    future: Future[Pixels] = Future()
+def _settled(outcome: Shaped[Tensor, "..."] | Exception) -> Future[Any]:
+    future: Future[Any] = Future()
     if isinstance(outcome, Exception):
         future.set_exception(outcome)
     else:

@@ -7,7 +7,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def check_free(run: Path) -> None:
             f"{run} is a run already: go on with it (openjepa resume {shlex.quote(str(run))}), or choose another --out"
         )
     # A run that was stopped before its first step holds nothing but what it was asked for.
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - _ASKED):
+    if run.exists() and (not run.is_dir() or held_things(run) - _ASKED):
         raise InputError(f"{run} exists and is not empty: choose another --out")
     standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     try:
@@ -76,6 +76,11 @@ def check_free(run: Path) -> None:
         raise InputError(
             f"{run} cannot be made: {standing} is no folder that you may write to ({error.strerror})"
         ) from error
+
+
+def held_things(folder: Path) -> set[str]:
+    """The names in a folder, but for drafts of files that a kill has left (:func:`openjepa.files.whole_file`)."""
+    return {path.name for path in folder.iterdir() if not (path.name[0] == "." and path.suffix == ".part")}
 
 
 @contextmanager
@@ -98,9 +103,10 @@ def held(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            with suppress(OSError):
+                if made and {path.name for path in folder.iterdir()} <= {LOCK}:
+                    (folder / LOCK).unlink(missing_ok=True)
+                    folder.rmdir()
 
 
 @contextmanager

@@ -184,8 +184,8 @@ def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
     assert "scenes: count" in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
     for line in (
-        f"- classes: {tmp_path / 'data'}, 48 images to learn on, 12 to test on, 2 classes",
-        f"- robustness: {tmp_path / 'data'}, 48 images to learn on, 12 to test on, 2 classes",
+        "- classes: data, 48 images to learn on, 12 to test on, 2 classes",
+        "- robustness: data, 48 images to learn on, 12 to test on, 2 classes",
         "- scenes: scenes of 16 x 16 px, seed 0, 200 images to learn on, 200 to test on",
     ):
         assert card.count(line + "\n") == 1

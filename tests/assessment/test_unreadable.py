@@ -173,7 +173,7 @@ def test_of_a_run_the_report_says_it_and_its_own_share_is_allowed(images, tmp_pa
     assert f"A fifth of each class was held out to test on. {seen}" in text
     assert note in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
-    assert f"- classes: {images}, 94 images to learn on, 23 to test on, 3 classes\n" in card
+    assert f"- classes: {images.name}, 94 images to learn on, 23 to test on, 3 classes\n" in card
     assert "| classes | trained encoder | k-NN | accuracy |" in card
     assert call("evaluate", run, images, "--json", written) == 0  # the same, named
     assert seen in json.loads(written.read_text())["split"]

@@ -131,6 +131,7 @@ def test_a_copy_is_of_the_files_as_they_are(tmp_path, monkeypatch, lost):
     assert path.stat().st_size == size
     os.utime(path, ns=(1, 1))
     assert held() == others
+    assert len(list((tmp_path / "cache").rglob("*.bytes"))) == 1, "the copy of the files as they were is gone"
     for part in (tmp_path / "cache").rglob(lost):  # as a person might to free some space
         part.unlink()
     assert held() == others

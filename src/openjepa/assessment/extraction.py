@@ -140,6 +140,8 @@ def extract_kinds(
     if cache is not None:
         entries = {kind: cache.read(keys[kind], asked[kind]) for kind in wanted}
         found = {kind: entry for kind, entry in entries.items() if entry is not None}
+        if _readable(part, {sample for entry in found.values() for sample in entry.left_out}, panel.preprocessing):
+            found = {}
     missing = {kind: asked[kind] for kind in wanted if kind not in found}
     fresh = _compute(panel, part, missing, count) if missing else {}
     if cache is not None:
@@ -152,6 +154,12 @@ def extract_kinds(
         parts={kind: _part(kind, entry, part) for kind, entry in entries.items()},
         bad=tuple(BadRecord(one, part.reference(one), left_out[one], -1) for one in sorted(left_out)),
     )
+
+
+def _readable(part: Images, left_out: set[int], preprocessing: Preprocessing) -> bool:
+    """Whether an image that could not be read when its part was cached can be read now: by a newer library, say."""
+    again = np.array(sorted(left_out), np.int64)
+    return bool(left_out) and any(len(batch.samples) for batch in part.batches(again, preprocessing))
 
 
 def preparation(preprocessing: Preprocessing) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM
 from openjepa.progress import progress
 
 TASK = "segmentation"
+# Between the two folders, in what the data are called.
+WITH_MASKS = " with the masks in "
 _CALLED = {RANDOM: "a random encoder", PIXELS: "raw pixels"}
 _FEWEST_IMAGES = 10
 # From fewer test images an interval over images says little of how far the mIoU could move.
@@ -95,7 +97,7 @@ def assess_segmentation(
         _picture(shown, segmenters[-1].name).save(where)
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
     return {
-        "data": f"{images} with the masks in {masks}",
+        "data": f"{images}{WITH_MASKS}{masks}",
         "classes": len(data.values),
         "train_images": learned,
         "test_images": tested,

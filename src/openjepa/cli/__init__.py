@@ -49,9 +49,11 @@ _VERBS = {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """The entry point; exits with 0, 1 (training cannot go on), 2 (unusable input) or 128 + signal."""
+    for name in ("stdout", "stderr"):  # a service may have none, and libraries ask them whether they are terminals
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
     except BrokenPipeError:
         if not _unheard():
             raise
@@ -75,7 +77,9 @@ def _main(arguments: list[str]) -> int:
         return 2
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return _run(verb, rest)
+        code = _run(verb, rest)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"openjepa {verb}: {error}", file=sys.stderr)
         return 2
@@ -100,7 +104,7 @@ def _unheard() -> bool:
         return False
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
-    if not any(event & select.POLLERR for _, event in output.poll(0)):
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try once more, and fail
     return True

@@ -75,7 +75,7 @@ def evaluate_verb(arguments: list[str]) -> int:
     given = parse(Evaluate, "evaluate", arguments)
     if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
-    named = (given.encoder, given.data, *(given.segmentation or ()))
+    named = (given.encoder, given.data, *(given.segmentation or ()), given.cache, given.json, given.pictures)
     found = _judged(given, from_anywhere("evaluate", arguments, named))
     print_evaluation(found)
     if given.json is not None:
@@ -125,8 +125,17 @@ def _with_data(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in found["rows"]:
         facts = tasks.get(row["task"].split(":")[0], {})
-        rows.append(row | {name: facts[name] for name in named if name in facts})
+        told = {name: facts[name] for name in named if name in facts}
+        rows.append(row | told | ({"data": _for_others(told["data"])} if "data" in told else {}))
     return rows
+
+
+def _for_others(data: str) -> str:
+    """What the data are called where the folder that they are in says nothing, and perhaps too much."""
+    from openjepa.assessment.segmentation import WITH_MASKS
+
+    folders = (Path(part).expanduser() for part in data.split(WITH_MASKS))
+    return WITH_MASKS.join(path.name if path.is_absolute() or path.exists() else str(path) for path in folders)
 
 
 def _judged(given: Any, command: str) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any, get_type_hints
 
 from openjepa.errors import InputError
 
+# Options that are followed by words, not by files.
+_WORDS = {"--only", "--suite", "--device", "--recipe", "--objectives"}
+
 
 def parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
     import tyro
@@ -53,7 +56,10 @@ def read_saved(path: Path | None) -> Any:
 
 
 def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | None]) -> str:
-    """The command with the files and folders that ``named`` names written in full, so that any folder will do."""
+    """The command with the files and folders that ``named`` names written in full, so that any folder will do.
+
+    A word or number after an option that takes no file stays as it is, though a folder may be called so.
+    """
     from openjepa.data.sources import in_full
 
     whole = {
@@ -62,8 +68,12 @@ def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | 
         if one is not None
     }
 
-    def full(argument: str) -> str:
-        option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-        return option + equals + (whole.get(str(Path(value))) or value)
-
-    return shlex.join(["openjepa", verb, *map(full, arguments)])
+    words, option = ["openjepa", verb], ""
+    for argument in arguments:
+        before, equals, value = "", "", argument
+        if argument.startswith("--"):
+            before, equals, value = argument.rpartition("=")
+            option = before or argument
+        plain = option in _WORDS or (option != "" and value.isdecimal())
+        words.append(before + equals + (value if plain else whole.get(str(Path(value))) or value))
+    return shlex.join(words)

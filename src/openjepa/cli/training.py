@@ -296,16 +296,18 @@ def resume_verb(arguments: list[str]) -> int:
         device: str | None = None
 
     given = parse(Resume, "resume", arguments)
-    from openjepa.running import moved
+    from openjepa.running import held, moved, read_experiment
     from openjepa.training import distributed
 
     run = given.run.expanduser()
     processes = distributed.join(given.device)
     try:
-        if given.data is not None:
-            if processes.first:
-                moved(run, given.data)
-            processes.wait()
-        return _train(run, processes, resume=True, workers=given.workers)
+        read_experiment(run)  # or it is no run, and nothing is to be made there
+        with held(run) if processes.first else nullcontext():
+            if given.data is not None:
+                if processes.first:
+                    moved(run, given.data)
+                processes.wait()
+            return _train(run, processes, resume=True, workers=given.workers)
     finally:
         distributed.leave()

@@ -141,7 +141,8 @@ class ParquetSource(Source):
 
     def _on_disk(self) -> tuple[np.ndarray, np.ndarray]:
         folder = cache_folder() / "parquet"
-        blob, index = folder / f"{self.version}.bytes", folder / f"{self.version}.ends.npy"
+        name = f"{self.fingerprint}-{self.version}"
+        blob, index = folder / f"{name}.bytes", folder / f"{name}.ends.npy"
         if not (blob.exists() and index.exists()):
             needed = sum(
                 open_file(self.root / file).metadata.row_group(group).total_byte_size
@@ -152,6 +153,8 @@ class ParquetSource(Source):
             check_room(needed, folder, what=f"a copy of {self.name}, to be read in random order,")
             folder.mkdir(parents=True, exist_ok=True)
             self._write(blob, index)
+            for before in set(folder.glob(f"{self.fingerprint}*")) - {blob, index}:  # of the files as they were
+                before.unlink(missing_ok=True)
         return np.memmap(blob, np.uint8, "r"), np.load(index)
 
     def _write(self, blob: Path, index: Path) -> None:

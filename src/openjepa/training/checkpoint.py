@@ -5,6 +5,7 @@ A checkpoint is a folder ``step-N`` with ``state.pt`` (weights, optimiser; plain
 so that any number of them can go on from it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -49,9 +50,10 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         _write(aside, checkpoint)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)  # on a full disk every byte counts
+        first = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "Mend that"
         raise InputError(
-            f"cannot write the checkpoint {final}: {error.strerror or error}. Free some space, then go on with the run "
-            "(openjepa resume); what was saved before is whole"
+            f"cannot write the checkpoint {final}: {error.strerror or error}. {first}"
+            ", then go on with the run (openjepa resume); what was saved before is whole"
         ) from error
     before = folder / f".before-{final.name}"
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
