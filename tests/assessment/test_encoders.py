@@ -11,10 +11,14 @@ from PIL import Image
 
 from openjepa.assessment import assess, assess_given, open_panel
 from openjepa.assessment.encoders import Kind, panel_of
+from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders
 from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
+from openjepa.data.decode import decode
 from openjepa.data.idx import ArraySource
+from openjepa.data.loader import ordered_batches
+from openjepa.data.masks import open_masked
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import choose, quick
@@ -120,6 +124,53 @@ def test_a_transformers_model(kind, tmp_path, splits):
     again = features(open_panel(tmp_path / "model"), picture())
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.equal(again[Kind(RANDOM, LAST)], found[Kind(RANDOM, LAST)])
+
+
+def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
+    model = hugging_face(tmp_path, "ViTMAE")
+    panel = open_panel(tmp_path)
+    assert (panel.tokens, panel.grid, panel.subjects) == ((16, 24), (4, 4), (PATCHES, CLASS))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    part, x = model.embeddings, panel.preprocessing.normalise(images)
+    with torch.no_grad():
+        tokens = torch.cat([part.cls_token.expand(2, -1, -1), part.patch_embeddings(x)], 1) + part.position_embeddings
+        for layer in model.layers:
+            tokens = layer(tokens, None)
+        tokens = model.layernorm(tokens)
+    found = panel.networks[0].encode(images, panel.networks[0].kinds)
+    torch.testing.assert_close(found[Kind(PATCHES, LAST)], tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[Kind(CLASS, LAST)], tokens[:, 0], rtol=1e-4, atol=1e-4)
+    assert found[Kind(PATCHES, LAST_FOUR)].shape == (2, 4 * 24)
+    of_patches = patch_encoders(panel)[PATCH_TOKENS].encode(images)
+    torch.testing.assert_close(of_patches, tokens[:, 1:], rtol=1e-4, atol=1e-4)
+    for one in panel.networks:
+        again = one.encode(images, one.kinds)
+        assert all(torch.equal(value, again[kind]) for kind, value in one.encode(images, one.kinds).items())
+
+
+def test_a_model_that_draws_at_random_is_refused(tmp_path, monkeypatch):
+    hugging_face(tmp_path, "ViTMAE")
+    monkeypatch.setattr("openjepa.assessment.foreign._MASKING", "another")
+    with pytest.raises(InputError, match="is not deterministic"):
+        open_panel(tmp_path)
+
+
+def test_large_jpegs_reach_the_tools_of_another_library_whole(tmp_path):
+    """These resize to more than the model's size before they cut; ours may get a smaller version."""
+    timm_directory(tmp_path / "model", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    photo = tmp_path / "images" / "a.jpg"
+    Image.fromarray(noise).resize((640, 480)).save(photo)
+    Image.fromarray((noise[..., 0] > 127).astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+    preprocessing = open_panel(tmp_path / "model").preprocessing
+    data = open_masked(tmp_path / "images", tmp_path / "masks")
+    expected = preprocessing.fit(decode(photo, "a.jpg"))
+    assert not torch.equal(preprocessing.fit(decode(photo, "a.jpg", preprocessing.size)), expected)
+    assert torch.equal(data.read(0, preprocessing)[0], expected)
+    (batch,) = ordered_batches(data.images, preprocessing, batch=1, workers=0)
+    assert torch.equal(batch.images[0], expected)
 
 
 def test_a_transformers_model_with_missing_weights_is_refused(tmp_path):

@@ -134,14 +134,18 @@ def test_a_mask_goes_the_way_of_its_image(library, extents, tmp_path):
     np.testing.assert_array_equal(fitted[sure], (pixels > 0.5)[sure])
 
 
-def test_what_the_tools_add_around_an_image_is_not_labelled():
+@pytest.mark.parametrize("fill", [0, 1, 128, 254, 255])
+def test_what_the_tools_add_around_an_image_is_not_labelled(fill):
+    """Whatever its colour; the mask's own numbers are 0 and 1."""
     pytest.importorskip("timm")
     from timm.data import create_transform
 
     steps = create_transform((3, 32, 32), crop_mode="border", crop_pct=1.0).transforms[:-1]
+    steps[1].fill = fill
     preprocessing = ForeignPreprocessing(
         size=(32, 32), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, process=TimmTools(tuple(steps))
     )
+    assert ((255 * preprocessing.fit(half_bright(32, 64)[0])[:, :8]).round() == fill).all()
     fitted = preprocessing.fit_mask(half_bright(32, 64)[1])
     assert (fitted[:8] == 255).all()
     assert (fitted[-8:] == 255).all()

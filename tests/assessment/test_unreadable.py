@@ -141,6 +141,27 @@ def test_a_task_alone_counts_its_own(encoder, images, tmp_path, capsys):
     assert f"3 of {3 * EACH} images could not be read, more than 1%" in capsys.readouterr().err
 
 
+def test_of_images_with_masks_a_bad_one_of_either_is_counted(encoder, tmp_path, capsys):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for number in range(16):
+        truth = np.arange(16)[None].repeat(16, 0) > 3 + number % 8
+        Image.fromarray((truth * 120 + 60).astype(np.uint8)).save(tmp_path / "images" / f"{number:02}.png")
+        Image.fromarray(truth.astype(np.uint8)).save(tmp_path / "masks" / f"{number:02}.png")
+    (tmp_path / "images" / "01.png").write_bytes(b"")
+    damaged = tmp_path / "masks" / "12.png"
+    damaged.write_bytes(damaged.read_bytes()[:45])
+    written = tmp_path / "found.json"
+    asked = ("evaluate", encoder, "--segmentation", tmp_path / "images", tmp_path / "masks", "--json", written)
+    assert call(*asked) == 2
+    assert "2 of 16 images could not be read, more than 1%" in " ".join(capsys.readouterr().err.split())
+    assert call(*asked, "--bad-images", "0.2") == 0
+    found = json.loads(written.read_text())
+    assert "2 of 16 images could not be read (first: " in " ".join(found["notes"])
+    facts = found["tasks"]["segmentation"]
+    assert facts["train_images"] + facts["test_images"] == 14
+
+
 def test_without_labels_only_what_was_read_is_counted(encoder, images, tmp_path, capsys):
     flat = tmp_path / "flat"
     flat.mkdir()

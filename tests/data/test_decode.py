@@ -311,6 +311,16 @@ def test_exif_orientation_of_a_sixteen_bit_png():
     assert read_header(data, "x") == header_of(picture)
 
 
+@pytest.mark.parametrize("array", [GREY, COLOUR, DEEP[..., :3]], ids=["grey", "colour", "sixteen"])
+def test_an_exif_orientation_after_the_pixels_of_a_png_is_ignored_by_all(array):
+    whole = png16(array) if array.dtype == np.uint16 else saved(Image.fromarray(array), "PNG")
+    data = whole[:-12] + chunk(b"eXIf", exif_of(6).tobytes()[6:]) + whole[-12:]
+    picture = decode(data, "x")
+    np.testing.assert_array_equal(pixels(picture), array)
+    assert read_header(data, "x") == header_of(picture)
+    assert orientation_of(data, "x") == 1
+
+
 @pytest.mark.parametrize("kind", SIXTEEN)
 def test_damaged_sixteen_bit_files_are_bad(kind):
     data = SIXTEEN[kind](DEEP[..., :3])

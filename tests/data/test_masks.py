@@ -2,9 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import BadImage
 from openjepa.data.masks import UNLABELLED, open_masked, read_mask
 from openjepa.errors import InputError
 
@@ -192,9 +193,12 @@ def test_masks_of_one_bit_alone_are_0_and_1(tmp_path):
         ("b.webp", {"lossless": False}),
         ("b.webp", {"lossless": False, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}),  # in an extended file
         ("b.tif", {"compression": "jpeg"}),
+        ("b.avif", {"quality": 100}),
     ],
 )
 def test_lossy_masks_are_refused_by_name(tmp_path, name, options):
+    if name.endswith("avif") and not features.check("avif"):
+        pytest.skip("Pillow has no AVIF here")
     pair(tmp_path, "a", blocks(0, 1))
     pair(tmp_path, "b", blocks(0, 1))
     (tmp_path / "masks" / "b.png").unlink()
@@ -215,6 +219,27 @@ def test_names_may_lie_in_other_folders(tmp_path):
     save(tmp_path / "images" / "day" / "a.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "masks" / "a.png", blocks(0, 1, size=(8, 8)).astype(np.uint8))
     assert len(opened(tmp_path)) == 1
+
+
+def test_pairs_that_cannot_be_read_are_kept_with_the_reason(tmp_path):
+    for name in "abcd":
+        pair(tmp_path, name, blocks(0, 1))
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    damaged = tmp_path / "masks" / "c.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    data = opened(tmp_path)
+    assert len(data) == 4
+    assert [data.bad[number].reference for number in sorted(data.bad)] == ["a.jpg", str(damaged)]
+    assert "the file is empty" in data.bad[0].reason
+    for number in (0, 2):
+        with pytest.raises(BadImage) as error:
+            data.read(number, SEEN)
+        assert (error.value.reference, error.value.reason) == data.bad[number]
+    for number in (1, 3):
+        assert set(data.read(number, SEEN)[1].ravel()) == {0, 1}
+    for name in "bd":
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(b"")
+    assert "none of the 4 images with masks can be read, for example a.jpg (" in refused(tmp_path)
 
 
 def refused(folder: Path, masks: str = "masks") -> str:

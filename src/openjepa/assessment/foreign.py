@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, cut, network, panel, weights_hash
-from openjepa.assessment.image_tools import ForeignPreprocessing, TimmTools, processed
+from openjepa.assessment.image_tools import WHOLE, ForeignPreprocessing, TimmTools, processed
 from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
 from openjepa.errors import InputError
@@ -19,13 +19,15 @@ from openjepa.evaluation.suite import RANDOM
 
 PATCHES, CLASS_TOKEN = "encoder (mean of patch tokens)", "encoder (class token)"
 _RANDOM_CLASS = "random encoder (class token)"
+# transformers' model type that leaves out patches at random, also when it is not trained.
+_MASKING = "vit_mae"
 
 
 def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     """A vision model that ``transformers.AutoModel`` reads, with its image processor; nothing is fetched or executed.
 
     Raises:
-        InputError: transformers is missing, or cannot read it.
+        InputError: transformers is missing, or cannot read it, or the model gives other features each time.
     """
     try:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -34,6 +36,8 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     try:
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            if config.model_type == _MASKING:
+                config.mask_ratio = 0.0
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
             model, info = AutoModel.from_pretrained(
                 folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
@@ -56,7 +60,7 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
     """A model directory as timm writes it for a hub: config.json and weights; nothing is fetched or executed.
 
     Raises:
-        InputError: timm is missing, or cannot read it.
+        InputError: timm is missing, or cannot read it, or the model gives other features each time.
     """
     try:
         import timm
@@ -84,11 +88,11 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
         mean=tuple(map(float, data["mean"])),
         std=tuple(map(float, data["std"])),
         process=TimmTools(tuple(steps)),
-        text=str(data),
+        text=WHOLE + str(data),
     )
     blocks = getattr(model, "blocks", None)
     depth = len(blocks) if blocks is not None and hasattr(model, "forward_intermediates") else None
-    shown = _read_timm(model)(torch.zeros(1, channels, height, width), 1)
+    shown = _read_timm(model)(_probe(preprocessing), 1)
     return _panel(folder, model, random, _read_timm, shown, preprocessing, device, depth)
 
 
@@ -102,6 +106,12 @@ def _panel(
     device: torch.device | str,
     depth: int | None,
 ) -> Panel:
+    first, second = shown.blocks[-1], reader(model)(_probe(preprocessing), 1).blocks[-1]
+    if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InputError(
+            f"{folder} is not deterministic: its features of one and the same image differ from pass to pass, so they "
+            "cannot be judged; save the model without what it draws at random (masks, dropout)"
+        )
     classes = shown.class_token is not None
     depth = _blocks(reader(model), shown.blocks[-1], preprocessing, depth)
     networks = []
@@ -122,22 +132,28 @@ def _panel(
     return panel(subjects, networks, preprocessing, (tokens, width), shown.grid, device, depth, notes)
 
 
+def _probe(preprocessing: Preprocessing) -> Tensor:
+    """An image "1 C H W" of noise, the same each time, that shows what a model gives."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, preprocessing.channels, *preprocessing.size, generator=generator)
+
+
 def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
     """The number of blocks whose outputs can be read like the ``last`` one's; None for stages of other shapes."""
     if not depth:
         return None
     asked = min(BLOCKS, depth)
     try:
-        found = read(torch.zeros(1, preprocessing.channels, *preprocessing.size), asked).blocks
+        found = read(_probe(preprocessing), asked).blocks
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
         return None  # each library says in its own way that it cannot
     return depth if [block.shape for block in found] == [last.shape] * asked else None
 
 
 def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Preprocessing) -> Reading:
-    """What the model gives for an empty image, which shows whether it can be read at all."""
+    """What the model gives for an image, which shows whether it can be read at all."""
     try:
-        return _read_transformers(model, config)(torch.zeros(1, preprocessing.channels, *preprocessing.size), 1)
+        return _read_transformers(model, config)(_probe(preprocessing), 1)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder} is a {config.model_type} model, which gives no image features that can be read "
@@ -148,14 +164,18 @@ def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Pr
 def _read_transformers(model: Any, config: Any) -> Read:
     model.eval()
     norm = next((getattr(model, name) for name in ("layernorm", "norm") if hasattr(model, name)), None)
+    patch = getattr(config, "patch_size", None)
 
     @torch.inference_mode()
     def read(x: Tensor, blocks: int) -> Reading:
-        output = model(pixel_values=x, output_hidden_states=blocks > 1)
+        order = {}
+        if config.model_type == _MASKING:  # it sorts its patches by noise
+            patches = math.prod(cut(x.shape[2:], _extents(patch)))
+            order = {"noise": torch.arange(patches, dtype=torch.float32, device=x.device).expand(len(x), -1)}
+        output = model(pixel_values=x, output_hidden_states=blocks > 1, **order)
         last = output.last_hidden_state
         if last.ndim == 4:  # a convolutional network: channels first
             return Reading([last.flatten(2).mT], None, _extents(last.shape[2:]))
-        patch = getattr(config, "patch_size", None)
         patches = _patches(x.shape[2:], patch, last.shape[1])
         before = last.shape[1] - patches
         states = [last]

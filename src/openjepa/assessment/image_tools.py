@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from openjepa.data.base import Picture
 from openjepa.data.masks import UNLABELLED
 from openjepa.data.pixels import Pixels, as_image, with_channels
 from openjepa.errors import InputError
+
+# Before the description of the tools, so that no cache takes features of JPEGs that were read smaller for these.
+WHOLE = "whole files; "
 
 
 @runtime_checkable
@@ -41,6 +44,11 @@ class ForeignPreprocessing(Preprocessing):
     process: Tools = field(compare=False, repr=False)
     text: str = ""
 
+    @property
+    def at_least(self) -> None:
+        """All of a file's pixels: what the tools resize to, before they cut, only they know."""
+        return None
+
     def fit(self, image: Picture) -> Pixels:
         """The image as the model's own tools would cut and resize it."""
         picture = with_channels(image, self.channels)
@@ -53,11 +61,15 @@ class ForeignPreprocessing(Preprocessing):
 
     def fit_mask(self, mask: UInt8[np.ndarray, "_H _W"]) -> UInt8[np.ndarray, "_h _w"]:
         """The same part of an image's mask; what the tools add around an image is not labelled."""
-        # Turned round, so that the black that tools add is UNLABELLED; any other number that is new was added too.
-        turned = with_channels(as_image(UNLABELLED - mask[..., None]), 3 if self.channels == 3 else 1)
-        assert isinstance(turned, Image.Image)
-        found = UNLABELLED - self.process.nearest(turned)[0].numpy()
-        return np.where(np.isin(found, mask), found, UNLABELLED).astype(np.uint8)
+        found, turned = self._nearest(mask), self._nearest(UNLABELLED - mask)
+        # Of a mask turned round, what is the mask's own is turned round too; what was added, of any colour, is not.
+        own = (found + turned == UNLABELLED) & np.isin(found, mask)
+        return np.where(own, found, UNLABELLED).astype(np.uint8)
+
+    def _nearest(self, mask: UInt8[np.ndarray, "_H _W"]) -> Float64[np.ndarray, "_h _w"]:
+        image = with_channels(as_image(mask[..., None]), 3 if self.channels == 3 else 1)
+        assert isinstance(image, Image.Image)
+        return self.process.nearest(image)[0].numpy().astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -112,5 +124,5 @@ def processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing
         mean=mean,
         std=std,
         process=process,
-        text=str(processor.to_json_string()),
+        text=WHOLE + str(processor.to_json_string()),
     )

@@ -17,6 +17,7 @@ from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, unreadable
 from openjepa.assessment.patch_features import MaskedView, patch_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
+from openjepa.data.loader import BadRecord
 from openjepa.data.masks import open_masked
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Fitted, LinearSegmentation, PatchKNN, Segmenter, to_pixels
@@ -55,7 +56,7 @@ def assess_segmentation(
         limit: at most so many images to learn on, and a quarter of it to test on.
         seed: of the split and of the patches to learn on.
         segmenters: what judges the patches' features.
-        bad_images: share of the images (0 to 1) that may be unreadable.
+        bad_images: share of the images (0 to 1) that may be unreadable, themselves or their mask.
         pictures: a folder for ``segmentation.png``: test images, their masks, and what was made of them.
         cache: where features of patches (of at most 512 MiB a part) are looked for and kept; none are without it.
         note: told what is being done, for whoever waits.
@@ -74,6 +75,8 @@ def assess_segmentation(
     held = max(2, len(data) // 5)
     order = draws.permutation(len(data), "segmentation split", seed)
     learn, test = np.sort(order[held:][:limit]), np.sort(order[:held][: max(2, limit // 4)])
+    known = [BadRecord(one, *data.bad[one], -1) for one in (*learn.tolist(), *test.tolist()) if one in data.bad]
+    unreadable(known, len(learn) + len(test), bad_images)  # before anything is computed
     view = MaskedView(panel=panel, data=data, seed=seed, cache=cache)
     own = next(iter(view.encoders))
     note(f"features of the patches of {len(learn):,} images to learn on")

@@ -60,6 +60,11 @@ class Preprocessing:
             std=tuple(map(float, values["std"])),
         )
 
+    @property
+    def at_least(self) -> tuple[int, int] | None:
+        """The height and width that a file's pixels must keep for :meth:`fit`; None for all of them."""
+        return self.size
+
     def fit(self, image: Picture) -> Pixels:
         """The largest central part of the image with the wanted aspect, resized; 8 bits stay 8 bits.
 

@@ -84,7 +84,8 @@ def decode(
 ) -> Picture:
     """The pixels of an image file (a path, or its bytes), upright; the first frame or page of several.
 
-    ``white`` as :func:`as_picture` has it.
+    Only an EXIF orientation that stands before the pixels counts: one in a PNG's chunk after them, which a header does
+    not show, is ignored here as there. ``white`` as :func:`as_picture` has it.
 
     Raises:
         BadImage: it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
@@ -105,7 +106,6 @@ def decode(
                     return pixels
             if (packing := _packing(image)) is not None:
                 return _sixteen_bits(file, *packing)
-            image.load()
             picture = standard(upright(image), reference, white)
             if isinstance(picture, np.ndarray) and _tags(image).get(262) == _WHITE_IS_ZERO:  # Pillow does 8 bits itself
                 return _as_seen(picture, _WHITE_IS_ZERO)
@@ -340,7 +340,7 @@ def _target_mode(image: Image.Image) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A copy, without ties to its file, turned as its EXIF orientation says."""
+    """A copy, without ties to its file, turned as the EXIF orientation says that is known before it is loaded."""
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image.copy()
 
 

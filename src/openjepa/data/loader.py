@@ -233,7 +233,7 @@ class _OrderedBatches(Dataset[Batch | InputError]):
         samples, images, bad = [], [], []
         for sample in self.indices[number * self.batch : (number + 1) * self.batch].tolist():
             try:
-                image = self.source.read(sample, at_least=self.preprocessing.size)
+                image = self.source.read(sample, at_least=self.preprocessing.at_least)
                 images.append(self.preprocessing.fit(image))
                 samples.append(sample)
             except BadImage as error:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from openjepa.data.arrays import File
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import BadImage, Header
+from openjepa.data.base import BadImage, Header, Skipped
 from openjepa.data.decode import opened, orientation_of, turned, upright
 from openjepa.data.folder import FolderSource
 from openjepa.data.listing import Files, scan
@@ -20,6 +20,10 @@ from openjepa.errors import InputError
 
 MOST_CLASSES = 64
 UNLABELLED = 255
+
+
+class _Lossy(BadImage):
+    """A mask in a format that does not keep its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,7 @@ class MaskedImages:
         void: whether 255 stands for "not labelled"; it is then none of ``values``.
         one: what 1 stands for in masks of 1 bit.
         orientations: the EXIF orientation by which each mask is turned with its image; 1 for none.
+        bad: which of these images cannot be read, or have a mask that cannot, by their numbers.
         sentence: what was found, for a person.
     """
 
@@ -42,6 +47,7 @@ class MaskedImages:
     void: bool
     one: int
     orientations: tuple[int, ...]
+    bad: dict[int, Skipped]
     sentence: str
 
     def __len__(self) -> int:
@@ -53,8 +59,10 @@ class MaskedImages:
         Raises:
             BadImage: either cannot be read.
         """
+        if index in self.bad:
+            raise BadImage(*self.bad[index])
         header = self.images.header(index)
-        pixels = preprocessing.fit(self.images.read(index, at_least=preprocessing.size))
+        pixels = preprocessing.fit(self.images.read(index, at_least=preprocessing.at_least))
         mask = turned(_numbers(read_mask(self.masks[index]), self.one), self.orientations[index])
         classes = np.searchsorted(self.values, mask).astype(np.uint8)
         if self.void:
@@ -71,19 +79,26 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
     to its image, which EXIF turns by a quarter, was made on the pixels as they are stored and is turned with them.
 
     Raises:
-        InputError: a folder is missing or holds no images, no names fit, a mask is lossy, or they hold no classes.
+        InputError: a folder is missing or holds no images, no names fit, none can be read, a mask is lossy, or they
+            hold no classes.
     """
     found_images, found_masks = (_paths(folder, kind) for folder, kind in ((images, "images"), (masks, "masks")))
     pairs = _pairs(found_images, found_masks, images, masks)
     paths = tuple(masks / mask for _, mask in pairs)
     source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs))
     seen, bits, resized, orientations, unsure = set[int](), set[int](), 0, list[int](), 0
+    bad: dict[int, Skipped] = {}
     for number, path in enumerate(paths):
+        note(number + 1, len(paths))
         try:
             mask, header = read_mask(path), source.header(number)
             orientation = _orientation(images / source.path(number), path, mask.shape, header)
-        except BadImage as error:
+        except _Lossy as error:
             raise InputError(f"{error}; mend or remove it") from error
+        except BadImage as error:
+            bad[number] = Skipped(error.reference, error.reason)
+            orientations.append(1)
+            continue
         (bits if mask.dtype == np.bool_ else seen).update(np.unique(_numbers(mask)).tolist())
         unsure += orientation is None
         orientations.append(orientation or 1)
@@ -94,7 +109,12 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
                 f"{masks} does not hold masks: up to {path.name} there are {len(seen)} different values, and classes "
                 f"are at most {MOST_CLASSES} (photos have hundreds, and so has a mask that was a JPEG once)"
             )
-        note(number + 1, len(paths))
+    if len(bad) == len(paths):
+        first = bad[0]
+        raise InputError(
+            f"none of the {len(bad):,} images with masks can be read, for example {first.reference} ({first.reason}); "
+            "mend or replace them"
+        )
     one = 255 if 255 in seen and seen <= {0, 255} else 1
     seen |= {value * one for value in bits}
     void = UNLABELLED in seen and len(seen) > 2
@@ -108,6 +128,7 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
         void=void,
         one=one,
         orientations=tuple(orientations),
+        bad=bad,
         sentence=_sentence(
             len(pairs),
             len(found_images),
@@ -129,15 +150,15 @@ def read_mask(path: Path) -> Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]:
     Raises:
         BadImage: it cannot be read, or was saved with loss.
     """
-    with opened(path, path.name) as file:
+    with opened(path, str(path)) as file:
         if path.suffix.lower() == ".npy":
             array = np.load(file, allow_pickle=False)
         else:
             with Image.open(file) as image:
                 if (lossy := _lossy(image, file)) is not None:
-                    raise BadImage(
+                    raise _Lossy(
                         str(path),
-                        f"is a lossy {lossy}, which does not hold masks as they were made (it blends the numbers of "
+                        f"is {lossy}, which does not hold masks as they were made (it blends the numbers of "
                         "neighbouring classes): save masks as PNG",
                     )
                 image = upright(image)
@@ -160,16 +181,18 @@ def _numbers(mask: Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"], one: int 
 
 
 def _lossy(image: Image.Image, file: File) -> str | None:
-    """The name of the lossy format that an opened image is saved in, if it is one that can be told."""
+    """What an opened image is saved in, if that is known to be lossy: of JPEG 2000 it cannot be told."""
     if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
-        return "JPEG"
+        return "a lossy JPEG"
+    if image.format == "AVIF":
+        return "an AVIF, lossy as a rule"
     if image.format != "WEBP":
         return None
     file.seek(12)
     while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
         size = int.from_bytes(head[4:], "little")
         file.seek(size + size % 2, os.SEEK_CUR)
-    return "WebP" if head[:4] == b"VP8 " else None
+    return "a lossy WebP" if head[:4] == b"VP8 " else None
 
 
 def _orientation(image: Path, mask: Path, shape: tuple[int, ...], header: Header) -> int | None:
