@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openjepa import draws
 from openjepa.assessment.encoders import BLOCKS, Panel, Read, Reading, cut, network, panel, weights_hash
 from openjepa.assessment.image_tools import WHOLE, ForeignPreprocessing, TimmTools, processed
 from openjepa.assessment.twin import RANDOM_SEED
@@ -134,8 +136,8 @@ def _panel(
 
 def _probe(preprocessing: Preprocessing) -> Tensor:
     """An image "1 C H W" of noise, the same each time, that shows what a model gives."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(1, preprocessing.channels, *preprocessing.size, generator=generator)
+    extents = (1, preprocessing.channels, *preprocessing.size)
+    return torch.from_numpy(draws.uniform("probe", np.arange(math.prod(extents)))).float().view(extents)
 
 
 def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
