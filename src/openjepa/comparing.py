@@ -17,9 +17,9 @@ from typing import Any
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
-from openjepa.files import write_whole
+from openjepa.files import names_in, write_whole
 from openjepa.planning import Plan, Wishes, plan
-from openjepa.running import LOCK, held_things, make_run, read_experiment
+from openjepa.running import LOCK, claimed, make_run, read_experiment
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
@@ -74,7 +74,7 @@ def check_free(folder: Path) -> None:
     """
     if not folder.exists() or (folder / FILE).is_file():
         return
-    if not folder.is_dir() or held_things(folder) - {LOCK}:
+    if not folder.is_dir() or names_in(folder) - {LOCK}:
         raise InputError(f"{folder} exists and is no comparison: choose another --out")
 
 
@@ -149,7 +149,8 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
         if not (run / "experiment.json").is_file():
             planned = content["plans"][objective]
             experiment = Experiment.from_json(json.dumps(planned["experiment"]), origin=folder / FILE)
-            make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
+            with claimed(run):
+                make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
         where = [] if device is None else ["--device", device]
         if not (run / "evaluation.json").is_file():
             code = _openjepa("resume", str(run), *where)

@@ -33,6 +33,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink()
 
 
+def names_in(folder: Path) -> set[str]:
+    """The names of what is in a folder, but for drafts of :func:`whole_file` that a kill has left."""
+    return {path.name for path in folder.iterdir() if not (path.name[0] == "." and path.suffix == ".part")}
+
+
 def write_whole(path: Path, text: str) -> None:
     """A file of text, UTF-8, whole or not at all."""
     with whole_file(path) as draft:

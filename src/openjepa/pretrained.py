@@ -19,7 +19,7 @@ from torch import Tensor
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Picture
 from openjepa.data.decode import decode, standard, upright
-from openjepa.data.pixels import Pixels, to_unit
+from openjepa.data.pixels import Pixels, alike
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid
@@ -270,5 +270,4 @@ def _settled(outcome: Shaped[Tensor, "..."] | Exception) -> Future[Any]:
 
 def _stacked(images: list[Future[Pixels]]) -> Shaped[Tensor, "B C H W"]:
     """Images as one tensor once they are read; where one has more than 8 bits, all become floats."""
-    found = [image.result() for image in images]
-    return torch.stack(found if all(one.dtype == torch.uint8 for one in found) else [to_unit(one) for one in found])
+    return torch.stack(alike([image.result() for image in images]))

@@ -24,7 +24,7 @@ from openjepa.data.sources import in_full, open_data
 from openjepa.diagnosis import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
-from openjepa.files import locked, whole_file, write_whole
+from openjepa.files import locked, names_in, whole_file, write_whole
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
 from openjepa.planning import Plan
@@ -66,7 +66,7 @@ def check_free(run: Path) -> None:
             f"{run} is a run already: go on with it (openjepa resume {shlex.quote(str(run))}), or choose another --out"
         )
     # A run that was stopped before its first step holds nothing but what it was asked for.
-    if run.exists() and (not run.is_dir() or held_things(run) - _ASKED):
+    if run.exists() and (not run.is_dir() or names_in(run) - _ASKED):
         raise InputError(f"{run} exists and is not empty: choose another --out")
     standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     try:
@@ -76,11 +76,6 @@ def check_free(run: Path) -> None:
         raise InputError(
             f"{run} cannot be made: {standing} is no folder that you may write to ({error.strerror})"
         ) from error
-
-
-def held_things(folder: Path) -> set[str]:
-    """The names in a folder, but for drafts of files that a kill has left (:func:`openjepa.files.whole_file`)."""
-    return {path.name for path in folder.iterdir() if not (path.name[0] == "." and path.suffix == ".part")}
 
 
 @contextmanager
@@ -123,14 +118,9 @@ def claimed(run: Path) -> Iterator[None]:
 
 
 def make_run(run: Path, planned: Plan) -> None:
-    """Make the folder with ``experiment.json`` and ``plan.json``, which make it a run.
-
-    Raises:
-        InputError: a new run cannot have it.
-    """
-    with claimed(run):
-        write_whole(run / "plan.json", json.dumps(planned.facts, indent=1) + "\n")
-        write_whole(run / "experiment.json", planned.experiment.to_json())
+    """Write ``experiment.json`` and ``plan.json``, which make a run of a folder that is :func:`claimed`."""
+    write_whole(run / "plan.json", json.dumps(planned.facts, indent=1) + "\n")
+    write_whole(run / "experiment.json", planned.experiment.to_json())
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:

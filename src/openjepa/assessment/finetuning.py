@@ -13,6 +13,7 @@ from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.twin import random_twin
 from openjepa.data.base import Splits
 from openjepa.data.loader import BadRecord
+from openjepa.data.pixels import alike
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
@@ -142,14 +143,7 @@ def _prepared(pretrained: Pretrained, part: Chosen, bad: list[BadRecord]) -> Lab
             advance(done, len(part.indices))
     if not images:
         raise InputError(f"{part.source.name} holds no image with a label that can be read")
-    return Labelled(images=_joined(images), labels=np.concatenate(labels))
-
-
-def _joined(images: list[torch.Tensor]) -> torch.Tensor:
-    """One tensor; where a batch has more than 8 bits, all become floats."""
-    if any(part.dtype != torch.uint8 for part in images):
-        images = [part.float() / 255 if part.dtype == torch.uint8 else part for part in images]
-    return torch.cat(images)
+    return Labelled(images=torch.cat(alike(images)), labels=np.concatenate(labels))
 
 
 def _duration(seconds: float) -> str:

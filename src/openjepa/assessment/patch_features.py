@@ -72,8 +72,7 @@ class MaskedView:
     @cached_property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patches."""
-        (height, width), (rows, columns) = self.panel.preprocessing.size, patch_of(self.panel)
-        return height // rows, width // columns
+        return grid_of(self.panel)
 
     def encoded(self, chosen: Int64[np.ndarray, "n"], count: int | None = None) -> Iterator[Encoded]:
         """The images with features of all patches, or of the ``count`` that are drawn: from the cache, else computed
@@ -149,8 +148,8 @@ def taken(tokens: Float[Tensor, "B N D"], index: Int64[Tensor, "B K"]) -> Float[
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def patch_of(panel: Panel) -> tuple[int, int]:
-    """Height and width in pixels of what each of the encoder's tokens stands for.
+def grid_of(panel: Panel) -> tuple[int, int]:
+    """Rows and columns of the encoder's tokens, each of which stands for a patch of the same size.
 
     Raises:
         InputError: its tokens are on no grid that is known, or on one that does not divide its input.
@@ -167,7 +166,17 @@ def patch_of(panel: Panel) -> tuple[int, int]:
             f"--segmentation needs features of equal patches, and this encoder's grid of {rows} x {columns} does not "
             f"divide its input of {size[0]} x {size[1]} px evenly"
         )
-    return size[0] // rows, size[1] // columns
+    return rows, columns
+
+
+def patch_of(panel: Panel) -> tuple[int, int]:
+    """Height and width in pixels of what each of the encoder's tokens stands for.
+
+    Raises:
+        InputError: as :func:`grid_of`.
+    """
+    (height, width), (rows, columns) = panel.preprocessing.size, grid_of(panel)
+    return height // rows, width // columns
 
 
 def patch_encoders(panel: Panel) -> dict[str, PatchEncoder]:
@@ -177,7 +186,7 @@ def patch_encoders(panel: Panel) -> dict[str, PatchEncoder]:
     Raises:
         InputError: the encoder's features are not of patches.
     """
-    patch, (rows, columns) = patch_of(panel), panel.grid or (0, 0)
+    patch, (rows, columns) = patch_of(panel), grid_of(panel)
     inner = pixel_size(panel.preprocessing.channels, *patch)
 
     def pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:

@@ -15,7 +15,7 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, unreadable
-from openjepa.assessment.patch_features import MaskedView, patch_of, patches_to_learn
+from openjepa.assessment.patch_features import MaskedView, grid_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.loader import BadRecord
 from openjepa.data.masks import open_masked
@@ -66,7 +66,7 @@ def assess_segmentation(
             that can be read, or the picture exists.
     """
     begin = time.perf_counter()
-    patch_of(panel)
+    grid_of(panel)
     where = new_picture(pictures, "segmentation.png")
     with progress("masks") as advance:
         data = open_masked(images, masks, advance)

@@ -12,7 +12,7 @@ from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES
 from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
-from openjepa.assessment.patch_features import patch_of
+from openjepa.assessment.patch_features import grid_of
 from openjepa.assessment.robustness import assess_robustness
 from openjepa.assessment.scenes import FEWEST_SCENES, assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
@@ -91,7 +91,7 @@ def judge(
     begin = time.perf_counter()
     # What is in the way is told before anything is worked on.
     if tasks.segmentation is not None:
-        patch_of(panel)
+        grid_of(panel)
     for asked, name in (("scenes" in tasks.names, "scenes.png"), (tasks.segmentation is not None, "segmentation.png")):
         if asked:
             new_picture(tasks.pictures, name)

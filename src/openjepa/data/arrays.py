@@ -77,19 +77,18 @@ def open_tiff(file: File) -> "Iterator[TiffFile]":
         raise ValueError(str(error)) from error
 
 
-def read_tiff(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
+def first_image(tiff: "TiffFile", reference: str) -> Shaped[np.ndarray, "H W C"]:
     """The first image of a TIFF with all its channels, by tifffile's account of the axes.
 
     Raises:
         BadImage: it has too many pixels.
     """
-    with open_tiff(file) as tiff:
-        series = tiff.series[0]
-        axes, shape = series.axes, series.shape
-        channel = _channel_axis(axes, shape)
-        extent = dict(zip(axes, shape, strict=True))
-        refuse_bomb(extent.get("X", shape[-1]), extent.get("Y", shape[0]), reference)
-        array = series.asarray()
+    series = tiff.series[0]
+    axes, shape = series.axes, series.shape
+    channel = _channel_axis(axes, shape)
+    extent = dict(zip(axes, shape, strict=True))
+    refuse_bomb(extent.get("X", shape[-1]), extent.get("Y", shape[0]), reference)
+    array = series.asarray()
     if channel is None:
         return array.reshape(-1, *array.shape[-2:])[0][..., None]
     array = np.moveaxis(array, channel, -1)

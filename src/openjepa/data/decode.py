@@ -25,10 +25,10 @@ from openjepa.data.arrays import (
     White,
     allow_pixels,
     as_picture,
+    first_image,
     open_tiff,
     own_white,
     read_npy,
-    read_tiff,
     refuse_bomb,
 )
 from openjepa.data.base import BadImage, Header, Picture
@@ -152,20 +152,19 @@ def _unpacked(data: bytes, rawmode: str) -> UInt8[np.ndarray, "_H _W _C"]:
 
 def _by_tifffile(file: File, reference: str, white: White) -> Num[np.ndarray, "_H _W _C"]:
     """A TIFF that is none of Pillow's, upright and as it is to be seen."""
-    array = np.asarray(as_picture(read_tiff(file, reference), reference, white))
-    with _first_page(file) as page:
+    with open_tiff(file) as tiff:
+        array = np.asarray(as_picture(first_image(tiff, reference), reference, white))
+        page: Any = tiff.pages.first
         photometric, extra, samples = int(page.photometric), page.extrasamples, page.samplesperpixel
-        bits, orientation = page.bitspersample, int(page.tags.valueof(_ORIENTATION, default=1))
+        bits, orientation = page.bitspersample, _orientation_by_tifffile(tiff)
     alpha = _NO_ALPHA
     if array.shape[2] == samples and (photometric, samples) in ((_WHITE_IS_ZERO, 2), (_BLACK_IS_ZERO, 2), (_RGB, 4)):
         alpha = int(extra[0]) if extra else _ALPHA if samples == 4 else _NO_ALPHA
     return turned(_as_seen(array, photometric, alpha, bits), orientation)
 
 
-@contextmanager
-def _first_page(file: File) -> Iterator[Any]:
-    with open_tiff(file) as tiff:
-        yield tiff.pages.first
+def _orientation_by_tifffile(tiff: Any) -> int:
+    return int(tiff.pages.first.tags.valueof(_ORIENTATION, default=1))
 
 
 def _as_seen(
@@ -247,8 +246,8 @@ def orientation_of(data: str | os.PathLike[str] | bytes | memoryview, reference:
         with _pillow(file, head) as image:
             if image is not None:
                 return _orientation(image)
-        with _first_page(file) as page:
-            return int(page.tags.valueof(_ORIENTATION, default=1))
+        with open_tiff(file) as tiff:
+            return _orientation_by_tifffile(tiff)
 
 
 def _kind(image: Image.Image) -> tuple[int, int, str]:

@@ -16,7 +16,7 @@ from openjepa import draws
 from openjepa.data.augmentation import NUMBERS, Augmentation, Preprocessing, augment, augment_array
 from openjepa.data.base import BadImage, Picture, Source
 from openjepa.data.idx import ArraySource
-from openjepa.data.pixels import Pixels, to_unit, with_channels
+from openjepa.data.pixels import Pixels, alike, with_channels
 from openjepa.data.workers import LoaderError, iterate
 from openjepa.errors import InputError
 from openjepa.masking import Masks
@@ -318,9 +318,7 @@ def _stacked(images: list[Tensor], preprocessing: Preprocessing) -> Shaped[Tenso
     """Images as one tensor; where one has more than 8 bits, all become floats."""
     if not images:
         return torch.empty((0, preprocessing.channels, *preprocessing.size), dtype=torch.uint8)
-    if any(image.dtype != torch.uint8 for image in images):
-        images = [to_unit(image) for image in images]
-    return torch.stack(images)
+    return torch.stack(alike(images))
 
 
 def _labels(source: Source, samples: Int64[np.ndarray, "B"]) -> Int64[Tensor, "B"]:

@@ -1,5 +1,6 @@
 """Channels and size of decoded images, Pillow's and arrays alike. Boxes are (top, left, height, width)."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -85,6 +86,13 @@ def nearest(
 def to_unit(images: Num[Tensor, "*B C H W"]) -> Float32[Tensor, "*B C H W"]:
     """8-bit pixels in 0..1 as float32; floats are taken to be there already."""
     return images.to(torch.float32) / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
+
+
+def alike(images: Sequence[Num[Tensor, "*B _C _H _W"]]) -> list[Num[Tensor, "*B _C _H _W"]]:
+    """The images (or batches of them) in one precision: as they are, or all as floats where one is not of 8 bits."""
+    if all(image.dtype == torch.uint8 for image in images):
+        return list(images)
+    return [to_unit(image) for image in images]
 
 
 def _array_with_channels(image: np.ndarray, channels: int) -> np.ndarray:
