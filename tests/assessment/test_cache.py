@@ -12,7 +12,7 @@ from openjepa.assessment.cache import Entry, FeatureCache, cache_at, key_of
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen, extract_kinds
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import BadImage, Splits
+from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
@@ -130,21 +130,14 @@ def test_a_damaged_entry_is_computed_again_and_it_is_said(damage, cache, passes,
     assert passes == [3, 3]
 
 
-def test_images_that_cannot_be_read_are_left_out_of_the_entry_too(cache, passes, monkeypatch):
-    read = ArraySource.read
-
-    def sometimes(self, index, at_least=None):
-        if index == 7:
-            raise BadImage("image 7", "is damaged")
-        return read(self, index, at_least)
-
-    monkeypatch.setattr(ArraySource, "read", sometimes)
-    for _ in range(2):
-        for part in taken(ours(), cache).values():
-            assert len(part) == 39
-            assert part.labels.tolist() == [i % 3 for i in range(40) if i != 7]
-    assert passes == [3], "the second time from the cache"
-    monkeypatch.setattr(ArraySource, "read", read)  # as with a newer decoder, or a larger OPENJEPA_MAX_PIXELS
+def test_images_that_cannot_be_read_are_left_out_of_the_entry_too(cache, passes, damaged):
+    with damaged(lambda _, index: index == 7):
+        for _ in range(2):
+            for part in taken(ours(), cache).values():
+                assert len(part) == 39
+                assert part.labels.tolist() == [i % 3 for i in range(40) if i != 7]
+        assert passes == [3], "the second time from the cache"
+    # As with a newer decoder, or a larger OPENJEPA_MAX_PIXELS.
     assert all(len(part) == 40 for part in taken(ours(), cache).values())
 
 

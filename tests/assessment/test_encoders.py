@@ -50,28 +50,7 @@ def ours(depth: int = 5) -> Pretrained:
     return Pretrained(Encoder(config, generator=torch.Generator().manual_seed(3)), PREPROCESSING)
 
 
-def hugging_face(folder: Path, kind: str) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 24, "num_hidden_layers": 5, "num_attention_heads": 3, "image_size": 16, "patch_size": 4}
-    config = getattr(transformers, f"{kind}Config")(**sizes)
-    with torch.random.fork_rng():
-        torch.random.manual_seed(1)
-        model = getattr(transformers, f"{kind}Model")(config).eval()
-    model.save_pretrained(folder)
-    size = {"height": 16, "width": 16}
-    transformers.ViTImageProcessor(size=size, do_convert_rgb=True).save_pretrained(folder)
-    return model
-
-
-def timm_directory(folder: Path, name: str = "vit_tiny_patch16_224", **arguments) -> torch.nn.Module:
-    timm = pytest.importorskip("timm")
-    from timm.models import save_for_hf
-
-    with torch.random.fork_rng():
-        torch.random.manual_seed(1)
-        model = timm.create_model(name, num_classes=0, **arguments).eval()
-    save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
-    return model
+VIT = {"hidden_size": 24, "num_hidden_layers": 5, "num_attention_heads": 3, "patch_size": 4}
 
 
 def picture() -> Image.Image:
@@ -104,8 +83,8 @@ def test_fewer_than_four_blocks_are_all_of_them_and_it_is_said(splits):
 
 
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
-def test_a_transformers_model(kind, tmp_path, splits):
-    model = hugging_face(tmp_path / "model", kind)
+def test_a_transformers_model(kind, tmp_path, splits, transformers_directory):
+    model = transformers_directory(tmp_path / "model", kind, 16, **VIT)
     panel = open_panel(tmp_path / "model")
     from transformers import ViTImageProcessor
 
@@ -126,8 +105,8 @@ def test_a_transformers_model(kind, tmp_path, splits):
     assert torch.equal(again[Kind(RANDOM, LAST)], found[Kind(RANDOM, LAST)])
 
 
-def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
-    model = hugging_face(tmp_path, "ViTMAE")
+def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path, transformers_directory):
+    model = transformers_directory(tmp_path, "ViTMAE", 16, **VIT)
     panel = open_panel(tmp_path)
     assert (panel.tokens, panel.grid, panel.subjects) == ((16, 24), (4, 4), (PATCHES, CLASS))
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -148,14 +127,14 @@ def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path):
         assert all(torch.equal(value, again[kind]) for kind, value in one.encode(images, one.kinds).items())
 
 
-def test_a_model_that_draws_at_random_is_refused(tmp_path, monkeypatch):
-    hugging_face(tmp_path, "ViTMAE")
+def test_a_model_that_draws_at_random_is_refused(tmp_path, monkeypatch, transformers_directory):
+    transformers_directory(tmp_path, "ViTMAE", 16, **VIT)
     monkeypatch.setattr("openjepa.assessment.foreign._MASKING", "another")
     with pytest.raises(InputError, match="is not deterministic"):
         open_panel(tmp_path)
 
 
-def test_large_jpegs_reach_the_tools_of_another_library_whole(tmp_path):
+def test_large_jpegs_reach_the_tools_of_another_library_whole(tmp_path, timm_directory):
     """These resize to more than the model's size before they cut; ours may get a smaller version."""
     timm_directory(tmp_path / "model", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
     for name in ("images", "masks"):
@@ -173,8 +152,8 @@ def test_large_jpegs_reach_the_tools_of_another_library_whole(tmp_path):
     assert torch.equal(batch.images[0], expected)
 
 
-def test_a_transformers_model_with_missing_weights_is_refused(tmp_path):
-    hugging_face(tmp_path, "ViT")
+def test_a_transformers_model_with_missing_weights_is_refused(tmp_path, transformers_directory):
+    transformers_directory(tmp_path, "ViT", 16, **VIT)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(tmp_path / "model.safetensors")
@@ -186,7 +165,7 @@ def test_a_transformers_model_with_missing_weights_is_refused(tmp_path):
         open_panel(tmp_path)
 
 
-def test_a_timm_model(tmp_path, splits):
+def test_a_timm_model(tmp_path, splits, timm_directory):
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3}
     model = timm_directory(tmp_path / "model", **size)
     panel = open_panel(tmp_path / "model")
@@ -205,7 +184,7 @@ def test_a_timm_model(tmp_path, splits):
     assert len(assess(panel, splits)["rows"]) == 2 * 5 + 3
 
 
-def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, splits):
+def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, splits, timm_directory):
     timm_directory(tmp_path / "model", "resnet10t")
     panel = open_panel(tmp_path / "model")
     assert panel.subjects == (PATCHES,)
@@ -214,7 +193,7 @@ def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, s
     assert any("nothing is said of the last four" in note for note in found["notes"])
 
 
-def staged(folder: Path, kind: str) -> Path:
+def staged(folder: Path, kind: str, timm_directory) -> Path:
     """A network of stages, whose shapes are not those of the last: of transformers or, with a small letter, timm."""
     if kind.islower():
         timm_directory(folder, kind)
@@ -229,8 +208,8 @@ def staged(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["Swin", "ConvNext", "efficientnet_b0"])
-def test_blocks_that_are_stages_are_not_read_as_blocks(kind, tmp_path, splits):
-    panel = open_panel(staged(tmp_path / "model", kind))
+def test_blocks_that_are_stages_are_not_read_as_blocks(kind, tmp_path, splits, timm_directory):
+    panel = open_panel(staged(tmp_path / "model", kind, timm_directory))
     assert Kind(PATCHES, LAST_FOUR) not in panel.kinds
     found = assess(panel, splits, limit=18)
     assert {row["evaluator"] for row in found["rows"]} == {"k-NN", "linear probe"}

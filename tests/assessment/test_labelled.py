@@ -7,7 +7,7 @@ import torch
 from openjepa.assessment import assess
 from openjepa.assessment.labelled import chosen_parts
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import BadImage, Splits
+from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.pretrained import Pretrained
@@ -72,18 +72,11 @@ def test_the_classes_counted_are_those_that_are_judged(learn, held, judged):
     assert not any("uneven" in note for note in found["notes"])
 
 
-def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out(monkeypatch):
-    read = ArraySource.read
-
-    def sometimes(self, index, at_least=None):
-        if self.name == "train" and self.labels[index] == 2:
-            raise BadImage("", "is damaged")
-        return read(self, index, at_least)
-
-    monkeypatch.setattr(ArraySource, "read", sometimes)
+def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out(damaged):
     splits = Splits(train=source([0, 1, 2] * 20), test=source([0, 1, 2] * 5, 1), sentence="Two parts.")
     splits.train.name = "train"
-    found = assess(ours(), splits, bad_images=0.5)
+    with damaged(lambda source, index: source.name == "train" and source.labels[index] == 2):
+        found = assess(ours(), splits, bad_images=0.5)
     assert (found["train_images"], found["test_images"], found["classes"]) == (40, 10, 2)
     assert "Not judged: 1 of 3 classes, of too few readable images (c)." in found["notes"]
     assert "20 of 75 images could not be read (first: train, image 2: is damaged)." in found["notes"]

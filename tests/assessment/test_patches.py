@@ -22,30 +22,6 @@ from openjepa.errors import InputError
 from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET
 from openjepa.pretrained import Pretrained
 
-
-def transformers_directory(folder: Path, kind: str, size: int, **settings) -> torch.nn.Module:
-    transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{kind}Config")(image_size=size, **settings)
-    with torch.random.fork_rng():
-        torch.random.manual_seed(1)
-        model = getattr(transformers, f"{kind}Model")(config).eval()
-    model.save_pretrained(folder)
-    extents = {"height": size, "width": size}
-    transformers.ViTImageProcessor(size=extents, do_convert_rgb=True).save_pretrained(folder)
-    return model
-
-
-def timm_directory(folder: Path, name: str, **arguments) -> torch.nn.Module:
-    timm = pytest.importorskip("timm")
-    from timm.models import save_for_hf
-
-    with torch.random.fork_rng():
-        torch.random.manual_seed(1)
-        model = timm.create_model(name, num_classes=0, **arguments).eval()
-    save_for_hf(model, folder, model_args=arguments, safe_serialization=True)
-    return model
-
-
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4}
 SWIN = {"patch_size": 2, "embed_dim": 16, "num_heads": [2] * 4, "window_size": 2, "depths": [1] * 4}
 STAGES = {"hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4}
@@ -61,7 +37,7 @@ TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_h
         ("ConvNext", 64, STAGES, (2, 2)),
     ],
 )
-def test_tokens_of_transformers_models_are_on_their_grid(kind, size, settings, grid, tmp_path):
+def test_tokens_of_transformers_models_are_on_their_grid(kind, size, settings, grid, tmp_path, transformers_directory):
     model = transformers_directory(tmp_path, kind, size, **settings)
     panel = open_panel(tmp_path)
     assert panel.grid == grid
@@ -83,7 +59,7 @@ def test_tokens_of_transformers_models_are_on_their_grid(kind, size, settings, g
         ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2)}, (7, 7)),
     ],
 )
-def test_tokens_of_timm_models_are_on_their_grid(name, settings, grid, tmp_path):
+def test_tokens_of_timm_models_are_on_their_grid(name, settings, grid, tmp_path, timm_directory):
     model = timm_directory(tmp_path, name, **settings)
     panel = open_panel(tmp_path)
     size = panel.preprocessing.size
@@ -96,7 +72,9 @@ def test_tokens_of_timm_models_are_on_their_grid(name, settings, grid, tmp_path)
     torch.testing.assert_close(patch_encoders(panel)[PATCH_TOKENS].encode(images), last[:, -panel.tokens[0] :])
 
 
-def test_without_a_grid_or_with_an_uneven_one_it_is_refused_in_a_sentence(tmp_path):
+def test_without_a_grid_or_with_an_uneven_one_it_is_refused_in_a_sentence(
+    tmp_path, transformers_directory, timm_directory
+):
     # The last of its stages puts a class token before the patches, and nothing in its configuration says so.
     pyramid = STAGES | {"num_attention_heads": [1] * 4, "sequence_reduction_ratios": [8, 4, 2, 1]}
     transformers_directory(tmp_path / "pyramid", "Pvt", 64, **pyramid)
@@ -116,7 +94,7 @@ def half_bright(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
 
 @pytest.mark.parametrize("library", ["transformers", "timm"])
 @pytest.mark.parametrize("extents", [(60, 96), (96, 60), (20, 20)])
-def test_a_mask_goes_the_way_of_its_image(library, extents, tmp_path):
+def test_a_mask_goes_the_way_of_its_image(library, extents, tmp_path, transformers_directory, timm_directory):
     """The one squeezes images, the other cuts their middle out."""
     if library == "transformers":
         transformers_directory(tmp_path, "ViT", 16, **VIT)
@@ -168,7 +146,9 @@ def masked(tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("library", ["transformers", "timm"])
-def test_directories_of_other_libraries_are_judged_on_masks(library, masked, tmp_path, capsys):
+def test_directories_of_other_libraries_are_judged_on_masks(
+    library, masked, tmp_path, capsys, transformers_directory, timm_directory
+):
     folder, written = tmp_path / "model", tmp_path / "found.json"
     if library == "transformers":
         transformers_directory(folder, "ViT", 16, **VIT)

@@ -10,7 +10,7 @@ from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen
 from openjepa.assessment.robustness import CORRUPTIONS, Corruption, Spoilt, assess_robustness, correct_by_part
 from openjepa.data.augmentation import Preprocessing
-from openjepa.data.base import BadImage, Splits
+from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.evaluation.features import Features
@@ -48,7 +48,7 @@ def ours(seed: int = 3) -> Pretrained:
     return Pretrained(Encoder(config, generator=torch.Generator().manual_seed(seed)), preprocessing)
 
 
-def test_every_image_is_spoilt_by_its_place_whatever_is_asked_for_with_it(monkeypatch):
+def test_every_image_is_spoilt_by_its_place_whatever_is_asked_for_with_it(damaged):
     """Eight bits become shares of the full range, and what cannot be read does not shift the others' noise."""
     clean = Chosen(source=source(30), indices=np.arange(3, 30), name="test")
     spoilt = Spoilt.by(CORRUPTIONS[0], clean)
@@ -62,15 +62,8 @@ def test_every_image_is_spoilt_by_its_place_whatever_is_asked_for_with_it(monkey
     original = torch.from_numpy(clean.source.images[3:].transpose(0, 3, 1, 2)) / 255
     torch.testing.assert_close(every, CORRUPTIONS[0](original, np.arange(27)))
     torch.testing.assert_close(images(clean.indices[5:9]), every[5:9])
-    read = ArraySource.read
-
-    def sometimes(self, index, at_least=None):
-        if index == 7:
-            raise BadImage("image 7", "is damaged")
-        return read(self, index, at_least)
-
-    monkeypatch.setattr(ArraySource, "read", sometimes)
-    torch.testing.assert_close(images(clean.indices), torch.cat([every[:4], every[5:]]))
+    with damaged(lambda _, index: index == 7):
+        torch.testing.assert_close(images(clean.indices), torch.cat([every[:4], every[5:]]))
 
 
 def test_a_second_run_takes_all_from_the_cache_and_says_the_same(tmp_path, monkeypatch):
