@@ -916,6 +916,11 @@ def test_what_comes_to_nothing_leaves_no_folder(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert "is empty" in refused(capsys, "pretrain", tmp_path / "empty", "--out", tmp_path / "run", "--steps", "1")
     assert not (tmp_path / "run").exists()
+    assert "is empty" in refused(capsys, "pretrain", tmp_path / "empty", "--out", tmp_path / "new" / "a")
+    assert not (tmp_path / "new").exists(), "nor those above it"
+    (tmp_path / "old").mkdir()
+    assert "is empty" in refused(capsys, "pretrain", tmp_path / "empty", "--out", tmp_path / "old" / "a")
+    assert not any((tmp_path / "old").iterdir())
 
 
 @contextmanager

@@ -82,12 +82,12 @@ def check_free(run: Path) -> None:
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes from beginning, training or comparing in a folder while this one is inside.
 
-    The folder is made if it is not there, and goes again if nothing was put into it.
+    The folder and those above it are made if they are not there, and go again if nothing was put into them.
 
     Raises:
         InputError: another process holds it, or it cannot be made.
     """
-    made = not folder.exists()
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,7 +101,8 @@ def held(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 if made and {path.name for path in folder.iterdir()} <= {LOCK}:
                     (folder / LOCK).unlink(missing_ok=True)
-                    folder.rmdir()
+                    for part in made:  # the innermost first
+                        part.rmdir()
 
 
 @contextmanager

@@ -67,7 +67,6 @@ def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | 
         for one in named
         if one is not None
     }
-
     words, option = ["openjepa", verb], ""
     for argument in arguments:
         before, equals, value = "", "", argument

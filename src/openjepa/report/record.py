@@ -189,13 +189,8 @@ def _compared(run: RunFolder) -> str:
     if not (run.finished and run.planned("objective") == "ijepa" and work):
         return ""
     data = run.planned("data", "opened")
-    words = [
-        "openjepa",
-        "compare",
-        *([data] if data else []),
-        "--experiment",
-        str(run.path.resolve() / "experiment.json"),
-    ]
+    experiment = str(run.path.resolve() / "experiment.json")
+    words = ["openjepa", "compare", *([data] if data else []), "--experiment", experiment]
     return f"{shlex.join(words)} --flops {work:.3g} --out runs/compared"
 
 
