@@ -1,10 +1,13 @@
 """A file is there whole or not at all."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from openjepa import files
 from openjepa.errors import InputError
 from openjepa.files import check_room, locked, whole_file, write_whole
 
@@ -26,6 +29,49 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
             assert again, "for the process that holds it"
         assert other() == "False"
     assert other() == "True"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="loader processes are forked where there is fork")
+def test_a_lock_ends_with_its_holder_whoever_was_forked_meanwhile(tmp_path):
+    script = f"""if True:
+        import os, sys, time
+        from pathlib import Path
+        from openjepa.files import locked
+        lock = Path({str(tmp_path / "lock")!r})
+        with locked(lock) as free:
+            assert free
+            if os.fork() == 0:
+                with locked(lock) as mine:  # its parent's
+                    print(mine, flush=True)
+                time.sleep(60)
+            sys.stdout.flush()
+            input()
+            os._exit(0)  # as a kill would end it
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, start_new_session=True, **pipes) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdin is not None
+            assert holder.stdout.readline() == "False\n"
+            holder.stdin.write("\n")
+            holder.stdin.flush()
+            holder.wait(30)
+            with locked(tmp_path / "lock") as free:
+                assert free
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_lock_is_given_up_while_a_copy_of_its_file_is_open(tmp_path):
+    with locked(tmp_path / "lock") as free:
+        assert free
+        copy = os.dup(next(iter(files._HELD.values())).fileno())
+    try:
+        with locked(tmp_path / "lock") as free:
+            assert free
+    finally:
+        os.close(copy)
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):

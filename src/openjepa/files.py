@@ -7,11 +7,23 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from openjepa.errors import InputError
 
-# What is locked by which process: a forked one has its parent's list, and holds nothing of it.
-_HELD: set[tuple[int, Path]] = set()
+# What this process has locked.
+_HELD: dict[Path, IO[str]] = {}
+
+
+def _forked() -> None:
+    """A forked process holds nothing: while it had the files open, the locks would outlive the one who took them."""
+    for file in _HELD.values():
+        file.close()
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager
@@ -77,22 +89,22 @@ def locked(path: Path) -> Iterator[bool]:
     except ImportError:
         yield True
         return
-    own = (os.getpid(), path.resolve())
+    own = path.resolve()
     if own in _HELD:
         yield True
         return
     with path.open("w") as file:
-        free = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            free = False
+            yield False
+            return
         except OSError:  # a drive without locks
-            pass
-        if free:
-            _HELD.add(own)
+            yield True
+            return
+        _HELD[own] = file
         try:
-            yield free
+            yield True
         finally:
-            if free:
-                _HELD.remove(own)
+            del _HELD[own]
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not end it while another process has a copy
