@@ -85,6 +85,8 @@ def test_a_samples_mask_is_its_own_whatever_the_batch(shape):
         alone = masking(torch.tensor([sample]), 9)
         rows = together.rows(2 * sample, 2 * sample + 2)
         assert torch.equal(alone.targets, rows.targets)
+        assert alone.keys is not None
+        assert torch.equal(alone.keys, rows.keys)
         for row in range(2):
             keep = rows.context_valid[row]
             keep_alone = alone.context_valid[row]
@@ -93,6 +95,8 @@ def test_a_samples_mask_is_its_own_whatever_the_batch(shape):
     assert torch.equal(other[0](np.arange(64), 9).targets, together.targets)
     assert not torch.equal(other[1](np.arange(64), 9).targets, together.targets)
     assert not torch.equal(other[0](np.arange(64), 10).targets, together.targets)
+    drawn = [together.keys, other[1](np.arange(64), 9).keys, other[0](np.arange(64), 10).keys]
+    assert len(set(torch.cat(drawn).tolist())) == 3 * 2 * 64, "a number for each row, of every seed and step"
 
 
 def test_a_clip_of_one_frame_has_the_masks_of_the_image():

@@ -1,11 +1,15 @@
 """What each setting of the small recipe is worth, one at a time, with paired seeds; the reference's flaws among them.
 
-    python benchmarks/ablation/run.py --out FILE.jsonl [--seeds 2] [--steps 1500] [--precision bf16] [--levers NAME ...]
-    python benchmarks/ablation/run.py --table FILE.jsonl
+    python benchmarks/ablation/run.py --out FILE.jsonl [--data DATA] [--seeds 2] [--steps 1500] [--precision bf16]
+                                      [--levers NAME ...]
+    python benchmarks/ablation/run.py --table FILE.jsonl [--against NAME]
 
-Every run is the ``small`` recipe on the bundled sample with one thing changed, the same seeds and steps for all, judged
-by k-NN and linear probe on all 20,000 / 5,000 images. Each appends one line of JSON; runs that are there are left out,
-so a stopped study goes on. ``--table`` prints differences from the unchanged recipe, seed by seed, as Markdown.
+Every run is the ``small`` recipe on the bundled sample (or DATA, with labels and a test part) with one thing changed,
+the same seeds and steps for all, judged by k-NN and linear probe on all images. Each appends one line of JSON; runs
+that are there are left out, so a stopped study goes on. ``--table`` prints differences from the unchanged recipe, seed
+by seed, as Markdown. Times are of the one thread that computes, whatever else the machine does.
+
+The baselines stand by themselves: ``--steps 3000 --levers mae "mae: lr 5e-4" ...``, then ``--against mae``.
 """
 
 import argparse
@@ -25,14 +29,16 @@ from openjepa.cli import suit_the_process
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
+from openjepa.data.survey import statistics, survey
 from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.experiment import Experiment
+from openjepa.experiment import Experiment, Method
 from openjepa.masking import Masks, MultiBlockMasking, block_extents
 from openjepa.objectives.base import Objective
-from openjepa.recipes.small import small
+from openjepa.recipes.baselines import baseline
+from openjepa.recipes.choice import choose
 from openjepa.training.distributed import Processes
 from openjepa.training.step import Step
 
@@ -97,6 +103,27 @@ def changed(**parts: dict[str, Any]) -> Change:
     )
 
 
+def scaled(batch: int, *, lr: bool) -> Change:
+    """Another batch, the learning rates as they are or times the root of its ratio to the recipe's."""
+
+    def change(experiment: Experiment) -> Experiment:
+        factor = math.sqrt(batch / experiment.training.batch) if lr else 1.0
+        rates = {name: factor * getattr(experiment.schedule, name) for name in ("start_lr", "lr", "final_lr")}
+        return changed(training={"batch": batch}, schedule=rates)(experiment)
+
+    return change
+
+
+def another(method: Method, lr: float | None = None) -> Change:
+    """Another method, with its recipe's learning rate or this one."""
+
+    def change(experiment: Experiment) -> Experiment:
+        turned = baseline(experiment, method)
+        return turned if lr is None else changed(schedule={"lr": lr})(turned)
+
+    return change
+
+
 @torch.no_grad()
 def embed_as_published(objective: Objective) -> None:
     """Patch embeddings of standard deviation 0.02, whatever the patch (here they begin scaled to it)."""
@@ -106,10 +133,10 @@ def embed_as_published(objective: Objective) -> None:
 
 @dataclass(frozen=True)
 class Lever:
-    """What is changed: settings, the sampler of masks, or the weights to begin with."""
+    """What is changed: settings, the sampler of masks (None: the method's own), or the weights to begin with."""
 
     change: Change = lambda experiment: experiment
-    masking: type[MultiBlockMasking] = MultiBlockMasking
+    masking: type[MultiBlockMasking] | None = None
     begin: Callable[[Objective], None] = lambda objective: None
 
 
@@ -136,8 +163,14 @@ LEVERS: dict[str, Lever] = {
     "targets of depth 3 alone": Lever(changed(ijepa={"target_depths": (3,)})),
     "targets of two depths (3, 6)": Lever(changed(ijepa={"target_depths": (3, 6)})),
     "width 96, depth 4": Lever(changed(encoder={"width": 96, "depth": 4})),
-    "batch 32": Lever(changed(training={"batch": 32})),
+    "batch 16": Lever(scaled(16, lr=False)),
+    "batch 16, lr by the root": Lever(scaled(16, lr=True)),
+    "batch 256": Lever(scaled(256, lr=False)),
+    "batch 256, lr by the root": Lever(scaled(256, lr=True)),
     "lr doubled": Lever(changed(schedule={"lr": 1e-3})),
+    "EMA from 1 - 50 / steps": Lever(
+        lambda experiment: changed(ijepa={"momentum": (1 - 50 / experiment.training.steps, 1.0)})(experiment)
+    ),
     "EMA from 0.996": Lever(changed(ijepa={"momentum": (0.996, 1.0)})),
     "EMA from 0.9": Lever(changed(ijepa={"momentum": (0.9, 1.0)})),
     "L2 loss": Lever(changed(ijepa={"loss": "l2"})),
@@ -148,20 +181,33 @@ LEVERS: dict[str, Lever] = {
     "predictor width 64": Lever(changed(predictor={"width": 64})),
     "weight decay 0.05 throughout": Lever(changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05})),
     "crops of 0.3 to 1.0": Lever(changed(augmentation={"crop_scale": (0.3, 1.0)})),
+    "noise of 0.25 on positions": Lever(changed(ijepa={"position_noise": 0.25})),
+    "noise of 0.5 on positions": Lever(changed(ijepa={"position_noise": 0.5})),
+}  # fmt: skip
+BASELINES: dict[str, Lever] = {
+    method: Lever(another(method)) for method in ("mae", "denoising")
+} | {
+    f"{method}: lr {lr:g}": Lever(another(method, lr)) for method in ("mae", "denoising") for lr in (2.5e-4, 5e-4, 2e-3)
 }  # fmt: skip
 
 
-def recipe(seed: int, steps: int, precision: Literal["bf16", "float32"]) -> Experiment:
-    """The small recipe on the sample."""
-    made = small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,))
+def recipe(splits: Splits, seed: int, steps: int, precision: Literal["bf16", "float32"]) -> Experiment:
+    """The small recipe for these images."""
+    seen = survey(splits.train)
+    mean, std = statistics(splits.train, seen.median, seen.channels)
+    images = len(splits.train)
+    made, _ = choose("small", method="ijepa", size=seen.median, mean=mean, std=std, images=images, device="cpu")
     return replace(made, seed=seed, training=replace(made.training, steps=steps, precision=precision))
 
 
 def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"], splits: Splits) -> dict[str, Any]:
     """Train, and judge the target encoder."""
-    made = LEVERS[lever]
-    experiment = made.change(recipe(seed, steps, precision))
-    masking = made.masking(experiment.encoder.grid, experiment.masks, seed=seed)
+    made = (LEVERS | BASELINES)[lever]
+    experiment = made.change(recipe(splits, seed, steps, precision))
+    if made.masking is None:
+        masking = experiment.masking()
+    else:
+        masking = made.masking(experiment.encoder.grid, experiment.masks, seed=seed)
     objective = experiment.objective().train()
     made.begin(objective)
     step = Step(
@@ -171,7 +217,7 @@ def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"]
         training=experiment.training,
         processes=Processes(0, 1, torch.device("cpu")),
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     stream = training_batches(
         splits.train,
         experiment.preprocessing,
@@ -183,12 +229,13 @@ def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"]
     )
     for number, batch in zip(range(steps), stream, strict=False):
         step(experiment.preprocessing.normalise(batch.images), batch.masks, number)
-    seconds = time.perf_counter() - begin
+    seconds = time.process_time() - begin
     assert splits.test is not None
     parts = [_features(source, experiment, objective.eval().representation) for source in (splits.train, splits.test)]
     found = {"knn": KNN().classify(*parts).scores(), "probe": LinearProbe().classify(*parts).scores()}
     return {
-        "lever": lever, "seed": seed, "steps": steps, "precision": precision, "seconds": seconds,
+        "lever": lever, "data": splits.train.name, "seed": seed, "steps": steps, "precision": precision,
+        "seconds": seconds,
         **{name: scores["accuracy"] for name, scores in found.items()},
     }  # fmt: skip
 
@@ -202,19 +249,19 @@ def _features(source: Source, experiment: Experiment, encoder: torch.nn.Module) 
     return Features(np.concatenate(values), np.concatenate(labels), "encoder")
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Mean accuracy of each lever, and its difference from the unchanged recipe over the seeds that both have."""
+def table(lines: list[dict[str, Any]], against: str) -> str:
+    """Mean accuracy of each lever, and its difference from the one ``against`` over the seeds that both have."""
     by = {(line["lever"], line["seed"]): line for line in lines}
     head = "| change | seeds | k-NN | difference | probe | difference | time of a step |"
     rows = [head, f"|{'---|' * 7}"]
     for lever in dict.fromkeys(line["lever"] for line in lines):
-        seeds = [seed for name, seed in by if name == lever and ("unchanged", seed) in by]
-        own, plain = ([by[name, seed] for seed in seeds] for name in (lever, "unchanged"))
+        seeds = [seed for name, seed in by if name == lever and (against, seed) in by]
+        own, plain = ([by[name, seed] for seed in seeds] for name in (lever, against))
         cells = []
         for measure in ("knn", "probe"):
             differences = [100 * (a[measure] - b[measure]) for a, b in zip(own, plain, strict=True)]
             cells.append(f"{100 * np.mean([a[measure] for a in own]):.1f}")
-            cells.append("" if lever == "unchanged" else _interval(differences))
+            cells.append("" if lever == against else _interval(differences))
         ratio = np.mean([a["seconds"] / b["seconds"] for a, b in zip(own, plain, strict=True)])
         rows.append(f"| {lever} | {len(seeds)} | {' | '.join(cells)} | x {ratio:.2f} |")
     return "\n".join(rows)
@@ -233,13 +280,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="append results to this file")
     parser.add_argument("--table", type=Path, help="print the table of this file")
+    parser.add_argument("--against", default="unchanged", help="what the table's differences are from")
+    parser.add_argument("--data", help="images with labels and a test part (the bundled sample)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--precision", choices=("bf16", "float32"), default="float32")
-    parser.add_argument("--levers", nargs="*", choices=list(LEVERS), default=list(LEVERS), metavar="NAME")
+    parser.add_argument("--levers", nargs="*", choices=[*LEVERS, *BASELINES], default=list(LEVERS), metavar="NAME")
     given = parser.parse_args()
     if given.table is not None:
-        print(table([json.loads(line) for line in given.table.read_text().splitlines()]))
+        print(table([json.loads(line) for line in given.table.read_text().splitlines()], given.against))
         return
     if given.out is None:
         parser.error("say where to put the results (--out), or which to show (--table)")
@@ -247,7 +296,7 @@ def main() -> None:
     torch.set_num_threads(1)  # so that two studies side by side are no different from one
     lines = [json.loads(line) for line in given.out.read_text().splitlines()] if given.out.exists() else []
     done = {(line["lever"], line["seed"], line["steps"]) for line in lines}
-    splits = open_data(None)
+    splits = open_data(given.data)
     for seed in range(given.seeds):
         for lever in given.levers:
             if (lever, seed, given.steps) in done:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -234,13 +235,19 @@ class Predictor(nn.Module):
         context_at: Int[Tensor, "B K"],
         target_at: Int[Tensor, "B M T"],
         packed: Int[Tensor, "L"] | None = None,
+        noise: Float[Tensor, "B M T D"] | None = None,
     ) -> Float[Tensor, "B M T O"]:
-        """Predictions for every token of every target block; ``packed`` as :meth:`Encoder.forward` has it."""
+        """Predictions for every token of every target block; ``packed`` as :meth:`Encoder.forward` has it.
+
+        ``noise`` is added to the positions that are asked for, through the weights that embed the context.
+        """
         batch, blocks, tokens = target_at.shape
         embedded = self.embed(context)
         table = self.table.to(embedded.dtype)
         seen = embedded + table[context_at]
         asked = self.mask_token.to(embedded.dtype) + table[target_at]
+        if noise is not None:
+            asked = asked + F.linear(noise, self.embed.weight)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if packed is not None:
             seen_at = packed // context.shape[1] * blocks * rows.shape[1] + packed % context.shape[1]

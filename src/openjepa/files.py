@@ -6,6 +6,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -15,15 +16,16 @@ from openjepa.errors import InputError
 _HELD: dict[Path, IO[str]] = {}
 
 
-def _forked() -> None:
+@cache
+def _let_forks_go() -> None:
     """A forked process holds nothing: while it had the files open, the locks would outlive the one who took them."""
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _let_go() -> None:
     for file in _HELD.values():
         file.close()
     _HELD.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager
@@ -89,6 +91,7 @@ def locked(path: Path) -> Iterator[bool]:
     except ImportError:
         yield True
         return
+    _let_forks_go()
     own = path.resolve()
     if own in _HELD:
         yield True

@@ -7,7 +7,7 @@ does not depend on who shares its batch, every position of the grid can be drawn
 Axes: R mask sets (rows), K context tokens, M target blocks, T tokens per block, A grid axes, N tokens of the grid.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,8 +27,8 @@ class Masks:
     """The token indices of R mask sets, image by image: with E sets per image, row r belongs to image r // E.
 
     ``context_packed`` is None when every row has K tokens; otherwise it holds the places of the flattened ``context``,
-    rising, that count, and the others are padding. ``keys`` is a random number for each row, where an objective draws
-    more than masks (noise).
+    rising, that count, and the others are padding. ``keys`` is a random number for each row, for what an objective
+    draws besides (noise).
     """
 
     context: Int[Tensor, "R K"]
@@ -148,9 +148,11 @@ class MultiBlockMasking:
         """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
         ids = np.asarray(samples)
         if self.config.shape == "reference":
-            return self._reference(ids, step)
-        targets, visible = self._draw(ids, step)
-        return self._index(ids, step, targets, visible)
+            masks = self._reference(ids, step)
+        else:
+            masks = self._index(ids, step, *self._draw(ids, step))
+        keys = draws.bits("mask keys", self.seed, step, ids[:, None], np.arange(self.config.contexts))
+        return replace(masks, keys=torch.from_numpy(keys.view(np.int64).flatten()))
 
     def _blocks(
         self, ids: Int[np.ndarray, "B"], step: int, attempt: int, name: str, count: int

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa import draws
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.grid import patchify
 from openjepa.masking import Masks, WholeMasking
-from openjepa.objectives.denoising import Denoising, DenoisingConfig, uniform
+from openjepa.objectives.denoising import Denoising, DenoisingConfig
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 
@@ -74,16 +73,6 @@ def test_the_noise_of_a_sample_is_its_own_whatever_the_batch(images):
         alone = model.corrupt(images[sample : sample + 1], masking(np.array([sample]), 2).keys)
         torch.testing.assert_close(alone[0], together[sample])
     assert not torch.equal(together, model.corrupt(images, masking(np.arange(5), 3).keys))
-
-
-def test_uniform_numbers_are_those_of_the_generator_in_draws():
-    keys = torch.tensor([0, -5, 2**62 + 11])
-    found = uniform(keys, 2, 7)
-    golden = draws._GOLDEN
-    with np.errstate(over="ignore"):
-        state = draws._mix(keys.numpy().astype(np.uint64)[:, None] * golden + np.uint64(2))
-        wanted = draws._mix(state + np.arange(7, dtype=np.uint64) * golden) >> np.uint64(40)
-    np.testing.assert_allclose(found.double().numpy(), (wanted.astype(np.float64) + 0.5) / 2**24, rtol=0, atol=2**-24)
 
 
 def test_what_cannot_be_is_refused(images):

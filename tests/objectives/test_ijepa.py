@@ -1,6 +1,8 @@
 """I-JEPA against its definition, computed by hand."""
 
 import copy
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
+from openjepa.objectives.noise import gaussian
 from openjepa.objectives.spread import moments, variance_covariance
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
@@ -46,6 +49,28 @@ def test_loss_is_its_definition_block_by_block(images, name, distance):
             predicted = model.predictor(context, masks.context[row][None], block[None, None])[0, 0]
             terms.append(distance(predicted, target[block]))
     torch.testing.assert_close(model(images, masks).loss, torch.stack(terms).mean())
+
+
+def test_noise_on_the_positions_goes_through_the_embedding_of_the_context(images):
+    model = build(position_noise=0.5)
+    masks = MultiBlockMasking(ENCODER.grid, MultiBlockConfig(contexts=2, target_scale=(0.1, 0.2)))(np.arange(5), 0)
+    assert masks.keys is not None
+    predictor, terms = model.predictor, []
+    blocks, tokens = masks.targets.shape[1:]
+    noise = 0.5 * gaussian(masks.keys, 0, blocks * tokens * 24).view(10, blocks, tokens, 24)
+    for row in range(10):
+        image, seen_at = images[row // 2][None], masks.context[row]
+        target = F.layer_norm(model.target_encoder(image), (24,))[0]
+        seen = predictor.embed(model.context_encoder(image, seen_at[None]))[0] + predictor.table[seen_at]
+        for block, shift in zip(masks.targets[row], noise[row], strict=True):
+            asked = predictor.mask_token[0] + predictor.table[block] + shift @ predictor.embed.weight.T
+            predicted = predictor.project(predictor.stack(torch.cat([seen, asked])[None])[0, -tokens:])
+            terms.append(F.smooth_l1_loss(predicted, target[block]))
+    found = model(images, masks).loss
+    torch.testing.assert_close(found, torch.stack(terms).mean())
+    assert not torch.isclose(found, build()(images, masks).loss)
+    with pytest.raises(ValueError, match=r"Masks\.keys"):
+        model(images, replace(masks, keys=None))
 
 
 def test_the_teacher_sees_everything_and_gets_no_gradient(images):
@@ -107,6 +132,12 @@ def test_packed_and_fixed_agree_where_they_hold_the_same_tokens(images):
     packed = torch.tensor([place for place in range(30) if place % 6 < 4])
     padded = Masks(torch.tensor([[0, 1, 2, 3, 0, 0]] * 5), full.targets, packed)
     torch.testing.assert_close(model(images.double(), full).loss, model(images.double(), padded).loss)
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
+def test_a_noise_that_is_no_standard_deviation_is_refused(noise):
+    with pytest.raises(ValueError, match=rf"position_noise .* got {noise}"):
+        IJEPAConfig(position_noise=noise)
 
 
 def test_momentum_outside_its_range_is_refused():

@@ -16,10 +16,8 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import patchify
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.noise import gaussian, uniform
 from openjepa.objectives.spread import places_and_images
-
-# SplitMix64 (see draws.py), as signed 64-bit numbers: torch has no arithmetic on unsigned ones on every device.
-_GOLDEN, _FIRST, _SECOND = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +39,6 @@ class DenoisingConfig:
             )
         if not self.noise and not self.masked:
             raise ValueError("denoising needs noise to take away: denoising.noise and denoising.masked are both 0")
-
-
-def uniform(keys: Int64[Tensor, "B"], stream: int, count: int) -> Float[Tensor, "B n"]:
-    """``count`` uniform numbers in (0, 1] for each key: a pure function, on the keys' device."""
-    place = torch.arange(count, device=keys.device)
-    x = _mix(_mix(keys[:, None] * _GOLDEN + stream) + place * _GOLDEN)
-    return ((x >> 40) & (2**24 - 1)).float().add_(0.5).mul_(2.0**-24)
-
-
-def _mix(x: Int64[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        x = (x ^ ((x >> shift) & (2 ** (64 - shift) - 1))) * factor
-    return x ^ ((x >> 31) & (2**33 - 1))
 
 
 class Denoising(Objective):
@@ -91,8 +76,7 @@ class Denoising(Objective):
         values = x.flatten(1)
         count = values.shape[1]
         if self.config.noise:
-            radius = (-2 * uniform(keys, 0, count).log()).sqrt()  # Box and Muller 1958
-            values = values + self.config.noise * radius * (2 * math.pi * uniform(keys, 1, count)).cos()
+            values = values + self.config.noise * gaussian(keys, 0, count)
         if self.config.masked:
             values = values * (uniform(keys, 2, count) >= self.config.masked)
         return values.view_as(x)

@@ -5,6 +5,7 @@ sec. 3 and app. A.1.
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
 from openjepa.masking import Masks
 from openjepa.objectives.base import Objective, Output
+from openjepa.objectives.noise import gaussian
 from openjepa.objectives.spread import moments, places_and_images, variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
 
@@ -38,6 +40,9 @@ class IJEPAConfig:
             before the first block. Empty: the last one after the final norm, as published.
         variance_covariance: weight of VICReg's variance and covariance terms on the mean of an image's context
             features (objectives/spread.py), 0 as published.
+        position_noise: standard deviation of the noise on the positions that are asked for, in units of the context
+            features, whose embedding it goes through so that it cannot be unlearned (StoP: Bar et al., "Stochastic
+            positional embeddings improve masked image modeling", ICML 2024, sec. 3); 0 as published.
     """
 
     momentum: tuple[float, float] = (0.996, 1.0)
@@ -46,12 +51,15 @@ class IJEPAConfig:
     statistics_momentum: float = 0.9
     target_depths: tuple[int, ...] = ()
     variance_covariance: float = 0.0
+    position_noise: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in (*self.momentum, self.statistics_momentum)):
             raise ValueError(f"EMA momenta lie in [0, 1], got {self.momentum} and {self.statistics_momentum}")
         if self.variance_covariance < 0:
             raise ValueError(f"a weight cannot be negative, got variance_covariance={self.variance_covariance}")
+        if not 0 <= self.position_noise < math.inf:
+            raise ValueError(f"position_noise is a standard deviation, 0 or more, got {self.position_noise}")
 
 
 def _mean(tokens: Float[Tensor, "R K D"], masks: Masks) -> Float[Tensor, "R D"]:
@@ -138,14 +146,19 @@ class IJEPA(Objective):
         return torch.cat([F.layer_norm(layer.float(), layer.shape[-1:]) for layer in layers], -1)
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
-        """The mean loss over images, mask sets, blocks, tokens and features, plus the weighted terms of the spread."""
+        """The mean loss over images, mask sets, blocks, tokens and features, plus the weighted terms of the spread.
+
+        Raises:
+            ValueError: the masks bring no keys to draw ``position_noise`` from.
+        """
         sets = len(masks.context) // len(x)
         features = self._features(x)
         target = take(self._standardised(features).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1
         )
         context = self.context_encoder(_each_set(x, masks), masks.context, masks.context_packed)
-        predicted = self.predictor(context, masks.context, masks.targets, masks.context_packed)
+        noise = self._position_noise(masks)
+        predicted = self.predictor(context, masks.context, masks.targets, masks.context_packed, noise)
         loss = _LOSSES[self.config.loss](predicted.float(), target)
         # Before the run's statistics, which would make any spread one.
         metrics = {"target_std": _mean_std(features.flatten(0, 1))}
@@ -160,6 +173,14 @@ class IJEPA(Objective):
             metrics |= {"variance_term": variance, "covariance_term": covariance}
             loss = loss + self.config.variance_covariance * (variance + covariance)
         return Output(loss, metrics)
+
+    def _position_noise(self, masks: Masks) -> Float[Tensor, "R M T D"] | None:
+        if not self.config.position_noise:
+            return None
+        if masks.keys is None:
+            raise ValueError("ijepa.position_noise is drawn from Masks.keys; MultiBlockMasking brings them")
+        shape = (*masks.targets.shape, self.predictor.embed.in_features)
+        return self.config.position_noise * gaussian(masks.keys, 0, math.prod(shape[1:])).view(shape)
 
     @torch.no_grad()
     def survey(self, parts: Iterable[tuple[Tensor, Masks]]) -> None:
