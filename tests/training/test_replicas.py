@@ -24,7 +24,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def ijepa() -> IJEPA:
-    config = IJEPAConfig(target_norm="whiten", variance_covariance=0.5, momentum=(0.9, 1.0))
+    config = IJEPAConfig(target_norm="whiten", variance_covariance=0.5, position_noise=0.25, momentum=(0.9, 1.0))
     return IJEPA(ENCODER, PREDICTOR, config, generator=torch.Generator().manual_seed(0)).train()
 
 
