@@ -32,6 +32,7 @@ def images(tmp_path):
 
 def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "side-by-side"
     asked = (
         "compare",
@@ -46,7 +47,12 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     )
     asked += ("--steps", "3")
     assert call(*asked) == 0
+    told = capfd.readouterr().out
+    assert re.search(r"measure +mae +denoising", told), "the objectives before what they are compared with"
+    assert "…" not in told, "no name and no number is cut on a narrow terminal"
     content = json.loads((out / "compare.json").read_text())
+    for value in (f"{100 * run['rows'][0]['value']:.1f}" for run in content["runs"]):
+        assert value in told
     assert shlex.split(content["command"])[:5] == ["openjepa", "compare", str(images), "--out", str(out)]
     assert [run["folder"] for run in content["runs"]] == ["mae-seed0", "denoising-seed0"]
     for run in content["runs"]:

@@ -152,23 +152,28 @@ def _wishes(given: Any) -> Any:
 
 def _print(content: dict[str, Any]) -> None:
     """The means over seeds, a row for each measure."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     from openjepa.cli.tables import console
 
     objectives = content["request"]["objectives"]
-    names = list(dict.fromkeys(name for row in content["summary"] for name in row["values"]))
-    table = Table(title="mean over seeds ± their standard deviation")
+    found = dict.fromkeys(name for row in content["summary"] for name in row["values"])
+    names = [*(name for name in objectives if name in found), *(name for name in found if name not in objectives)]
+    table = Table(title="%, mean over seeds ± their standard deviation", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # On a narrow terminal headings and names of measures break, and the numbers stay in one piece.
     table.add_column("measure")
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", min_width=10 if name in objectives else None)
     before = None
     for row in content["summary"]:
-        kind = row["task"].split(":")[0]
-        if before not in (None, kind):
+        kind, _, of = row["task"].partition(": ")
+        if kind != before:
             table.add_section()
-        before = kind
-        title = ", ".join(part for part in (row["task"], row["evaluator"], row["metric"]) if part != "accuracy")
+            table.add_row(Text(kind, "bold"))
+            before = kind
+        title = ", ".join(part for part in (of, row["evaluator"], row["metric"]) if part not in ("", "accuracy"))
         table.add_row(title, *(_cell(row["values"].get(name), name in objectives) for name in names))
     console().print(table)
 
