@@ -103,6 +103,7 @@ def test_a_report_gives_the_command_that_compares_at_equal_compute(images, tmp_p
         (("--steps", "3", "--minutes", "1"), "not --minutes and --steps"),
         (("--steps", "3", "--suite", "most"), "no suite 'most'"),
         (("--steps", "3", "--seeds", "0"), "--seeds must be 1 or more"),
+        (("--steps", "3", "--bad-images", "2"), "--bad-images is a share from 0 to 1, got 2.0"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(images, tmp_path, capsys, arguments, words):
@@ -111,3 +112,23 @@ def test_mistakes_are_told_before_anything_is_trained(images, tmp_path, capsys, 
     assert words in said
     assert "Traceback" not in said
     assert not (tmp_path / "c").exists()
+
+
+def test_masks_that_cannot_be_read_are_told_before_anything_is_trained(images, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    for path in sorted(images.glob("*/*.png")):
+        where = masks / path.parent.name / path.name
+        where.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((np.indices((16, 16)).sum(0) > 15).astype(np.uint8)).save(where)
+    where.write_bytes(where.read_bytes()[:50])
+    asked = ("compare", images, "--out", tmp_path / "c", "--steps", "2", "--scene-count", "200", "200")
+    asked += ("--objectives", "mae", "--segmentation", images, masks)
+    assert call(*asked) == 2
+    said = capsys.readouterr().err
+    assert "1 of 60 images could not be read, more than 1%" in said
+    assert "allow more with --bad-images" in said
+    assert not (tmp_path / "c").exists()
+    assert call(*asked, "--bad-images", "0.05") == 0
+    content = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert content["plans"]["mae"]["experiment"]["training"]["bad_images"] == 0.05
+    assert "segmentation" in {row["task"] for row in content["runs"][0]["rows"]}

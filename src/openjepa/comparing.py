@@ -36,6 +36,8 @@ class Request:
         minutes, flops, steps, epochs: of each run's training; exactly one. ``flops`` counts every operation of a step,
             an I-JEPA's target encoder included.
         evaluate: arguments of ``openjepa evaluate`` for every run (``--suite full``, ``--scenes``, ...).
+        bad_images: share of the images (0 to 1) that may be unreadable, in training and evaluation; None is the
+            recipe's.
     """
 
     objectives: tuple[Method, ...]
@@ -45,6 +47,7 @@ class Request:
     steps: int | None = None
     epochs: float | None = None
     evaluate: tuple[str, ...] = ()
+    bad_images: float | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("minutes", "flops", "steps", "epochs") if getattr(self, name) is not None]
@@ -59,6 +62,14 @@ class Request:
             raise InputError(f"--objectives names each objective once, got {', '.join(self.objectives) or 'none'}")
         if self.seeds < 1:
             raise InputError(f"--seeds must be 1 or more, got {self.seeds}")
+        if self.bad_images is not None and not 0 <= self.bad_images <= 1:
+            raise InputError(f"--bad-images is a share from 0 to 1, got {self.bad_images}")
+
+    def settled(self, experiment: Experiment) -> Experiment:
+        """The experiment with what is asked of every run alike."""
+        if self.bad_images is None:
+            return experiment
+        return replace(experiment, training=replace(experiment.training, bad_images=self.bad_images))
 
     @property
     def runs(self) -> list[tuple[Method, int]]:
@@ -104,7 +115,7 @@ def begin(
     plans: dict[Method, Plan] = {}
     wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
     for objective in request.objectives:
-        plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened)
+        plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened, request.settled)
         # Steps of the others are cheaper or dearer, but the network is to be the same.
         wishes = replace(wishes, long=plans[objective].long)
     _check_equal(plans)

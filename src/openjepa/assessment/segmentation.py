@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from openjepa import draws
@@ -18,7 +18,7 @@ from openjepa.assessment.extraction import BAD_IMAGES, unreadable
 from openjepa.assessment.patch_features import MaskedView, grid_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.loader import BadRecord
-from openjepa.data.masks import open_masked
+from openjepa.data.masks import MaskedImages, open_masked
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Fitted, LinearSegmentation, PatchKNN, Segmenter, to_pixels
 from openjepa.evaluation.overlap import IGNORE, Overlap
@@ -33,6 +33,26 @@ _FEWEST_IMAGES = 10
 # From fewer test images an interval over images says little of how far the mIoU could move.
 _FEWEST_TO_TEST = 10
 _PICTURED = 6
+
+
+def open_parts(
+    images: Path, masks: Path, *, limit: int = 20_000, seed: int = 0, bad_images: float = BAD_IMAGES
+) -> tuple[MaskedImages, Int64[np.ndarray, "L"], Int64[np.ndarray, "T"]]:
+    """Images with masks, and which of them :func:`assess_segmentation` learns on (L) and tests on (T).
+
+    Raises:
+        InputError: the folders don't hold images with masks, or too few that can be read.
+    """
+    with progress("masks") as advance:
+        data = open_masked(images, masks, advance)
+    if len(data) < _FEWEST_IMAGES:
+        raise InputError(f"{len(data)} images with masks are too few to judge by: at least {_FEWEST_IMAGES} are needed")
+    held = max(2, len(data) // 5)
+    order = draws.permutation(len(data), "segmentation split", seed)
+    learn, test = np.sort(order[held:][:limit]), np.sort(order[:held][: max(2, limit // 4)])
+    known = [BadRecord(one, *data.bad[one], -1) for one in (*learn.tolist(), *test.tolist()) if one in data.bad]
+    unreadable(known, len(learn) + len(test), bad_images)
+    return data, learn, test
 
 
 def assess_segmentation(
@@ -68,15 +88,7 @@ def assess_segmentation(
     begin = time.perf_counter()
     grid_of(panel)
     where = new_picture(pictures, "segmentation.png")
-    with progress("masks") as advance:
-        data = open_masked(images, masks, advance)
-    if len(data) < _FEWEST_IMAGES:
-        raise InputError(f"{len(data)} images with masks are too few to judge by: at least {_FEWEST_IMAGES} are needed")
-    held = max(2, len(data) // 5)
-    order = draws.permutation(len(data), "segmentation split", seed)
-    learn, test = np.sort(order[held:][:limit]), np.sort(order[:held][: max(2, limit // 4)])
-    known = [BadRecord(one, *data.bad[one], -1) for one in (*learn.tolist(), *test.tolist()) if one in data.bad]
-    unreadable(known, len(learn) + len(test), bad_images)  # before anything is computed
+    data, learn, test = open_parts(images, masks, limit=limit, seed=seed, bad_images=bad_images)
     view = MaskedView(panel=panel, data=data, seed=seed, cache=cache)
     own = next(iter(view.encoders))
     note(f"features of the patches of {len(learn):,} images to learn on")

@@ -37,6 +37,8 @@ def compare_verb(arguments: list[str]) -> int:
             experiment: a saved I-JEPA experiment.json whose encoder, augmentation and training all objectives take.
             channels: channels of the encoder (the images').
             image_size: height and width in pixels (the recipe's).
+            bad_images: share of the images (0 to 1) that may be unreadable; they are left out and counted (the
+                recipe's, 0.01).
             workers: loader processes (as many as keep up with the steps, by measurement).
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
@@ -56,6 +58,7 @@ def compare_verb(arguments: list[str]) -> int:
         experiment: Path | None = None
         channels: int | None = None
         image_size: tuple[int, int] | None = None
+        bad_images: float | None = None
         workers: int | None = None
         device: str | None = None
 
@@ -81,7 +84,9 @@ def _compare(given: Any, command: str) -> int:
         steps=given.steps,
         epochs=given.epochs,
         evaluate=_judging(given),
+        bad_images=given.bad_images,
     )
+    _check_masks(given)
     out, splits = given.out.expanduser(), open_data(given.data)
     if splits.train.labels is None:
         print(
@@ -122,19 +127,30 @@ def _run(given: Any, request: Any, splits: Any, out: Path, command: str) -> int:
 def _judging(given: Any) -> tuple[str, ...]:
     """The arguments of ``openjepa evaluate`` for every run, which has the quick suite from its training already."""
     from openjepa.assessment import Tasks
-    from openjepa.data.masks import open_masked
     from openjepa.evaluation.catalogue import choose
 
     # What is wrong is told before anything is trained.
     choose(given.suite)
     Tasks(names=("scenes",), scene_count=given.scene_count)
-    if given.segmentation is not None:
-        open_masked(*(path.expanduser() for path in given.segmentation))
     arguments = ["--suite", "full"] if given.suite == "full" else ["--only", "robustness", "scenes"]
     arguments += ["--scene-count", *map(str, given.scene_count)]
     if given.segmentation is not None:
         arguments += ["--segmentation", *(str(path.expanduser().resolve()) for path in given.segmentation)]
     return tuple(arguments)
+
+
+def _check_masks(given: Any) -> None:
+    """Refuse masks by which no run could be judged, before the first is trained."""
+    from openjepa.assessment.extraction import BAD_IMAGES
+    from openjepa.assessment.segmentation import open_parts
+    from openjepa.cli.parsing import read_saved
+
+    if given.segmentation is None:
+        return
+    bad_images, saved = given.bad_images, read_saved(given.experiment)
+    if bad_images is None:
+        bad_images = BAD_IMAGES if saved is None else saved.training.bad_images
+    open_parts(*(path.expanduser() for path in given.segmentation), bad_images=bad_images)
 
 
 def _wishes(given: Any) -> Any:
