@@ -23,9 +23,9 @@ METHODS = ("ijepa", "mae", "denoising")
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
-def experiment(method, **training) -> Experiment:
+def experiment(method, width=32, depth=2, **training) -> Experiment:
     made = baseline(small(signal=(28, 28), patch=(7, 7), mean=(0.286,), std=(0.353,)), method)
-    encoder = EncoderConfig(signal=(28, 28), patch=(7, 7), channels=1, width=32, depth=2, heads=2)
+    encoder = EncoderConfig(signal=(28, 28), patch=(7, 7), channels=1, width=width, depth=depth, heads=width // 16)
     settings = {"precision": "float32", "workers": 0, **training}
     return replace(made, encoder=encoder, training=replace(made.training, **settings))
 
@@ -125,6 +125,15 @@ def test_mae_learns_what_it_is_asked_and_what_the_labels_say(sample):
     assert np.mean(losses[:5]) > 0.85
     assert np.mean(losses[-20:]) < 0.8
     assert neighbours(objective.representation, made, sample) > before + 0.02
+
+
+@pytest.mark.parametrize(("method", "steps", "gain"), [("ijepa", 500, 0.025), ("denoising", 400, 0.01)])
+def test_neighbours_share_more_labels_than_before_training(sample, method, steps, gain):
+    # Two seeds each, 2026-11-28: from 58.2 and 58.1% to 63.3 and 62.6 (ijepa), to 60.8 and 62.3 (denoising).
+    made = experiment(method, width=64, depth=4, steps=steps)
+    before = neighbours(made.objective().representation, made, sample)
+    objective, _ = train(made, sample)
+    assert neighbours(objective.representation, made, sample) > before + gain
 
 
 def test_denoising_takes_out_more_noise_than_it_leaves(sample):
