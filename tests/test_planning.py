@@ -43,3 +43,28 @@ def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
     assert settled(25_000) == (0.998, 1.0)
     assert settled(25_000, asked=("--ijepa.momentum",)) == (0.99, 1.0)
     assert settled(25_000, "mae") == (0.99, 1.0), "it has no teacher"
+
+
+def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():
+    sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
+
+    def settled(asked: tuple[str, ...] = (), steps: int = 1, batch: int = 256, **wishes):
+        def rebatched(experiment: Experiment) -> Experiment:
+            tiny = {"width": 24, "depth": 1, "heads": 2}
+            parts = {name: replace(getattr(experiment, name), **tiny) for name in ("encoder", "predictor")}
+            training = replace(experiment.training, batch=batch, replicas=1, threads=1, workers=0)
+            return replace(experiment, training=training, **parts)
+
+        found = plan(sample, Wishes(steps=steps, workers=0, **wishes), alone, None, override=rebatched, asked=asked)
+        return found.experiment, found.facts["recipe"]["why"]
+
+    experiment, why = settled(("--training.batch",))
+    assert (experiment.schedule.lr, experiment.schedule.start_lr) == pytest.approx((1e-3, 2e-4))
+    assert why.endswith("lr 0.001 for batches of 256")
+    assert settled(("--training.batch",), steps=10_000)[0].schedule.lr == pytest.approx(2e-3), "the long recipe's"
+    experiment, why = settled(("--training.batch", "--schedule.lr"))
+    assert (experiment.schedule.lr, experiment.schedule.start_lr) == pytest.approx((5e-4, 2e-4))
+    assert "for batches" not in why
+    saved = replace(experiment, training=replace(experiment.training, batch=64))
+    assert settled(experiment=saved)[0].schedule == saved.schedule
+    assert settled(recipe="published-b16", batch=16)[0].schedule.lr == 1e-3

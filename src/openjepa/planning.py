@@ -15,7 +15,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.facts import facts
 from openjepa.recipes.baselines import baseline
-from openjepa.recipes.choice import choose
+from openjepa.recipes.choice import choose, rate, scaled
 from openjepa.recipes.small import LONG, lengthened, paced
 from openjepa.training.distributed import Processes
 from openjepa.training.step import refuse_uneven
@@ -122,9 +122,13 @@ def plan(
     seen = survey(source, seed=wishes.seed or 0)
     chosen, why = _settle(splits, seen, wishes, processes)
 
+    rescaled = wishes.experiment is None and chosen.recipe in ("small", "standard")
+
     def checked(recipe: Experiment) -> Experiment:
         try:
             experiment = override(recipe)
+            if rescaled:
+                experiment = scaled(experiment, recipe, asked)
             experiment.masking()
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -143,6 +147,8 @@ def plan(
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, experiment)}"
+    if rescaled and experiment.training.batch != chosen.training.batch and "--schedule.lr" not in asked:
+        why += f"; {rate(experiment)}"
     return Plan(experiment=experiment, facts=facts(experiment, splits, opened, seen, why, cost, processes), long=long)
 
 

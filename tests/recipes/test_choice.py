@@ -4,6 +4,7 @@ import pytest
 
 from openjepa.errors import InputError
 from openjepa.recipes.choice import choose
+from openjepa.recipes.small import lengthened
 
 
 def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000):
@@ -43,6 +44,18 @@ def test_the_learning_rate_grows_with_the_root_of_the_tokens_from_16_to_64(size,
     made = chosen(size)
     assert tuple(pixels // edge for pixels, edge in zip(made.encoder.signal, made.encoder.patch, strict=True)) == tokens
     assert made.schedule.lr == pytest.approx(lr, rel=1e-3)
+
+
+def test_the_learning_rates_go_with_the_root_of_a_smaller_batch():
+    full, few = chosen((28, 28)), chosen((28, 28), images=64)
+    assert (full.training.batch, few.training.batch) == (64, 16)
+    for name in ("start_lr", "lr", "final_lr"):
+        assert getattr(few.schedule, name) == pytest.approx(getattr(full.schedule, name) / 2)
+    assert few.schedule.weight_decay == full.schedule.weight_decay
+    long = lengthened(few).schedule.lr / lengthened(full).schedule.lr
+    assert long == pytest.approx(0.5)
+    why = choose("small", method="mae", size=(28, 28), mean=(0.5,), std=(0.2,), images=64, device="cpu")[1]
+    assert why.endswith("lr 0.0005 for batches of 16")
 
 
 def test_a_gpu_and_photos_get_the_standard_recipe():
