@@ -256,6 +256,8 @@ def table(lines: list[dict[str, Any]], against: str) -> str:
     rows = [head, f"|{'---|' * 7}"]
     for lever in dict.fromkeys(line["lever"] for line in lines):
         seeds = [seed for name, seed in by if name == lever and (against, seed) in by]
+        if not seeds:
+            continue
         own, plain = ([by[name, seed] for seed in seeds] for name in (lever, against))
         cells = []
         for measure in ("knn", "probe"):
