@@ -7,9 +7,9 @@
 Every run is the ``small`` recipe on the bundled sample (or DATA, with labels and a test part) with one thing changed,
 the same seeds and steps for all, judged by k-NN and linear probe on all images. Each appends one line of JSON; runs
 that are there are left out, so a stopped study goes on. ``--table`` prints differences from the unchanged recipe, seed
-by seed, as Markdown. Times are of the one thread that computes, whatever else the machine does.
+by seed, as Markdown. Times are CPU time of the one thread that computes; a busy neighbour changes them by a fifth.
 
-The baselines stand by themselves: ``--steps 3000 --levers mae "mae: lr 5e-4" ...``, then ``--against mae``.
+The baselines stand by themselves: ``--steps 3000 --levers mae "mae: lr 0.0005" ...``, then ``--against mae``.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.data.survey import statistics, survey
+from openjepa.diagnosis import slow_teacher
 from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
@@ -38,7 +39,7 @@ from openjepa.experiment import Experiment, Method
 from openjepa.masking import Masks, MultiBlockMasking, block_extents
 from openjepa.objectives.base import Objective
 from openjepa.recipes.baselines import baseline
-from openjepa.recipes.choice import choose
+from openjepa.recipes.choice import choose, scaled
 from openjepa.training.distributed import Processes
 from openjepa.training.step import Step
 
@@ -103,13 +104,12 @@ def changed(**parts: dict[str, Any]) -> Change:
     )
 
 
-def scaled(batch: int, *, lr: bool) -> Change:
+def of_batch(batch: int, *, lr: bool) -> Change:
     """Another batch, the learning rates as they are or times the root of its ratio to the recipe's."""
 
     def change(experiment: Experiment) -> Experiment:
-        factor = math.sqrt(batch / experiment.training.batch) if lr else 1.0
-        rates = {name: factor * getattr(experiment.schedule, name) for name in ("start_lr", "lr", "final_lr")}
-        return changed(training={"batch": batch}, schedule=rates)(experiment)
+        rebatched = changed(training={"batch": batch})(experiment)
+        return scaled(rebatched, experiment) if lr else rebatched
 
     return change
 
@@ -163,13 +163,13 @@ LEVERS: dict[str, Lever] = {
     "targets of depth 3 alone": Lever(changed(ijepa={"target_depths": (3,)})),
     "targets of two depths (3, 6)": Lever(changed(ijepa={"target_depths": (3, 6)})),
     "width 96, depth 4": Lever(changed(encoder={"width": 96, "depth": 4})),
-    "batch 16": Lever(scaled(16, lr=False)),
-    "batch 16, lr by the root": Lever(scaled(16, lr=True)),
-    "batch 256": Lever(scaled(256, lr=False)),
-    "batch 256, lr by the root": Lever(scaled(256, lr=True)),
+    "batch 16": Lever(of_batch(16, lr=False)),
+    "batch 16, lr by the root": Lever(of_batch(16, lr=True)),
+    "batch 256": Lever(of_batch(256, lr=False)),
+    "batch 256, lr by the root": Lever(of_batch(256, lr=True)),
     "lr doubled": Lever(changed(schedule={"lr": 1e-3})),
     "EMA from 1 - 50 / steps": Lever(
-        lambda experiment: changed(ijepa={"momentum": (1 - 50 / experiment.training.steps, 1.0)})(experiment)
+        lambda experiment: changed(ijepa={"momentum": (slow_teacher(experiment.training.steps), 1.0)})(experiment)
     ),
     "EMA from 0.996": Lever(changed(ijepa={"momentum": (0.996, 1.0)})),
     "EMA from 0.9": Lever(changed(ijepa={"momentum": (0.9, 1.0)})),

@@ -62,8 +62,6 @@ class Request:
             raise InputError(f"--objectives names each objective once, got {', '.join(self.objectives) or 'none'}")
         if self.seeds < 1:
             raise InputError(f"--seeds must be 1 or more, got {self.seeds}")
-        if self.bad_images is not None and not 0 <= self.bad_images <= 1:
-            raise InputError(f"--bad-images is a share from 0 to 1, got {self.bad_images}")
 
     def settled(self, experiment: Experiment) -> Experiment:
         """The experiment with what is asked of every run alike."""

@@ -151,8 +151,7 @@ class MultiBlockMasking:
             masks = self._reference(ids, step)
         else:
             masks = self._index(ids, step, *self._draw(ids, step))
-        keys = draws.bits("mask keys", self.seed, step, ids[:, None], np.arange(self.config.contexts))
-        return replace(masks, keys=torch.from_numpy(keys.view(np.int64).flatten()))
+        return replace(masks, keys=_keys(self.seed, step, ids[:, None], np.arange(self.config.contexts)))
 
     def _blocks(
         self, ids: Int[np.ndarray, "B"], step: int, attempt: int, name: str, count: int
@@ -326,8 +325,12 @@ class WholeMasking:
     def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
         """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
         every = torch.arange(self.grid.size).expand(len(samples), -1)
-        keys = draws.bits("mask keys", self.seed, step, np.asarray(samples)).view(np.int64)
-        return Masks(every.clone(), every[:, None].clone(), None, torch.from_numpy(keys))
+        return Masks(every.clone(), every[:, None].clone(), None, _keys(self.seed, step, np.asarray(samples)))
+
+
+def _keys(*keys: int | np.ndarray) -> Int64[Tensor, "R"]:
+    """:attr:`Masks.keys`, one for every combination of ``keys``."""
+    return torch.from_numpy(draws.bits("mask keys", *keys).view(np.int64).flatten())
 
 
 def block_extents(

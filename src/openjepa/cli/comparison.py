@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from openjepa.cli.parsing import from_anywhere, parse
+from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.errors import InputError
 
 
@@ -68,6 +68,7 @@ def compare_verb(arguments: list[str]) -> int:
 
 
 def _compare(given: Any, command: str) -> int:
+    from openjepa.assessment.segmentation import open_parts
     from openjepa.comparing import Request, check_free
     from openjepa.data.sources import open_data
     from openjepa.experiment import Method
@@ -86,7 +87,10 @@ def _compare(given: Any, command: str) -> int:
         evaluate=_judging(given),
         bad_images=given.bad_images,
     )
-    _check_masks(given)
+    wishes = _wishes(given)
+    bad_images = share_of_bad(given.bad_images, wishes.experiment)
+    if given.segmentation is not None:  # masks by which no run could be judged are told before the first is trained
+        open_parts(*(path.expanduser() for path in given.segmentation), bad_images=bad_images)
     out, splits = given.out.expanduser(), open_data(given.data)
     if splits.train.labels is None:
         print(
@@ -96,17 +100,17 @@ def _compare(given: Any, command: str) -> int:
         )
     check_free(out)
     with held(out):
-        return _run(given, request, splits, out, command)
+        return _run(given, request, wishes, splits, out, command)
 
 
-def _run(given: Any, request: Any, splits: Any, out: Path, command: str) -> int:
+def _run(given: Any, request: Any, wishes: Any, splits: Any, out: Path, command: str) -> int:
     """Plan or go on, train and judge what is missing, and write the page."""
     from openjepa.comparing import begin, gather, run_all, write
     from openjepa.data.sources import in_full
     from openjepa.report.comparison import write_comparison
     from openjepa.training import distributed
 
-    content = begin(out, request, _wishes(given), splits, in_full(given.data), distributed.join(given.device))
+    content = begin(out, request, wishes, splits, in_full(given.data), distributed.join(given.device))
     content["command"] = content["command"] or command
     write(out, content)
     try:
@@ -137,20 +141,6 @@ def _judging(given: Any) -> tuple[str, ...]:
     if given.segmentation is not None:
         arguments += ["--segmentation", *(str(path.expanduser().resolve()) for path in given.segmentation)]
     return tuple(arguments)
-
-
-def _check_masks(given: Any) -> None:
-    """Refuse masks by which no run could be judged, before the first is trained."""
-    from openjepa.assessment.extraction import BAD_IMAGES
-    from openjepa.assessment.segmentation import open_parts
-    from openjepa.cli.parsing import read_saved
-
-    if given.segmentation is None:
-        return
-    bad_images, saved = given.bad_images, read_saved(given.experiment)
-    if bad_images is None:
-        bad_images = BAD_IMAGES if saved is None else saved.training.bad_images
-    open_parts(*(path.expanduser() for path in given.segmentation), bad_images=bad_images)
 
 
 def _wishes(given: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from openjepa.cli.parsing import from_anywhere, parse
+from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
 from openjepa.files import write_whole
@@ -148,8 +148,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
     folder = given.encoder.expanduser()
     if given.limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {given.limit}")
-    if given.bad_images is not None and not 0 <= given.bad_images <= 1:
-        raise InputError(f"--bad-images is a share from 0 to 1, got {given.bad_images}")
+    share_of_bad(given.bad_images, None)  # a wrong one is told before anything is read
     if given.cache is not None and given.no_cache:
         raise InputError("give one of --cache and --no-cache")
     names, whole, evaluators = _asked(given)  # a wrong name is told before anything is read
@@ -182,14 +181,11 @@ def _encoder_judged(
 ) -> dict[str, Any]:
     """What the evaluators and tasks say of the encoder in ``folder``; of a run it is known what it was trained on."""
     from openjepa.assessment import judge, open_panel
-    from openjepa.assessment.extraction import BAD_IMAGES
     from openjepa.data.sources import open_data
     from openjepa.running import own_data, read_experiment
 
     experiment, plan = read_experiment(folder) if (folder / "experiment.json").is_file() else (None, None)
-    splits, bad_images = None, given.bad_images
-    if bad_images is None:
-        bad_images = BAD_IMAGES if experiment is None else experiment.training.bad_images
+    splits, bad_images = None, share_of_bad(given.bad_images, experiment)
     if entries or {"robustness", "finetune"} & set(tasks.names):
         if given.data is None and plan is None:
             raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")

@@ -55,6 +55,21 @@ def read_saved(path: Path | None) -> Any:
         raise InputError(f"{path} cannot be read as text: {error}") from error
 
 
+def share_of_bad(given: float | None, experiment: Any) -> float:
+    """The share of the images that may be unreadable: as given with --bad-images, else an experiment's, else the usual.
+
+    Raises:
+        InputError: it is no share.
+    """
+    from openjepa.assessment.extraction import BAD_IMAGES
+
+    if given is None:
+        return BAD_IMAGES if experiment is None else experiment.training.bad_images
+    if not 0 <= given <= 1:
+        raise InputError(f"--bad-images is a share from 0 to 1, got {given}")
+    return given
+
+
 def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | None]) -> str:
     """The command with the files and folders that ``named`` names written in full, so that any folder will do.
 
