@@ -27,7 +27,7 @@ import torch
 from openjepa import draws
 from openjepa.cli import suit_the_process
 from openjepa.data.base import Source, Splits
-from openjepa.data.loader import ordered_batches, training_batches
+from openjepa.data.loader import Masking, ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.data.survey import statistics, survey
 from openjepa.diagnosis import slow_teacher
@@ -36,8 +36,10 @@ from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.experiment import Experiment, Method
+from openjepa.grid import TokenGrid, resample_positions, sincos_positions
 from openjepa.masking import Masks, MultiBlockMasking, block_extents
 from openjepa.objectives.base import Objective
+from openjepa.objectives.ijepa import IJEPA
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose, scaled
 from openjepa.training.distributed import Processes
@@ -133,11 +135,13 @@ def embed_as_published(objective: Objective) -> None:
 
 @dataclass(frozen=True)
 class Lever:
-    """What is changed: settings, the sampler of masks (None: the method's own), or the weights to begin with."""
+    """What is changed: settings, the sampler of masks (None: the method's own), the weights to begin with, or the share
+    of the steps, the first ones, that see pictures of three quarters of the extents (patches stay as they are)."""
 
     change: Change = lambda experiment: experiment
     masking: type[MultiBlockMasking] | None = None
     begin: Callable[[Objective], None] = lambda objective: None
+    small_first: float = 0.0
 
 
 LEVERS: dict[str, Lever] = {
@@ -183,6 +187,8 @@ LEVERS: dict[str, Lever] = {
     "crops of 0.3 to 1.0": Lever(changed(augmentation={"crop_scale": (0.3, 1.0)})),
     "noise of 0.25 on positions": Lever(changed(ijepa={"position_noise": 0.25})),
     "noise of 0.5 on positions": Lever(changed(ijepa={"position_noise": 0.5})),
+    "smaller pictures for half of the steps": Lever(small_first=0.5),
+    "smaller pictures for three quarters of the steps": Lever(small_first=0.75),
 }  # fmt: skip
 BASELINES: dict[str, Lever] = {
     method: Lever(another(method)) for method in ("mae", "denoising")
@@ -200,14 +206,33 @@ def recipe(splits: Splits, seed: int, steps: int, precision: Literal["bf16", "fl
     return replace(made, seed=seed, training=replace(made.training, steps=steps, precision=precision))
 
 
+def regrid(objective: Objective, before: TokenGrid, grid: TokenGrid) -> None:
+    """Make I-JEPA predict on another token grid; what the statistics of its targets say of places goes with them."""
+    assert isinstance(objective, IJEPA)
+    native, predictor, norm = objective.target_encoder.config.grid, objective.predictor, objective.standardise
+    predictor.table = sincos_positions(native, predictor.config.width, grid)
+    assert norm is not None
+    assert norm.kind == "whiten"
+    norm.mean = resample_positions(norm.mean, before, grid)
+    norm.sums = torch.zeros(2, *norm.mean.shape)
+
+
+def sized(experiment: Experiment, lever: Lever, share: float) -> tuple[tuple[int, int], Masking]:
+    """Extents of about this share of the recipe's, in whole patches, and the masks of their grid."""
+    encoder = experiment.encoder
+    height, width = (
+        max(1, round(share * extent / patch)) * patch
+        for extent, patch in zip(encoder.signal, encoder.patch, strict=True)
+    )
+    own = replace(experiment, encoder=replace(encoder, signal=(height, width)))
+    masking = own.masking() if lever.masking is None else lever.masking(own.encoder.grid, own.masks, seed=own.seed)
+    return (height, width), masking
+
+
 def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"], splits: Splits) -> dict[str, Any]:
     """Train, and judge the target encoder."""
     made = (LEVERS | BASELINES)[lever]
     experiment = made.change(recipe(splits, seed, steps, precision))
-    if made.masking is None:
-        masking = experiment.masking()
-    else:
-        masking = made.masking(experiment.encoder.grid, experiment.masks, seed=seed)
     objective = experiment.objective().train()
     made.begin(objective)
     step = Step(
@@ -218,17 +243,26 @@ def run(lever: str, seed: int, steps: int, precision: Literal["bf16", "float32"]
         processes=Processes(0, 1, torch.device("cpu")),
     )
     begin = time.process_time()
-    stream = training_batches(
-        splits.train,
-        experiment.preprocessing,
-        experiment.augmentation,
-        masking,
-        batch=experiment.training.batch,
-        seed=seed,
-        workers=0,
-    )
-    for number, batch in zip(range(steps), stream, strict=False):
-        step(experiment.preprocessing.normalise(batch.images), batch.masks, number)
+    grid, change_at = experiment.encoder.grid, round(made.small_first * steps)
+    for share, numbers in ((0.75, range(change_at)), (1.0, range(change_at, steps))):
+        if not numbers:
+            continue
+        signal, masking = sized(experiment, made, share)
+        before, grid = grid, TokenGrid.of(signal, experiment.encoder.patch)
+        if grid != before:
+            regrid(objective, before, grid)
+        stream = training_batches(
+            splits.train,
+            replace(experiment.preprocessing, size=signal),
+            experiment.augmentation,
+            masking,
+            batch=experiment.training.batch,
+            seed=seed,
+            workers=0,
+            start_step=numbers.start,
+        )
+        for number, batch in zip(numbers, stream, strict=False):
+            step(experiment.preprocessing.normalise(batch.images), batch.masks, number)
     seconds = time.process_time() - begin
     assert splits.test is not None
     parts = [_features(source, experiment, objective.eval().representation) for source in (splits.train, splits.test)]
