@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.encoder import Encoder, EncoderConfig, PredictorConfig
 from openjepa.grid import patchify, sincos_positions
-from openjepa.masking import Masks, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import Masks
 from openjepa.objectives.ijepa import IJEPA
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig

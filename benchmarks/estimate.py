@@ -24,7 +24,7 @@ of 128 on a GPU, on average; and the weights. Assumed, all of it:
 import torch
 
 from openjepa.costing import flops
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.recipes.published import published
 
 # bfloat16 TFLOP/s, memory in GB, watts, from the makers' data sheets.

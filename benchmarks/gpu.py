@@ -19,7 +19,7 @@ import torch
 from measure import machine, seconds
 from openjepa.cli import suit_the_process
 from openjepa.experiment import Experiment
-from openjepa.masking import Masks, MultiBlockConfig
+from openjepa.masks import Masks, MultiBlockConfig
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
 from openjepa.recipes.standard import standard

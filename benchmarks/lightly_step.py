@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 
 
 class LightlyStep:

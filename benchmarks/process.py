@@ -49,7 +49,8 @@ def measure(options: argparse.Namespace) -> None:
 
     from measure import gemm_peak, machine, precision
     from openjepa.encoder import EncoderConfig, PredictorConfig
-    from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+    from openjepa.masking import MultiBlockMasking
+    from openjepa.masks import MultiBlockConfig
     from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
     from openjepa.training.distributed import Processes
     from openjepa.training.optimizer import OptimizerConfig

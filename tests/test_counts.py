@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.costing import flops
 from openjepa.experiment import Experiment
-from openjepa.masking import Masks, MultiBlockConfig
+from openjepa.masks import Masks, MultiBlockConfig
 from openjepa.recipes.small import small
 
 
@@ -117,7 +117,7 @@ def test_each_weight_is_brought_to_bfloat16_once_a_step():
 COMPILED = """
 import sys
 import torch
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.recipes.small import small
 from dataclasses import replace
 

@@ -18,6 +18,8 @@ ROOMS = [
     "draws",
     "_version",
     "grid",
+    "masks",
+    "masking_reference",
     "masking",
     "transformer",
     "encoder",
@@ -43,7 +45,7 @@ ROOMS = [
 ]
 # Rooms that may see even less.
 ONLY = {
-    "data": {"errors", "files", "draws", "masking"},
+    "data": {"errors", "files", "draws", "masks"},
     "report": {"errors", "files", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from openjepa.grid import TokenGrid
-from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import Masks, MultiBlockConfig
 
 GRIDS = [(8, 8), (14, 14), (7, 10), (4, 6, 5), (40,)]
 SHAPES = ["fixed", "packed"]

@@ -37,7 +37,8 @@ from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.experiment import Experiment, Method
 from openjepa.grid import TokenGrid, resample_positions, sincos_positions
-from openjepa.masking import Masks, MultiBlockMasking, block_extents
+from openjepa.masking import MultiBlockMasking, block_extents
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPA
 from openjepa.recipes.baselines import baseline

@@ -30,7 +30,7 @@ from openjepa.evaluation.features import extract
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.distributed import Processes

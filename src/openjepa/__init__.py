@@ -14,7 +14,8 @@ from openjepa._version import __version__
 if TYPE_CHECKING:
     from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
     from openjepa.grid import TokenGrid
-    from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
+    from openjepa.masking import MultiBlockMasking
+    from openjepa.masks import Masks, MultiBlockConfig
     from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
     from openjepa.pretrained import Pretrained, load
 
@@ -37,7 +38,8 @@ __all__ = [
 _HOMES = {
     "openjepa.encoder": ("Encoder", "EncoderConfig", "Predictor", "PredictorConfig"),
     "openjepa.grid": ("TokenGrid",),
-    "openjepa.masking": ("Masks", "MultiBlockConfig", "MultiBlockMasking"),
+    "openjepa.masking": ("MultiBlockMasking",),
+    "openjepa.masks": ("Masks", "MultiBlockConfig"),
     "openjepa.objectives.ijepa": ("IJEPA", "IJEPAConfig"),
     "openjepa.pretrained": ("Pretrained", "load"),
 }

@@ -17,7 +17,7 @@ from openjepa.data.base import Splits
 from openjepa.data.loader import Batch, training_batches
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory

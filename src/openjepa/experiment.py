@@ -13,7 +13,8 @@ import torch
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking, WholeMasking
+from openjepa.masking import MultiBlockMasking, RandomMasking, WholeMasking
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.base import Objective
 from openjepa.objectives.denoising import Denoising, DenoisingConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig

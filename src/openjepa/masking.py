@@ -2,13 +2,12 @@
 
 I-JEPA's multi-block masks (Assran et al. 2023, sec. 3 and app. A.1) on a grid of any number of axes. A sample's mask
 does not depend on who shares its batch, every position of the grid can be drawn, and nothing is cut in raster order.
-``shape="reference"`` reproduces the published sampler instead, with its flaws, to follow published numbers.
+``shape="reference"`` is the published sampler instead, with its flaws (``masking_reference.py``).
 
 Axes: R mask sets (rows), K context tokens, M target blocks, T tokens per block, A grid axes, N tokens of the grid.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,106 +16,11 @@ from torch import Tensor
 
 from openjepa import draws
 from openjepa.grid import TokenGrid
+from openjepa.masking_reference import ReferenceSampler
+from openjepa.masks import Masks, MultiBlockConfig
 
 _ATTEMPTS = 256
 _SURVEY = 1024
-
-
-@dataclass(frozen=True)
-class Masks:
-    """The token indices of R mask sets, image by image: with E sets per image, row r belongs to image r // E.
-
-    ``context_packed`` is None when every row has K tokens; otherwise it holds the places of the flattened ``context``,
-    rising, that count, and the others are padding. ``keys`` is a random number for each row, for what an objective
-    draws besides (noise).
-    """
-
-    context: Int[Tensor, "R K"]
-    targets: Int[Tensor, "R M T"]
-    context_packed: Int64[Tensor, "L"] | None = None
-    keys: Int64[Tensor, "R"] | None = None
-
-    @property
-    def context_valid(self) -> Bool[Tensor, "R K"]:
-        """Which places of ``context`` are no padding."""
-        if self.context_packed is None:
-            return torch.ones_like(self.context, dtype=torch.bool)
-        nowhere = torch.zeros_like(self.context, dtype=torch.bool)
-        return nowhere.flatten().index_fill(0, self.context_packed, True).view_as(nowhere)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
-        """A copy on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "Masks":
-        """A copy in pinned memory, for an asynchronous transfer to a GPU."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def clone(self) -> "Masks":
-        """A copy where they are."""
-        return self._map(lambda tensor: tensor.clone())
-
-    def rows(self, start: int, stop: int) -> "Masks":
-        """The mask sets ``start`` to ``stop``."""
-        if (start, stop) == (0, len(self.context)):
-            return self
-        rows, packed = slice(start, stop), self.context_packed
-        if packed is not None:
-            first, end = start * self.context.shape[1], stop * self.context.shape[1]
-            packed = packed[(packed >= first) & (packed < end)] - first
-        return Masks(self.context[rows], self.targets[rows], packed, None if self.keys is None else self.keys[rows])
-
-    def _map(self, change) -> "Masks":
-        packed, keys = (None if part is None else change(part) for part in (self.context_packed, self.keys))
-        return Masks(change(self.context), change(self.targets), packed, keys)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiBlockConfig:
-    """Settings of multi-block masks; the defaults are the paper's (app. A.1).
-
-    Attributes:
-        shape: ``fixed`` (a constant number of context tokens, a random subset of the visible ones: static shapes),
-            ``packed`` (all visible tokens, lengths vary) or ``reference`` (the published sampler).
-        targets: number of target blocks, M.
-        target_scale: share of the grid that a target block covers, lowest and highest.
-        target_aspect: extent along an axis over the extent along the next one, relative to the grid's own proportions.
-        contexts: context blocks per image; each is a mask set of its own, with the same targets.
-        context_scale: share of the grid that a context block covers before the targets are taken out.
-        context_aspect: as ``target_aspect``.
-        allow_overlap: whether the context keeps tokens that are targets.
-        context_tokens: K of ``fixed``; None takes what three quarters of the draws can give, within ``context_share``.
-        context_share: K of ``fixed`` as the largest share of the grid, where ``context_tokens`` is None.
-        min_keep: ``reference`` only: a block must have more tokens than this.
-    """
-
-    shape: Literal["fixed", "packed", "reference"] = "fixed"
-    targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_aspect: tuple[float, float] = (0.75, 1.5)
-    contexts: int = 1
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    context_aspect: tuple[float, float] = (1.0, 1.0)
-    allow_overlap: bool = False
-    context_tokens: int | None = None
-    context_share: float = 1.0
-    min_keep: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("target_scale", "context_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} needs 0 < low <= high <= 1, got {(low, high)}")
-        for name in ("target_aspect", "context_aspect"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} needs 0 < low <= high, got {(low, high)}")
-        if not 0 < self.context_share <= 1:
-            raise ValueError(f"context_share is a share of the grid in (0, 1], got {self.context_share}")
-        if self.targets < 1 or self.contexts < 1:
-            raise ValueError(
-                f"at least one target and one context block are needed, got {self.targets}, {self.contexts}"
-            )
 
 
 class MultiBlockMasking:
@@ -139,15 +43,14 @@ class MultiBlockMasking:
         self._extents = tuple(extent for extent in grid.shape if extent > 1) or (1,)
         self._coords = TokenGrid(self._extents).coords().numpy()
         self.target_tokens = self.context_tokens = 0
-        if config.shape == "reference":
-            self._check_reference()
-        else:
+        self._reference = ReferenceSampler(grid, config, seed=seed) if config.shape == "reference" else None
+        if self._reference is None:
             self._settle()
 
     def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
         """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
         ids = np.asarray(samples)
-        if self.config.shape == "reference":
+        if self._reference is not None:
             masks = self._reference(ids, step)
         else:
             masks = self._index(ids, step, *self._draw(ids, step))
@@ -225,60 +128,6 @@ class MultiBlockMasking:
                 f"at most {most}; ask for 1 to that many, or for fewer or smaller targets"
             )
 
-    def _check_reference(self) -> None:
-        if len(self.grid.shape) != 2:
-            raise ValueError(
-                f"shape='reference' is the published 2-D sampler; the grid has {len(self.grid.shape)} axes"
-            )
-        ends = np.linspace(0, 1, 4096)
-        for name in ("target", "context"):
-            low, high = _reference_extents(
-                self.grid, getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect"), ends
-            )
-            least = int((low * high).min())
-            if least <= self.config.min_keep:
-                raise ValueError(
-                    f"the published sampler would loop for ever: a {name} block on a grid of {self.grid.shape} can "
-                    f"have {least} tokens and min_keep={self.config.min_keep} asks for more; set min_keep below {least}"
-                )
-
-    def _reference(self, ids, step: int) -> Masks:
-        """The published sampler: one block size for the batch from one random number for scale and aspect, places that
-        never reach the last row or column, and truncation of the batch to its shortest mask in raster order."""
-        config = self.config
-        batch = draws.uniform("reference size", self.seed, step, int(ids[0]), np.arange(2))
-        sizes = {
-            name: _reference_extents(
-                self.grid, getattr(config, f"{name}_scale"), getattr(config, f"{name}_aspect"), batch[i : i + 1]
-            )
-            for i, name in enumerate(("target", "context"))
-        }
-        targets = self._reference_places(ids, step, 0, "target", config.targets, sizes["target"])
-        visible = np.zeros((len(ids), config.contexts, self.grid.size), bool)
-        short = np.ones(visible.shape[:2], bool)
-        # Twenty tries for each number of target blocks that the context must avoid, then one block fewer.
-        for attempt in range(20 * (config.targets + 1)):
-            redo = short.any(1)
-            if not redo.any():
-                break
-            again = self._reference_places(ids[redo], step, attempt, "context", config.contexts, sizes["context"])
-            if not config.allow_overlap:
-                again &= ~targets[redo, attempt // 20 :].any(1, keepdims=True)
-            visible[redo] = np.where(short[redo][..., None], again, visible[redo])
-            short = visible.sum(-1) <= config.min_keep
-        rows = visible.reshape(-1, self.grid.size)
-        context_at = np.argsort(~rows, axis=1, kind="stable")[:, : rows.sum(1).min()]
-        target_at = np.argsort(~targets, axis=2, kind="stable")[:, :, : targets.sum(-1).min()]
-        return Masks(torch.from_numpy(context_at), torch.from_numpy(np.repeat(target_at, config.contexts, 0)))
-
-    def _reference_places(self, ids, step: int, attempt: int, name: str, count: int, size):
-        keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(2))
-        u = draws.uniform(f"reference {name}", *keys)
-        extents = np.stack(size, -1)[0]
-        start = np.floor(u * (np.asarray(self.grid.shape) - extents)).astype(np.int64)
-        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return np.asarray(inside.all(-1))
-
 
 class RandomMasking:
     """A random share of the tokens is seen, and all others are asked for as one block (MAE, He et al. 2022, sec. 3).
@@ -345,14 +194,6 @@ def block_extents(
     stretch = np.exp(stretch - stretch.mean(-1, keepdims=True))
     wanted = np.asarray(grid) * share ** (1 / len(grid)) * stretch
     return np.clip(np.round(wanted), 1, grid).astype(np.int64)
-
-
-def _reference_extents(grid: TokenGrid, scale, aspect, u) -> tuple[np.ndarray, np.ndarray]:
-    keep = np.floor(grid.size * (scale[0] + u * (scale[1] - scale[0])))
-    ratio = aspect[0] + u * (aspect[1] - aspect[0])
-    rows = np.round(np.sqrt(keep * ratio)).astype(np.int64)
-    columns = np.round(np.sqrt(keep / ratio)).astype(np.int64)
-    return np.clip(rows, 1, grid.shape[0] - 1), np.clip(columns, 1, grid.shape[1] - 1)
 
 
 def _smallest(order: Float64[np.ndarray, "... N"], count: int) -> Int[np.ndarray, "... count"]:

@@ -19,7 +19,8 @@ from openjepa.data.loader import LoaderError, ordered_batches, training_batches
 from openjepa.data.sources import ArraySource, open_data
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import MultiBlockConfig
 
 GREY = Preprocessing(size=(16, 16), channels=1, mean=(0.5,), std=(0.5,))
 COLOUR = Preprocessing(size=(16, 16), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
 from openjepa.interop import huggingface, imported, meta
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 
 

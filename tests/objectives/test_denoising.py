@@ -8,7 +8,8 @@ import torch
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.grid import patchify
-from openjepa.masking import Masks, WholeMasking
+from openjepa.masking import WholeMasking
+from openjepa.masks import Masks
 from openjepa.objectives.denoising import Denoising, DenoisingConfig
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)

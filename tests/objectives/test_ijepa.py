@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
-from openjepa.masking import Masks, MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import Masks, MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.noise import gaussian
 from openjepa.objectives.spread import moments, variance_covariance

@@ -6,7 +6,8 @@ import torch
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.grid import patchify
-from openjepa.masking import Masks, RandomMasking
+from openjepa.masking import RandomMasking
+from openjepa.masks import Masks
 from openjepa.objectives.mae import MAE, MAEConfig
 
 ENCODER = EncoderConfig(signal=(16, 8), patch=(4, 4), channels=3, width=24, depth=2, heads=2)

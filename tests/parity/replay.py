@@ -21,7 +21,7 @@ import torch
 
 from openjepa.data.augmentation import Preprocessing
 from openjepa.interop import meta
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig

@@ -12,7 +12,7 @@ import torch
 
 from openjepa.cli import main
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
 from openjepa.training.distributed import Processes
@@ -129,7 +129,7 @@ SCRIPT = """
 import sys
 import warnings
 import pytest
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 sys.path.insert(0, sys.argv[1])
 from test_gpu import GPU, experiment, trained
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from openjepa.grid import TokenGrid
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import MultiBlockConfig
 from openjepa.training.recording import Recording
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which would record")

@@ -8,7 +8,8 @@ import torch
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking, RandomMasking
+from openjepa.masking import MultiBlockMasking, RandomMasking
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE

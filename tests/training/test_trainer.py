@@ -20,7 +20,8 @@ from openjepa.data.loader import LoaderError, training_batches
 from openjepa.data.sources import ArraySource
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.masking import MultiBlockConfig, MultiBlockMasking
+from openjepa.masking import MultiBlockMasking
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes

@@ -20,7 +20,7 @@ def pretrain_verb(arguments: list[str]) -> int:
     from openjepa.data.augmentation import Augmentation
     from openjepa.encoder import EncoderConfig, PredictorConfig
     from openjepa.experiment import Experiment, Method
-    from openjepa.masking import MultiBlockConfig
+    from openjepa.masks import MultiBlockConfig
     from openjepa.objectives.denoising import DenoisingConfig
     from openjepa.objectives.ijepa import IJEPAConfig
     from openjepa.objectives.mae import MAEConfig

@@ -19,7 +19,7 @@ from openjepa.data.idx import ArraySource
 from openjepa.data.pixels import Pixels, alike, with_channels
 from openjepa.data.workers import LoaderError, iterate
 from openjepa.errors import InputError
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 
 __all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "training_batches"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.encoder import Encoder
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 
 
 @dataclass(frozen=True)

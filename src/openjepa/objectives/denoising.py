@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import patchify
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective, Output
 from openjepa.objectives.noise import gaussian, uniform
 from openjepa.objectives.spread import places_and_images

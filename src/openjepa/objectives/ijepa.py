@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import take
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective, Output
 from openjepa.objectives.noise import gaussian
 from openjepa.objectives.spread import moments, places_and_images, variance_covariance

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
 from openjepa.grid import patchify, take
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective, Output
 from openjepa.objectives.spread import places_and_images
 

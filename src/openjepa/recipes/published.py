@@ -9,7 +9,7 @@ Result:   ImageNet-1k linear probe in the paper: B/16 72.9, L/16 77.5, H/14 79.3
 from openjepa.data.augmentation import Augmentation
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import TrainingConfig

@@ -16,7 +16,7 @@ from openjepa.data.augmentation import Augmentation
 from openjepa.diagnosis import slow_teacher, spread_weight
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig

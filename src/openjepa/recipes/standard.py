@@ -9,7 +9,7 @@ Result:   not measured at full length
 from openjepa.data.augmentation import Augmentation
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
-from openjepa.masking import MultiBlockConfig
+from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPAConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import TrainingConfig

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 
 Work = Callable[[Float[Tensor, "B C *S"], list[Masks]], Tensor]
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openjepa.errors import InputError
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes, whole
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule

@@ -16,7 +16,7 @@ from openjepa.data.augmentation import Preprocessing
 from openjepa.data.loader import Batch, LoaderError
 from openjepa.diagnosis import UNTRAINED, Lookout
 from openjepa.errors import InputError
-from openjepa.masking import Masks
+from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes, parallelise, restore_state, whole_state

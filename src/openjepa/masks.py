@@ -1,0 +1,108 @@
+"""What a mask is: the tokens that are seen and those that are predicted, and the settings of multi-block masks.
+
+Axes: R mask sets (rows), K context tokens, M target blocks, T tokens per block.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Int, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The token indices of R mask sets, image by image: with E sets per image, row r belongs to image r // E.
+
+    ``context_packed`` is None when every row has K tokens; otherwise it holds the places of the flattened ``context``,
+    rising, that count, and the others are padding. ``keys`` is a random number for each row, for what an objective
+    draws besides (noise).
+    """
+
+    context: Int[Tensor, "R K"]
+    targets: Int[Tensor, "R M T"]
+    context_packed: Int64[Tensor, "L"] | None = None
+    keys: Int64[Tensor, "R"] | None = None
+
+    @property
+    def context_valid(self) -> Bool[Tensor, "R K"]:
+        """Which places of ``context`` are no padding."""
+        if self.context_packed is None:
+            return torch.ones_like(self.context, dtype=torch.bool)
+        nowhere = torch.zeros_like(self.context, dtype=torch.bool)
+        return nowhere.flatten().index_fill(0, self.context_packed, True).view_as(nowhere)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Masks":
+        """A copy on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Masks":
+        """A copy in pinned memory, for an asynchronous transfer to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def clone(self) -> "Masks":
+        """A copy where they are."""
+        return self._map(lambda tensor: tensor.clone())
+
+    def rows(self, start: int, stop: int) -> "Masks":
+        """The mask sets ``start`` to ``stop``."""
+        if (start, stop) == (0, len(self.context)):
+            return self
+        rows, packed = slice(start, stop), self.context_packed
+        if packed is not None:
+            first, end = start * self.context.shape[1], stop * self.context.shape[1]
+            packed = packed[(packed >= first) & (packed < end)] - first
+        return Masks(self.context[rows], self.targets[rows], packed, None if self.keys is None else self.keys[rows])
+
+    def _map(self, change) -> "Masks":
+        packed, keys = (None if part is None else change(part) for part in (self.context_packed, self.keys))
+        return Masks(change(self.context), change(self.targets), packed, keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiBlockConfig:
+    """Settings of multi-block masks; the defaults are the paper's (app. A.1).
+
+    Attributes:
+        shape: ``fixed`` (a constant number of context tokens, a random subset of the visible ones: static shapes),
+            ``packed`` (all visible tokens, lengths vary) or ``reference`` (the published sampler).
+        targets: number of target blocks, M.
+        target_scale: share of the grid that a target block covers, lowest and highest.
+        target_aspect: extent along an axis over the extent along the next one, relative to the grid's own proportions.
+        contexts: context blocks per image; each is a mask set of its own, with the same targets.
+        context_scale: share of the grid that a context block covers before the targets are taken out.
+        context_aspect: as ``target_aspect``.
+        allow_overlap: whether the context keeps tokens that are targets.
+        context_tokens: K of ``fixed``; None takes what three quarters of the draws can give, within ``context_share``.
+        context_share: K of ``fixed`` as the largest share of the grid, where ``context_tokens`` is None.
+        min_keep: ``reference`` only: a block must have more tokens than this.
+    """
+
+    shape: Literal["fixed", "packed", "reference"] = "fixed"
+    targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    contexts: int = 1
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    context_aspect: tuple[float, float] = (1.0, 1.0)
+    allow_overlap: bool = False
+    context_tokens: int | None = None
+    context_share: float = 1.0
+    min_keep: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("target_scale", "context_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} needs 0 < low <= high <= 1, got {(low, high)}")
+        for name in ("target_aspect", "context_aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} needs 0 < low <= high, got {(low, high)}")
+        if not 0 < self.context_share <= 1:
+            raise ValueError(f"context_share is a share of the grid in (0, 1], got {self.context_share}")
+        if self.targets < 1 or self.contexts < 1:
+            raise ValueError(
+                f"at least one target and one context block are needed, got {self.targets}, {self.contexts}"
+            )
