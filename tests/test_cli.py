@@ -27,7 +27,7 @@ from openjepa import costing
 from openjepa.cli import main
 from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
-from openjepa.diagnosis import choose
+from openjepa.diagnosis.looks import choose
 from openjepa.experiment import Experiment
 from openjepa.running import LOCK
 from openjepa.training import checkpoint as checkpoints

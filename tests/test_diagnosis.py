@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from openjepa.diagnosis import UNTRAINED, Lookout, choose, diagnose, looks, score, spread_weight, untrained
+from openjepa.diagnosis.advice import spread_weight
+from openjepa.diagnosis.findings import Lookout, diagnose
+from openjepa.diagnosis.looks import UNTRAINED, choose, looks, score, untrained
 from openjepa.recipes.small import lengthened, small
 
 HEALTHY = {"rankme": 10.0, "alpha_req": 2.5, "lidar": 5.0, "knn": 0.5, "probe": 0.5,

@@ -30,7 +30,7 @@ from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Masking, ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.data.survey import statistics, survey
-from openjepa.diagnosis import slow_teacher
+from openjepa.diagnosis.advice import slow_teacher
 from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN

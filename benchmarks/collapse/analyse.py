@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from openjepa import draws
-from openjepa.diagnosis import UNTRAINED, diagnose, score
+from openjepa.diagnosis.findings import diagnose
+from openjepa.diagnosis.looks import UNTRAINED, score
 
 # Label-free first; then what the online labels say; last the loss, for comparison.
 RATIOS = ("rankme", "lidar")
@@ -132,7 +133,7 @@ def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
 
 
 def alarms(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
-    """What a person would have been told: at each tenth, whether :func:`openjepa.diagnosis.diagnose` sees trouble."""
+    """What a person would have been told: at each tenth, whether :func:`diagnose` sees trouble."""
     table = []
     for run in runs:
         steps = [row["step"] for row in run.rows if "rankme" in row]

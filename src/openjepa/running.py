@@ -21,7 +21,7 @@ from openjepa.data.base import Source, Splits
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import in_full, open_data
-from openjepa.diagnosis import choose
+from openjepa.diagnosis.looks import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.files import locked, names_in, whole_file, write_whole

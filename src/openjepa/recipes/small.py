@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 
 from openjepa.data.augmentation import Augmentation
-from openjepa.diagnosis import slow_teacher, spread_weight
+from openjepa.diagnosis.advice import slow_teacher, spread_weight
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.experiment import Experiment
 from openjepa.masks import MultiBlockConfig

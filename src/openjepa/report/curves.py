@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from openjepa.diagnosis import untrained
+from openjepa.diagnosis.looks import untrained
 from openjepa.report.charts import MOST_POINTS, Curve, curve_svg
 from openjepa.report.evaluation import class_count
 from openjepa.report.formats import count, escape, is_number, memory, percent, plain, table

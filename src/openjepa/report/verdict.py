@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from openjepa.diagnosis import Finding, diagnose
+from openjepa.diagnosis.findings import Finding, diagnose
 from openjepa.report.formats import count, counted_threads, duration, is_number, listed, memory, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
 

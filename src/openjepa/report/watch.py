@@ -2,7 +2,8 @@
 
 import json
 
-from openjepa.diagnosis import Finding, looks, untrained
+from openjepa.diagnosis.findings import Finding
+from openjepa.diagnosis.looks import looks, untrained
 from openjepa.report.curves import card
 from openjepa.report.formats import count, escape
 from openjepa.report.run_folder import RunFolder

@@ -14,7 +14,8 @@ import torch
 
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.loader import Batch, LoaderError
-from openjepa.diagnosis import UNTRAINED, Lookout
+from openjepa.diagnosis.findings import Lookout
+from openjepa.diagnosis.looks import UNTRAINED
 from openjepa.errors import InputError
 from openjepa.masks import Masks
 from openjepa.objectives.base import Objective

@@ -1,0 +1,139 @@
+"""The kinds of trouble that a look can show: how far it is from each, and how to say so."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from openjepa.diagnosis.looks import Row, log_ratio, number, score, steps_done
+
+# What a symptom asks of one look, given the untrained encoder's and the best k-NN since: how far from trouble (below 0)
+# it is, or None.
+_Margin = Callable[[Row, Row], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symptom:
+    """A kind of trouble: how far a look is from it, and what to say and to recommend."""
+
+    kind: str
+    margin: _Margin
+    seen: Callable[[Row, Row], str]
+    advice: tuple[str, ...]
+
+
+def references(seen: Sequence[Row], before: Row) -> list[Row]:
+    """What each look is judged beside: the untrained encoder's, and the best online k-NN of the looks before it."""
+    found, best = [], {}
+    for look in seen:
+        found.append({**before, **best})
+        knn = number(look, "knn")
+        if knn is not None and knn > best.get("best_knn", -1.0):
+            best = {"best_knn": knn, "best_step": steps_done(look)}
+    return found
+
+
+def _image_share(look: Row, what: str = "features") -> float | None:
+    """The share of the variance of tokens that is over images, not over positions."""
+    images, positions = (number(look, f"{what}_over_{axis}") for axis in ("images", "positions"))
+    if images is None or positions is None or images + positions <= 0:
+        return None
+    return images / (images + positions)
+
+
+def _positions_margin(look: Row, before: Row) -> float | None:
+    now, then = _image_share(look), _image_share(before)
+    return None if now is None else now - (0.1 if then is None else min(0.1, 0.4 * then))
+
+
+def _positions_seen(look: Row, before: Row) -> str:
+    now, then, targets = _image_share(look), _image_share(before), _image_share(look, "target")
+    told = f"The features differ by position but hardly by image: {_percent(now)} of their variance is over images"
+    told += f" ({_percent(then)} before training)" if then is not None else ""
+    return told + (f", and {_percent(targets)} of the targets'" if targets is not None else "")
+
+
+def _rank_margin(look: Row, before: Row) -> float | None:
+    """RankMe alone misleads (it falls in good runs too), so the spectrum must decay faster than it did."""
+    rank, beside = log_ratio(look, before, "rankme"), _below_margin(look, before)
+    return None if rank is None else max(rank - math.log(0.6), -math.inf if beside is None else beside)
+
+
+def _rank_seen(look: Row, before: Row) -> str:
+    told = f"The features use far fewer directions than before training: RankMe {look['rankme']:.1f} after "
+    told += f"{before['rankme']:.1f}"
+    return told + (f", alpha-ReQ {_alpha(look)} after {_alpha(before)}" if score(look, before) is not None else "")
+
+
+def _vanished_margin(look: Row, before: Row) -> float | None:
+    """Both the loss and the spread over images are small, as shares of what they were."""
+    loss, spread = log_ratio(look, before, "loss"), log_ratio(look, before, "features_over_images")
+    return None if loss is None or spread is None else max(loss - math.log(0.1), spread - math.log(0.2))
+
+
+def _vanished_seen(look: Row, before: Row) -> str:
+    names = ("loss", "features_over_images")
+    loss, spread = (f"{look[name]:.2g} after {before[name]:.2g}" for name in names)
+    return f"The loss is near zero because there is little left to predict: loss {loss}, variance over images {spread}"
+
+
+def _below_margin(look: Row, before: Row) -> float | None:
+    value = score(look, before)
+    return None if value is None else value - _BELOW
+
+
+def _below_seen(look: Row, before: Row) -> str:
+    return (
+        f"By measures without labels the representation is worse than the untrained one (alpha-ReQ {_alpha(look)} "
+        f"after {_alpha(before)}, RankMe {look['rankme']:.1f} after {before['rankme']:.1f})"
+    )
+
+
+def _knn_margin(look: Row, before: Row) -> float | None:
+    now, then = number(look, "knn"), number(before, "knn")
+    return None if now is None or then is None else now - then + 0.05
+
+
+def _knn_seen(look: Row, before: Row) -> str:
+    return (
+        f"The online k-NN is right for {_percent(look['knn'])} of the watched images, the untrained encoder's was for "
+        f"{_percent(before['knn'])}"
+    )
+
+
+def _fading_margin(look: Row, reference: Row) -> float | None:
+    now, best = number(look, "knn"), number(reference, "best_knn")
+    if now is None or best is None:
+        return None
+    return now - best + _FADING / math.sqrt(number(look, "labelled") or _LABELLED)
+
+
+def _fading_seen(look: Row, reference: Row) -> str:
+    return (
+        f"The online k-NN has fallen from its best: it is right for {_percent(look['knn'])} of the watched images "
+        f"after {_percent(reference['best_knn'])} at step {reference['best_step']:,}"
+    )
+
+
+def _alpha(look: Row) -> str:
+    value = number(look, "alpha_req")
+    return "without end" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "an unknown share" if share is None else f"{100 * share:.1f}%"
+
+
+# Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
+LOOKS = 2
+_BELOW = -0.4
+# How far the online k-NN may fall below its best, times the root of the number of images: about 1.5 standard errors of
+# the difference. With 1,000 images that is 0.025; of 33 labelled runs the ones that ended well fell by 0.024 at most.
+_FADING, _LABELLED = 0.8, 1000
+SYMPTOMS = (
+    Symptom(kind="vanished", margin=_vanished_margin, seen=_vanished_seen, advice=("whiten", "spread", "steps")),
+    Symptom(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),
+    Symptom(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),
+    Symptom(kind="below", margin=_below_margin, seen=_below_seen, advice=("spread", "lr", "momentum", "whiten")),
+    Symptom(kind="knn", margin=_knn_margin, seen=_knn_seen, advice=("spread", "unspread", "lr", "momentum", "steps")),
+    Symptom(kind="fading", margin=_fading_margin, seen=_fading_seen, advice=("unspread", "momentum", "fewer")),
+)
