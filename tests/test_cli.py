@@ -24,12 +24,12 @@ from PIL import Image
 
 import openjepa
 from openjepa import costing
+from openjepa.claiming import LOCK
 from openjepa.cli import main
 from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.diagnosis.looks import choose
 from openjepa.experiment import Experiment
-from openjepa.running import LOCK
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 

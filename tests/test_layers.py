@@ -37,6 +37,7 @@ ROOMS = [
     "facts",
     "planning",
     "watching",
+    "claiming",
     "running",
     "comparing",
     "report",

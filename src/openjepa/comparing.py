@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from openjepa.claiming import LOCK, claimed, make_run
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.files import names_in, write_whole
 from openjepa.planning import Plan, Wishes, plan
-from openjepa.running import LOCK, claimed, make_run, read_experiment
+from openjepa.running import read_experiment
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 

@@ -1,13 +1,12 @@
-"""A run from its folder: begin it, go on with it, and write what it leaves behind."""
+"""A run from its folder: train it, go on with it, and write what it leaves behind."""
 
 import copy
 import dataclasses
 import json
 import shlex
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from openjepa import draws
+from openjepa.claiming import held
 from openjepa.data.base import Source, Splits
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
@@ -24,10 +24,9 @@ from openjepa.data.sources import in_full, open_data
 from openjepa.diagnosis.looks import choose
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
-from openjepa.files import locked, names_in, whole_file, write_whole
+from openjepa.files import whole_file, write_whole
 from openjepa.interop import huggingface
 from openjepa.objectives.base import Objective
-from openjepa.planning import Plan
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
@@ -36,92 +35,13 @@ from openjepa.training.trainer import Trainer
 from openjepa.watching import Watch
 
 PICTURES = 12
-# Held by the process that trains the run.
-LOCK = ".lock"
 # Which step's encoder stands in encoder/, and why; for the card and the report.
 EXPORTED = "exported.json"
-# What a run holds that was stopped before its first step, or in its first save.
-_ASKED = {"experiment.json", "plan.json", "checkpoints", "metrics.jsonl", LOCK}
 _SUMMARIES = {
     "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
     "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
     "denoising": "The encoder of a denoising autoencoder, trained without labels by taking noise out of images.",
 }
-
-
-def has_begun(run: Path) -> bool:
-    """Whether a run has taken a step, or could have: it has a checkpoint, or logged something."""
-    log = run / "metrics.jsonl"
-    return bool(checkpoints.steps(run / "checkpoints")) or (log.is_file() and log.stat().st_size > 0)
-
-
-def check_free(run: Path) -> None:
-    """Refuse, before anything is computed, a folder that a new run cannot have.
-
-    Raises:
-        InputError: there is something already, which is never overwritten, or the folder cannot be written.
-    """
-    if has_begun(run):
-        raise InputError(
-            f"{run} is a run already: go on with it (openjepa resume {shlex.quote(str(run))}), or choose another --out"
-        )
-    # A run that was stopped before its first step holds nothing but what it was asked for.
-    if run.exists() and (not run.is_dir() or names_in(run) - _ASKED):
-        raise InputError(f"{run} exists and is not empty: choose another --out")
-    standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=standing):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"{run} cannot be made: {standing} is no folder that you may write to ({error.strerror})"
-        ) from error
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other processes from beginning, training or comparing in a folder while this one is inside.
-
-    The folder and those above it are made if they are not there, and go again if nothing was put into them.
-
-    Raises:
-        InputError: another process holds it, or it cannot be made.
-    """
-    made = [part for part in (folder, *folder.parents) if not part.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
-    with locked(folder / LOCK) as free:
-        if not free:
-            raise InputError(f"{folder} is being trained by another process: wait for it, or end it")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                if made and {path.name for path in folder.iterdir()} <= {LOCK}:
-                    (folder / LOCK).unlink(missing_ok=True)
-                    for part in made:  # the innermost first
-                        part.rmdir()
-
-
-@contextmanager
-def claimed(run: Path) -> Iterator[None]:
-    """Hold a folder for a new run, from before it is planned.
-
-    Raises:
-        InputError: a new run cannot have it.
-    """
-    check_free(run)
-    with held(run):
-        check_free(run)  # which another process may have filled between the two
-        yield
-
-
-def make_run(run: Path, planned: Plan) -> None:
-    """Write ``experiment.json`` and ``plan.json``, which make a run of a folder that is :func:`claimed`."""
-    write_whole(run / "plan.json", json.dumps(planned.facts, indent=1) + "\n")
-    write_whole(run / "experiment.json", planned.experiment.to_json())
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:

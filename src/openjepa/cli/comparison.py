@@ -69,10 +69,10 @@ def compare_verb(arguments: list[str]) -> int:
 
 def _compare(given: Any, command: str) -> int:
     from openjepa.assessment.segmentation import open_parts
+    from openjepa.claiming import held
     from openjepa.comparing import Request, check_free
     from openjepa.data.sources import open_data
     from openjepa.experiment import Method
-    from openjepa.running import held
 
     objectives = tuple(part.strip() for part in given.objectives.split(",") if part.strip())
     if unknown := [name for name in objectives if name not in get_args(Method)]:

@@ -155,7 +155,7 @@ def _refuse_of_others(objective: str, asked: set[str]) -> None:
 
 
 def _begin(given: Any, wishes: Any, plan: Callable) -> int:
-    from openjepa.running import claimed
+    from openjepa.claiming import claimed
     from openjepa.training import distributed
 
     processes = distributed.join(given.device)
@@ -173,8 +173,8 @@ def _begin(given: Any, wishes: Any, plan: Callable) -> int:
 
 def _plan(given: Any, wishes: Any, plan: Callable, processes: Any) -> None:
     """Plan the run, print the plan, and make the run's folder unless the plan is all that is wanted."""
+    from openjepa.claiming import make_run
     from openjepa.data.sources import in_full, open_data
-    from openjepa.running import make_run
 
     # Several processes write when the run begins, the first one of each machine.
     write = processes.world == 1 and not given.dry_run
@@ -220,7 +220,8 @@ def _write(copies: Any) -> None:
 
 
 def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
-    from openjepa.running import Run, has_begun
+    from openjepa.claiming import has_begun
+    from openjepa.running import Run
     from openjepa.training.trainer import TrainingStopped
 
     training = Run(run, processes, workers=workers, write=_write)
@@ -296,7 +297,8 @@ def resume_verb(arguments: list[str]) -> int:
         device: str | None = None
 
     given = parse(Resume, "resume", arguments)
-    from openjepa.running import held, moved, read_experiment
+    from openjepa.claiming import held
+    from openjepa.running import moved, read_experiment
     from openjepa.training import distributed
 
     run = given.run.expanduser()
