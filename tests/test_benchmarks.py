@@ -186,5 +186,5 @@ def test_the_estimate_is_the_one_in_the_readme(run):
 def test_the_ablation_table_is_the_one_in_the_readme(run):
     told = run("ablation/run.py", "--table", BENCHMARKS / "results" / "ablation-sample-2026-11-28.jsonl")
     rows = told.splitlines()[2:]
-    assert len(rows) == 32
+    assert len(rows) == 35
     assert all(row in README for row in rows)

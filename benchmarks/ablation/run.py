@@ -167,6 +167,7 @@ LEVERS: dict[str, Lever] = {
     "targets: per feature and place": Lever(changed(ijepa={"target_norm": "position"})),
     "targets of depth 3 alone": Lever(changed(ijepa={"target_depths": (3,)})),
     "targets of two depths (3, 6)": Lever(changed(ijepa={"target_depths": (3, 6)})),
+    "targets of two depths (0, 6)": Lever(changed(ijepa={"target_depths": (0, 6)})),
     "width 96, depth 4": Lever(changed(encoder={"width": 96, "depth": 4})),
     "batch 16": Lever(of_batch(16, lr=False)),
     "batch 16, lr by the root": Lever(of_batch(16, lr=True)),
