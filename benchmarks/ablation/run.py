@@ -38,7 +38,7 @@ from openjepa.evaluation.linear import LinearProbe
 from openjepa.experiment import Experiment, Method
 from openjepa.grid import TokenGrid, resample_positions, sincos_positions
 from openjepa.masking import MultiBlockMasking, block_extents
-from openjepa.masks import Masks
+from openjepa.masks import Masks, first_tokens, inside_blocks
 from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPA
 from openjepa.recipes.baselines import baseline
@@ -59,8 +59,7 @@ class Edges(MultiBlockMasking):
         scale, aspect = getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect")
         extents = np.minimum(block_extents(self._extents, scale, aspect, u[..., :axes]), np.asarray(self._extents) - 1)
         start = np.floor(u[..., axes:] * (np.asarray(self._extents) - extents)).astype(np.int64)
-        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return np.asarray(inside.all(-1))
+        return inside_blocks(self._coords, start, extents)
 
 
 class Raster(MultiBlockMasking):
@@ -69,7 +68,7 @@ class Raster(MultiBlockMasking):
     def _index(self, ids, step, targets, visible):
         fair = super()._index(ids, step, targets, visible)
         rows = visible.reshape(-1, self.grid.size)
-        first = np.argsort(~rows, axis=1, kind="stable")[:, : self.context_tokens]
+        first = first_tokens(rows, self.context_tokens)
         return Masks(torch.from_numpy(first), fair.targets)
 
 
@@ -84,8 +83,7 @@ class Shared(MultiBlockMasking):
         scale, aspect = getattr(self.config, f"{name}_scale"), getattr(self.config, f"{name}_aspect")
         extents, room = self._room(block_extents(self._extents, scale, aspect, size))
         start = np.floor(u * room).astype(np.int64)
-        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return np.asarray(inside.all(-1))
+        return inside_blocks(self._coords, start, extents)
 
     def _room(self, extents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The extents of blocks, and how many places there are for each."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from openjepa import draws
 from openjepa.grid import TokenGrid
 from openjepa.masking_reference import ReferenceSampler
-from openjepa.masks import Masks, MultiBlockConfig
+from openjepa.masks import Masks, MultiBlockConfig, first_tokens, inside_blocks
 
 _ATTEMPTS = 256
 _SURVEY = 1024
@@ -67,8 +67,7 @@ class MultiBlockMasking:
         extents = block_extents(self._extents, scale, aspect, u[..., :axes])
         room = np.asarray(self._extents) - extents + 1
         start = np.floor(u[..., axes:] * room).astype(np.int64)
-        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return np.asarray(inside.all(-1))
+        return inside_blocks(self._coords, start, extents)
 
     def _attempt(self, ids, step: int, attempt: int):
         targets = self._blocks(ids, step, attempt, "target", self.config.targets)
@@ -100,7 +99,7 @@ class MultiBlockMasking:
             context_at = _smallest(np.where(visible, order, 2.0), self.context_tokens)
             return Masks(torch.from_numpy(context_at.reshape(len(rows), -1)), torch.from_numpy(target_at))
         lengths = rows.sum(1)
-        context_at = np.argsort(~rows, axis=1, kind="stable")[:, : lengths.max()]
+        context_at = first_tokens(rows, int(lengths.max()))
         valid = np.arange(lengths.max()) < lengths[:, None]
         context_at = np.where(valid, context_at, 0)
         packed = torch.from_numpy(np.flatnonzero(valid))

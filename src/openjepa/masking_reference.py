@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 
 from openjepa import draws
 from openjepa.grid import TokenGrid
-from openjepa.masks import Masks, MultiBlockConfig
+from openjepa.masks import Masks, MultiBlockConfig, first_tokens, inside_blocks
 
 
 class ReferenceSampler:
@@ -52,8 +52,8 @@ class ReferenceSampler:
             visible[redo] = np.where(short[redo][..., None], again, visible[redo])
             short = visible.sum(-1) <= config.min_keep
         rows = visible.reshape(-1, self.grid.size)
-        context_at = np.argsort(~rows, axis=1, kind="stable")[:, : rows.sum(1).min()]
-        target_at = np.argsort(~targets, axis=2, kind="stable")[:, :, : targets.sum(-1).min()]
+        context_at = first_tokens(rows, int(rows.sum(1).min()))
+        target_at = first_tokens(targets, int(targets.sum(-1).min()))
         return Masks(torch.from_numpy(context_at), torch.from_numpy(np.repeat(target_at, config.contexts, 0)))
 
     def _extents(self, name: str, u: Float64[np.ndarray, "*U"]) -> Int64[np.ndarray, "*U 2"]:
@@ -77,5 +77,4 @@ class ReferenceSampler:
         keys = (self.seed, step, ids[:, None, None], attempt, np.arange(count)[:, None], np.arange(2))
         u = draws.uniform(f"reference {name}", *keys)
         start = np.floor(u * (np.asarray(self.grid.shape) - extents)).astype(np.int64)
-        inside = (self._coords >= start[..., None, :]) & (self._coords < (start + extents)[..., None, :])
-        return np.asarray(inside.all(-1))
+        return inside_blocks(self._coords, start, extents)

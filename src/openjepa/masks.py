@@ -1,11 +1,12 @@
-"""What a mask is: the tokens that are seen and those that are predicted, and the settings of multi-block masks.
+"""What a mask is: the tokens that are seen and those that are predicted; and what every sampler of blocks needs.
 
-Axes: R mask sets (rows), K context tokens, M target blocks, T tokens per block.
+Axes: R mask sets (rows), K context tokens, M target blocks, T tokens per block, A grid axes, N tokens of the grid.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
@@ -106,3 +107,16 @@ class MultiBlockConfig:
             raise ValueError(
                 f"at least one target and one context block are needed, got {self.targets}, {self.contexts}"
             )
+
+
+def inside_blocks(
+    coords: Int[np.ndarray, "N A"], start: Int[np.ndarray, "*B A"], extents: Int[np.ndarray, "*#B A"]
+) -> Bool[np.ndarray, "*B N"]:
+    """Which tokens lie in each block, given by its first token and its extents."""
+    inside = (coords >= start[..., None, :]) & (coords < (start + extents)[..., None, :])
+    return np.asarray(inside.all(-1))
+
+
+def first_tokens(rows: Bool[np.ndarray, "*B N"], count: int) -> Int[np.ndarray, "*B count"]:
+    """Indices of the first ``count`` tokens of each row in raster order; others fill up where there are fewer."""
+    return np.argsort(~rows, axis=-1, kind="stable")[..., :count]
