@@ -91,7 +91,7 @@ def test_bytes_kept_for_the_backward_pass():
             objective(*batch(made, images))
         kept.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
     # With a residual stream in float32 it was 1,046,016 an image.
-    assert (kept[1] - kept[0]) / 8 <= 940_000
+    assert (kept[1] - kept[0]) / 8 <= 945_000
 
 
 def test_each_weight_is_brought_to_bfloat16_once_a_step():
@@ -134,15 +134,20 @@ objective.compile(backend=count)
 for step in range(6):
     masks = made.masking()(torch.arange(8) + step, step)
     lengths.add(masks.context.shape[1])
-    objective(torch.randn(8, 3, 32, 32), masks).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=sys.argv[2] == "bfloat16"):
+        loss = objective(torch.randn(8, 3, 32, 32), masks).loss
+    loss.backward()
 print(len(graphs), len(lengths))
 """
 
 
-@pytest.mark.parametrize(("shape", "most"), [("fixed", 1), ("packed", 2)])
-def test_compiled_once_whatever_the_masks(shape, most):
+@pytest.mark.parametrize(
+    ("shape", "precision", "most"), [("fixed", "float32", 1), ("fixed", "bfloat16", 1), ("packed", "bfloat16", 2)]
+)
+def test_compiled_once_whatever_the_masks(shape, precision, most):
     # In a process of its own: the checks of shapes that tests switch on cannot be traced.
-    told = subprocess.run([sys.executable, "-c", COMPILED, shape], check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-c", COMPILED, shape, precision]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     graphs, lengths = map(int, told.split())
     assert 1 <= graphs <= most
     assert (lengths == 1) == (shape == "fixed")

@@ -21,6 +21,7 @@ ROOMS = [
     "masks",
     "masking_reference",
     "masking",
+    "kernels",
     "transformer",
     "encoder",
     "objectives",

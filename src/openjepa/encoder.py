@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid, patchify, resample_positions, sincos_positions, take
+from openjepa.kernels import Linear, linear
 from openjepa.transformer import Stack, initialise
 
 
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         values = config.channels * math.prod(config.patch)
-        self.embed = nn.Linear(values, config.width)
+        self.embed = Linear(values, config.width)
         self.stack = Stack(
             config.width,
             config.depth,
@@ -214,7 +214,7 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Linear(inputs, config.width)
+        self.embed = Linear(inputs, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.stack = Stack(
             config.width,
@@ -224,7 +224,7 @@ class Predictor(nn.Module):
             qkv_bias=config.qkv_bias,
             norm_eps=config.norm_eps,
         )
-        self.project = nn.Linear(config.width, outputs)
+        self.project = Linear(config.width, outputs)
         self.register_buffer("table", sincos_positions(grid, config.width), persistent=False)
         initialise(self, generator)
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
@@ -247,7 +247,7 @@ class Predictor(nn.Module):
         seen = embedded + table[context_at]
         asked = self.mask_token.to(embedded.dtype) + table[target_at]
         if noise is not None:
-            asked = asked + F.linear(noise, self.embed.weight)
+            asked = asked + linear(noise, self.embed.weight)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if packed is not None:
             seen_at = packed // context.shape[1] * blocks * rows.shape[1] + packed % context.shape[1]

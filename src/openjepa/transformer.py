@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openjepa.kernels import Linear, linear, padded_softmax, padding
+
 # On a CPU PyTorch's fused attention is slower in bfloat16 than plain matrix products, most of all in its backward pass;
 # in float32 it is faster at most lengths (benchmarks/attention.py). Plain attention keeps its weights, which grow with
 # the square of the tokens: from this many on it asks in parts, whose weights are computed again for the gradient.
@@ -45,13 +47,17 @@ def attention(
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    rows = q.shape[:2]
+    rows, tokens = q.shape[:2], k.shape[2]
+    more = padding(k) if seen is None else 0
+    if more:
+        k, v = (F.pad(part, (0, 0, 0, more)) for part in (k, v))
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     # Scaled inside the product, which otherwise takes a pass over the queries and another copy of them.
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     if seen is not None:
         scores = scores.unflatten(0, rows).masked_fill(~seen, float("-inf")).flatten(0, 1)
-    return (scores.softmax(-1, dtype=scores.dtype) @ v).unflatten(0, rows)
+    weights = padded_softmax(scores, tokens) if more else scores.softmax(-1, dtype=scores.dtype)
+    return (weights @ v).unflatten(0, rows)
 
 
 def _varlen(projected: Tensor, features: int) -> Callable[..., Any] | None:
@@ -159,8 +165,8 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"the width {width} must be a multiple of the number of heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
+        self.out = Linear(width, width)
 
     def forward(
         self, x: Float[Tensor, "*N D"], packing: Packing | None = None, last: int | None = None
@@ -172,8 +178,8 @@ class Attention(nn.Module):
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
-            asking = F.linear(_last(x, packing, last), weight[:width], of_queries)
-            projected = F.linear(x, weight[width:], of_others)
+            asking = linear(_last(x, packing, last), weight[:width], of_queries)
+            projected = linear(x, weight[width:], of_others)
         if packing is None:
             q, k, v = (part.transpose(1, 2) for part in _heads(asking, projected, self.heads))
             mixed = attention(q, k, v).transpose(1, 2)
@@ -203,6 +209,18 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
+class MLP(nn.Sequential):
+    """Two layers with a GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
+
+    def forward(self, input: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        """The features of each token, mixed."""
+        wide, _, narrow = self
+        return narrow(wide.gelu(input))
+
+
 class Block(nn.Module):
     """A pre-norm block: attention, then a GELU MLP, each added to the residual stream."""
 
@@ -212,7 +230,7 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads, qkv_bias=qkv_bias)
         self.norm2 = LayerNorm(width, eps=norm_eps)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp = MLP(width, hidden)
 
     def forward(
         self, x: Float[Tensor, "*N D"], packing: Packing | None = None, last: int | None = None
