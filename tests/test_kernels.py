@@ -61,7 +61,8 @@ def test_a_layer_and_its_gradients_are_exact_to_bfloat16(shape: tuple[int, ...],
         assert layer.bias is not None
         pairs.append((layer.bias.grad, added.grad))
     for mine, wanted in pairs:
-        assert mine is not None and wanted is not None
+        assert mine is not None
+        assert wanted is not None
         assert mine.dtype == torch.float32
         assert error(mine, wanted) < 2**-8
 
@@ -71,12 +72,16 @@ def test_only_the_gradients_that_are_wanted_are_taken() -> None:
     x = drawn(3, 6).requires_grad_()
     with BFLOAT16:
         layer(x).sum().backward()
-    assert x.grad is not None and layer.weight.grad is None and layer.bias.grad is None
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    assert layer.bias.grad is None
     x.grad = None
     layer.requires_grad_(True)
     with BFLOAT16:
         layer(x.detach()).sum().backward()
-    assert x.grad is None and layer.weight.grad is not None and layer.bias.grad is not None
+    assert x.grad is None
+    assert layer.weight.grad is not None
+    assert layer.bias.grad is not None
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's bfloat16 is x86's")
@@ -119,14 +124,16 @@ def test_float32_is_pytorchs_own_to_the_bit() -> None:
 def test_gelu_inside_the_product_is_gelu() -> None:
     mlp, x = MLP(24, 96), drawn(50, 24)
     wide, _, narrow = mlp
-    assert isinstance(wide, Linear) and isinstance(narrow, Linear)
+    assert isinstance(wide, Linear)
+    assert isinstance(narrow, Linear)
     exact = F.gelu(F.linear(rounded(x), rounded(wide.weight.detach()), rounded(wide.bias.detach())))
     with BFLOAT16:
         asked = wide.gelu(x)
         with torch.no_grad():
             inside = wide.gelu(x)
             assert torch.equal(mlp(x), narrow(inside))
-    assert asked.requires_grad and not inside.requires_grad
+    assert asked.requires_grad
+    assert not inside.requires_grad
     assert error(inside, exact.detach()) < 2**-8
     assert error(inside, exact.detach()) <= error(asked.detach(), exact.detach())
     assert set(mlp.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
@@ -147,7 +154,8 @@ def test_padded_attention_is_attention(tokens: int, more: int) -> None:
     wanted.backward(rounded(slope))
     assert error(mixed, wanted) < 2**-6
     for mine, theirs in zip((q, k, v), exact, strict=True):
-        assert mine.grad is not None and theirs.grad is not None
+        assert mine.grad is not None
+        assert theirs.grad is not None
         assert error(mine.grad, theirs.grad) < 2**-5
 
 

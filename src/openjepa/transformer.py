@@ -1,7 +1,7 @@
 """A pre-norm transformer (Dosovitskiy et al. 2021; Vaswani et al. 2017): attention, block, stack, and nothing else."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -218,7 +218,7 @@ class MLP(nn.Sequential):
     def forward(self, input: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         """The features of each token, mixed."""
         wide, _, narrow = self
-        return narrow(wide.gelu(input))
+        return narrow(cast(Linear, wide).gelu(input))
 
 
 class Block(nn.Module):
