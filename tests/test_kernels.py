@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.encoder import Encoder, EncoderConfig
-from openjepa.kernels import Linear, linear, padded_softmax, padding
+from openjepa.kernels import Linear, padded_softmax, padding
 from openjepa.transformer import MLP, attention
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
@@ -44,44 +44,15 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("shape", [(70, 24), (5, 14, 24), (2, 5, 7, 24)])
 @pytest.mark.parametrize(("outputs", "bias"), [(96, True), (8, True), (24, False)])
-def test_a_layer_and_its_gradients_are_exact_to_bfloat16(shape: tuple[int, ...], outputs: int, bias: bool) -> None:
-    layer = Linear(24, outputs, bias=bias)
-    x, slope = drawn(*shape).requires_grad_(), drawn(*shape[:-1], outputs, seed=1)
-    with BFLOAT16:
-        y = layer(x)
-    assert y.dtype == torch.bfloat16
-    y.backward(slope.to(y.dtype))
-    rows, weight = rounded(x.detach()).requires_grad_(), rounded(layer.weight.detach()).requires_grad_()
-    added = None if layer.bias is None else rounded(layer.bias.detach()).requires_grad_()
-    exact = F.linear(rows, weight, added)
-    exact.backward(rounded(slope))
+def test_a_layer_is_exact_to_bfloat16(shape: tuple[int, ...], outputs: int, bias: bool) -> None:
+    layer, x = Linear(24, outputs, bias=bias).requires_grad_(False), drawn(*shape)
+    exact = F.linear(rounded(x), rounded(layer.weight), None if layer.bias is None else rounded(layer.bias))
+    with BFLOAT16, torch.no_grad():
+        y, activated = layer(x), layer.gelu(x)
+    assert y.dtype == activated.dtype == torch.bfloat16
+    assert y.shape == exact.shape
     assert error(y, exact) < 2**-8
-    pairs = [(x.grad, rows.grad), (layer.weight.grad, weight.grad)]
-    if added is not None:
-        assert layer.bias is not None
-        pairs.append((layer.bias.grad, added.grad))
-    for mine, wanted in pairs:
-        assert mine is not None
-        assert wanted is not None
-        assert mine.dtype == torch.float32
-        assert error(mine, wanted) < 2**-8
-
-
-def test_only_the_gradients_that_are_wanted_are_taken() -> None:
-    layer = Linear(6, 5).requires_grad_(False)
-    x = drawn(3, 6).requires_grad_()
-    with BFLOAT16:
-        layer(x).sum().backward()
-    assert x.grad is not None
-    assert layer.weight.grad is None
-    assert layer.bias.grad is None
-    x.grad = None
-    layer.requires_grad_(True)
-    with BFLOAT16:
-        layer(x.detach()).sum().backward()
-    assert x.grad is None
-    assert layer.weight.grad is not None
-    assert layer.bias.grad is not None
+    assert error(activated, F.gelu(exact)) < 2**-8
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's bfloat16 is x86's")
@@ -91,7 +62,7 @@ def test_bfloat16_goes_to_onednn_and_nothing_else_does() -> None:
     layer, x = Linear(8, 8), drawn(4, 8)
 
     def called(x: Tensor, autocast: bool = True) -> bool:
-        with Names() as names, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), Names() as names, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             layer(x)
         return ONEDNN in names.called
 
@@ -104,9 +75,10 @@ def test_bfloat16_goes_to_onednn_and_nothing_else_does() -> None:
         assert not called(x)
     finally:
         torch._C._set_mkldnn_enabled(True)
-    with torch.autocast("cpu", torch.float16), Names() as names:
-        layer(x)
-    assert ONEDNN not in names.called
+    for dtype, asked in ((torch.float16, False), (torch.bfloat16, True)):
+        with torch.set_grad_enabled(asked), torch.autocast("cpu", dtype), Names() as names:
+            layer(x)
+        assert ONEDNN not in names.called
     encoder = Encoder(EncoderConfig(signal=(8, 8), patch=(4, 4), width=16, depth=1, heads=2))
     with torch.inference_mode(), BFLOAT16, Names() as names:
         encoder(drawn(2, 3, 8, 8))
@@ -118,7 +90,6 @@ def test_float32_is_pytorchs_own_to_the_bit() -> None:
     layer, x = Linear(24, 40), drawn(7, 24)
     assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
     assert torch.equal(layer.gelu(x), F.gelu(F.linear(x, layer.weight, layer.bias)))
-    assert torch.equal(linear(x, layer.weight[:8]), F.linear(x, layer.weight[:8]))
 
 
 def test_gelu_inside_the_product_is_gelu() -> None:
@@ -129,6 +100,7 @@ def test_gelu_inside_the_product_is_gelu() -> None:
     exact = F.gelu(F.linear(rounded(x), rounded(wide.weight.detach()), rounded(wide.bias.detach())))
     with BFLOAT16:
         asked = wide.gelu(x)
+        assert torch.equal(mlp(x), narrow(asked))
         with torch.no_grad():
             inside = wide.gelu(x)
             assert torch.equal(mlp(x), narrow(inside))

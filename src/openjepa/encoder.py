@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid, patchify, resample_positions, sincos_positions, take
-from openjepa.kernels import Linear, linear
+from openjepa.kernels import Linear
 from openjepa.transformer import Stack, initialise
 
 
@@ -247,7 +248,7 @@ class Predictor(nn.Module):
         seen = embedded + table[context_at]
         asked = self.mask_token.to(embedded.dtype) + table[target_at]
         if noise is not None:
-            asked = asked + linear(noise, self.embed.weight)
+            asked = asked + F.linear(noise, self.embed.weight)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if packed is not None:
             seen_at = packed // context.shape[1] * blocks * rows.shape[1] + packed % context.shape[1]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.kernels import Linear, linear, padded_softmax, padding
+from openjepa.kernels import Linear, padded_softmax, padding
 
 # On a CPU PyTorch's fused attention is slower in bfloat16 than plain matrix products, most of all in its backward pass;
 # in float32 it is faster at most lengths (benchmarks/attention.py). Plain attention keeps its weights, which grow with
@@ -178,8 +178,8 @@ class Attention(nn.Module):
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             of_queries, of_others = (None, None) if bias is None else (bias[:width], bias[width:])
-            asking = linear(_last(x, packing, last), weight[:width], of_queries)
-            projected = linear(x, weight[width:], of_others)
+            asking = F.linear(_last(x, packing, last), weight[:width], of_queries)
+            projected = F.linear(x, weight[width:], of_others)
         if packing is None:
             q, k, v = (part.transpose(1, 2) for part in _heads(asking, projected, self.heads))
             mixed = attention(q, k, v).transpose(1, 2)
