@@ -8,6 +8,8 @@ as they are beside padded to whole lengths of what softmax takes at once, by tok
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,9 @@ def row_of_attention(tokens: int, total: int, rounds: int) -> dict[str, Any]:
 
     row: dict[str, Any] = {"tokens": tokens, "rows": batch, "taken": taken}
     for kind, backward in (("forward", False), ("both", True)):
-        calls = {
-            "as it is": lambda backward=backward: run(0, backward),
-            "padded": lambda backward=backward: run(-tokens % 32, backward),
+        calls: dict[str, Callable[[], object]] = {
+            "as it is": partial(run, 0, backward),
+            "padded": partial(run, -tokens % 32, backward),
         }
         row[kind] = {name: spread(each) for name, each in alternate(calls, CPU, rounds=rounds).items()}
     return row
