@@ -17,7 +17,7 @@ class Linear(nn.Linear):
     GELU) are added as that is written.
 
     PyTorch writes the bias to every row beforehand, and reads and writes the result again for GELU. With a gradient it
-    is left as it is: a backward pass of Python's costs two replicas more than it brings (benchmarks/README.md).
+    is left as it is: a backward pass in Python cost two replicas more than it brought (benchmarks/README.md).
     """
 
     def forward(self, input: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
