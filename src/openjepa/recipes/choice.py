@@ -76,8 +76,7 @@ def scaled(experiment: Experiment, recipe: Experiment, asked: Collection[str] = 
     ratio, for what AdamW sees of noise goes with that root.
 
     With a batch of 16 instead of 64, so scaled, the sample gains 1.7 points of k-NN over the rates as they are, and
-    loses 0.3 on the linear probe (two seeds); with 256 it gains 1.1 and 0.9 (1,500 steps, one seed,
-    benchmarks/README.md).
+    loses 0.3 on the linear probe; with 256 it gains 0.6 and 0.9 (1,500 steps, two seeds, benchmarks/README.md).
 
     Source: Malladi et al. 2022, "On the SDEs and scaling rules for adaptive gradient algorithms".
 
