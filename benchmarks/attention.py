@@ -8,6 +8,7 @@ table.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from measure import alternate, machine, spread
+from measure import compared, machine
 from openjepa import transformer
 from openjepa.cli import suit_the_process
 
@@ -41,8 +42,7 @@ def measure(tokens: int, total: int, dtype: torch.dtype, device: torch.device, r
 
     row: dict[str, Any] = {"tokens": tokens, "batch": batch, "dtype": str(dtype).removeprefix("torch.")}
     for kind, backward in (("forward", False), ("both", True)):
-        times = alternate({p: lambda p=p: run(p, backward) for p in PATHS}, device, rounds=rounds)  # noqa: B023
-        row[kind] = {path: spread(taken) for path, taken in times.items()}
+        row[kind] = compared({path: partial(run, path, backward) for path in PATHS}, device, rounds=rounds)
         for path in PATHS[1:]:
             row[kind][f"{path}_over_plain"] = row[kind][path]["median"] / row[kind]["plain"]["median"]
     return row

@@ -2,8 +2,8 @@
 
     python benchmarks/kernels.py [--json FILE] [--rounds N] [--tokens 9 26 78] [--rows 16384]
 
-Linear layers and GELU: PyTorch's beside ours, by rows, inputs and outputs. Attention, forward and back: keys and values
-as they are beside padded to whole lengths of what softmax takes at once, by tokens; "taken" is what the library does.
+Linear layers and GELU: PyTorch's beside ours, by rows, inputs and outputs. Attention, forward and back, by tokens: its
+scores as they are beside padded to whole lengths of what softmax takes at once; "taken" is what the library does.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from measure import alternate, machine, spread
+from measure import compared, machine
 from openjepa import kernels, transformer
 from openjepa.cli import suit_the_process
 
@@ -32,38 +32,39 @@ def layer(rows: int, inputs: int, outputs: int, rounds: int) -> dict[str, Any]:
     """Seconds of a layer, and of one with GELU, by PyTorch and by ours."""
     ours = kernels.Linear(inputs, outputs).to(BFLOAT16).requires_grad_(False)
     x = torch.randn(rows, inputs, dtype=BFLOAT16)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "pytorch": lambda: F.linear(x, ours.weight, ours.bias),
         "ours": lambda: ours(x),
         "pytorch, gelu": lambda: F.gelu(F.linear(x, ours.weight, ours.bias)),
         "ours, gelu": lambda: ours.gelu(x),
     }
     with torch.no_grad():
-        times = alternate(calls, CPU, rounds=rounds)
-    return {"rows": rows, "inputs": inputs, "outputs": outputs} | {name: spread(each) for name, each in times.items()}
+        return {"rows": rows, "inputs": inputs, "outputs": outputs} | compared(calls, CPU, rounds=rounds)
 
 
 def row_of_attention(tokens: int, total: int, rounds: int) -> dict[str, Any]:
     """Seconds of attention as it is and padded, forward and with the way back."""
-    taken = kernels.padding(torch.empty(tokens, FEATURES, dtype=BFLOAT16))
+    padding = kernels.padding
+    taken = padding(torch.empty(tokens, tokens, dtype=BFLOAT16))
     batch = max(1, total // tokens // HEADS)
     q, k, v = (torch.randn(batch, HEADS, tokens, FEATURES, dtype=BFLOAT16, requires_grad=True) for _ in range(3))
     slope = torch.randn_like(q)
 
     def run(more: int, backward: bool) -> None:
-        transformer.padding = lambda _: more
+        kernels.padding = lambda _: more
         with torch.set_grad_enabled(backward):
             mixed = transformer.attention(q, k, v)
         if backward:
             torch.autograd.grad(mixed, (q, k, v), slope)
 
-    row: dict[str, Any] = {"tokens": tokens, "rows": batch, "taken": taken}
+    row: dict[str, Any] = {"tokens": tokens, "rows": batch, "more": -tokens % kernels.LANES, "taken": bool(taken)}
     for kind, backward in (("forward", False), ("both", True)):
         calls: dict[str, Callable[[], object]] = {
             "as it is": partial(run, 0, backward),
-            "padded": partial(run, -tokens % 32, backward),
+            "padded": partial(run, row["more"], backward),
         }
-        row[kind] = {name: spread(each) for name, each in alternate(calls, CPU, rounds=rounds).items()}
+        row[kind] = compared(calls, CPU, rounds=rounds)
+    kernels.padding = padding
     return row
 
 
@@ -102,7 +103,7 @@ def main() -> None:
         for kind in ("forward", "both"):
             plain, padded = (1e3 * found[kind][name]["median"] for name in ("as it is", "padded"))
             cells += [f"{plain:.2f}", f"{padded:.2f} ({plain / padded:.2f})"]
-        shown.add_row(str(found["tokens"]), str(-found["tokens"] % 32), *cells, "yes" if found["taken"] else "no")
+        shown.add_row(str(found["tokens"]), str(found["more"]), *cells, "yes" if found["taken"] else "no")
     Console(width=120).print(shown)
 
 

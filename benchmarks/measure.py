@@ -37,6 +37,13 @@ def alternate(
     return found
 
 
+def compared(
+    calls: dict[str, Callable[[], object]], device: torch.device, *, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Calls that take turns as in :func:`alternate`, each with the :func:`spread` of its times."""
+    return {name: spread(times) for name, times in alternate(calls, device, rounds=rounds).items()}
+
+
 def spread(times: list[float]) -> dict[str, float]:
     """The median of some times (seconds), and their quartiles."""
     low, median, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3

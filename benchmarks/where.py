@@ -3,9 +3,9 @@
     python benchmarks/where.py [--sizes small vit-s vit-b clip] [--rounds 5] [--batch N] [--json FILE]
 
 Our whole step as ``step.py`` has it, one replica on one thread of a CPU, under PyTorch's profiler: of every operator
-its own time, without that of the operators that it calls, in the one of the steps that took the median time. Optimiser
-and EMA are told by where an operator is called from, the other classes by its name; "rest" is all else, Python and the
-profiler's own work included.
+its own time, without that of the operators that it calls, in the fastest of the steps. Optimiser and EMA are told by
+where an operator is called from, the other classes by its name; "rest" is all else, Python and the profiler's own work
+included.
 
 Then every kind of matrix product that a step makes (operator, shapes, strides, precision) is measured alone, on the
 same operands over and over, so from warm caches. The peak is the best rate of large square products

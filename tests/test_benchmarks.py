@@ -32,8 +32,7 @@ def run(monkeypatch, capsys) -> Iterator[Run]:
     """Runs a script of benchmarks/ in this process, and gives what it printed."""
     threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("attention_path", "padding"):  # attention.py and kernels.py replace them
-        monkeypatch.setattr(transformer, name, getattr(transformer, name))
+    monkeypatch.setattr(transformer, "attention_path", transformer.attention_path)  # attention.py replaces it
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of the processes that a script begins
 
     def called(name: str, *arguments: object) -> str:
@@ -196,7 +195,7 @@ def test_the_ablation_table_is_the_one_in_the_readme(run):
 def test_kernels_beside_pytorchs(run, tmp_path):
     told = run("kernels.py", "--tokens", 4, 26, "--rows", 128, "--rounds", 2, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [(row["tokens"], row["taken"]) for row in found["attention"]] == [(4, 0), (26, 6)]
+    assert [(row["tokens"], row["more"], row["taken"]) for row in found["attention"]] == [(4, 28, False), (26, 6, True)]
     assert all(row[kind]["padded"]["median"] > 0 for row in found["attention"] for kind in ("forward", "both"))
     assert all(row[name]["median"] > 0 for row in found["layers"] for name in ("ours", "pytorch, gelu"))
     assert "Linear layers of 128 rows" in told

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # PyTorch's softmax in bfloat16 takes 32 numbers at once, or 16, and what is left of a row one by one: beyond so many a
 # longer row is the faster one (benchmarks/README.md, "Which limit stops the step").
-_LANES, _FEW = 32, 11
+LANES, _FEW = 32, 11
 
 
 class Linear(nn.Linear):
@@ -33,18 +33,18 @@ class Linear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(*cast, last, [], "none")
 
 
-def padding(keys: Float[Tensor, "*B N E"]) -> int:
-    """How many tokens to add to the N so that a softmax over them is at its fastest."""
-    if keys.device.type != "cpu" or keys.dtype != torch.bfloat16 or torch.compiler.is_compiling():
+def softmax(scores: Float[Tensor, "*R Q N"]) -> Float[Tensor, "*R Q N"]:
+    """Softmax over the N, in the precision of the scores."""
+    more = padding(scores)
+    return _PaddedSoftmax.apply(scores, more) if more else scores.softmax(-1, dtype=scores.dtype)
+
+
+def padding(scores: Float[Tensor, "*R Q N"]) -> int:
+    """How many numbers to add to the N so that a softmax over them is at its fastest."""
+    if scores.device.type != "cpu" or scores.dtype != torch.bfloat16 or torch.compiler.is_compiling():
         return 0
-    tokens = keys.shape[-2]
-    left = tokens % _LANES
-    return _LANES - left if left > _FEW and left != _LANES // 2 else 0
-
-
-def padded_softmax(scores: Float[Tensor, "R Q M"], tokens: int) -> Float[Tensor, "R Q M"]:
-    """Softmax over the first ``tokens`` of M; the others get 0, and lose their ``scores``."""
-    return _PaddedSoftmax.apply(scores, tokens)
+    left = scores.shape[-1] % LANES
+    return LANES - left if left > _FEW and left != LANES // 2 else 0
 
 
 @cache
@@ -65,13 +65,14 @@ def _in_onednn(x: Tensor) -> bool:
 
 class _PaddedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores: Tensor, tokens: int) -> Tensor:
-        scores[..., tokens:] = float("-inf")
-        weights = torch._softmax(scores, -1, False)
+    def forward(ctx, scores: Tensor, more: int) -> Tensor:
+        weights = torch._softmax(F.pad(scores, (0, more), value=float("-inf")), -1, False)
         ctx.save_for_backward(weights)
-        return weights
+        ctx.more = more
+        return weights[..., :-more]
 
     @staticmethod
     def backward(ctx, *slopes: Tensor) -> tuple[Tensor, None]:
         (slope,), (weights,) = slopes, ctx.saved_tensors
-        return torch._softmax_backward_data(slope, weights, -1, weights.dtype), None
+        slope = F.pad(slope, (0, ctx.more))
+        return torch._softmax_backward_data(slope, weights, -1, weights.dtype)[..., : -ctx.more], None

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openjepa.kernels import Linear, padded_softmax, padding
+from openjepa.kernels import Linear, softmax
 
 # On a CPU PyTorch's fused attention is slower in bfloat16 than plain matrix products, most of all in its backward pass;
 # in float32 it is faster at most lengths (benchmarks/attention.py). Plain attention keeps its weights, which grow with
@@ -47,17 +47,13 @@ def attention(
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    rows, tokens = q.shape[:2], k.shape[2]
-    more = padding(k) if seen is None else 0
-    if more:
-        k, v = (F.pad(part, (0, 0, 0, more)) for part in (k, v))
+    rows = q.shape[:2]
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))
     # Scaled inside the product, which otherwise takes a pass over the queries and another copy of them.
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     if seen is not None:
         scores = scores.unflatten(0, rows).masked_fill(~seen, float("-inf")).flatten(0, 1)
-    weights = padded_softmax(scores, tokens) if more else scores.softmax(-1, dtype=scores.dtype)
-    return (weights @ v).unflatten(0, rows)
+    return (softmax(scores) @ v).unflatten(0, rows)
 
 
 def _varlen(projected: Tensor, features: int) -> Callable[..., Any] | None:
