@@ -1,13 +1,14 @@
 """Where the time of a training step goes: data, masks, target encoder, context encoder, predictor, backward, optimiser,
 EMA.
 
-    python benchmarks/stages.py [--sizes small vit-s vit-b] [--replicas 2] [--rounds 9] [--batch N] [--json FILE]
+    python benchmarks/stages.py [--sizes small vit-s vit-b clip] [--replicas 2] [--rounds 9] [--batch N] [--json FILE]
 
 Our step, each replica with one thread. The first two stages are done beforehand by loader processes, so they count only
 where these cannot keep up: "data" is what one such process takes for a batch (decoding JPEG files of random size
-between 1 and 1.5 times the input, crop, resize). "Loss" is all of the forward pass that is none of the three networks.
-"Sharing" is what replicas do for each other: copies of the weights renewed, gradients added up. Networks, loss and
-backward are means over the replicas; where one waits for another counts as "other", as the gradient's norm does.
+between 1 and 1.5 times the input, crop, resize; not of clips, which no loader reads). "Loss" is all of the forward
+pass that is none of the three networks. "Sharing" is what replicas do for each other: copies of the weights renewed,
+gradients added up. Networks, loss and backward are means over the replicas; where one waits for another counts as
+"other", as the gradient's norm does.
 """
 
 import argparse
@@ -168,14 +169,16 @@ def show(sizes: dict[str, dict[str, Any]]) -> None:
         for row in sizes.values():
             seconds = row["seconds"]
             whole = sum(value for name, value in seconds.items() if name not in BESIDE)
-            cells.append(f"{1000 * seconds[stage]:,.0f} ms, {seconds[stage] / whole:.0%}")
+            spent = seconds.get(stage)
+            cells.append("" if spent is None else f"{1000 * spent:,.0f} ms, {spent / whole:.0%}")
         print(f"| {stage}{' (beforehand)' if stage in BESIDE else ''} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=("small", "vit-s", "vit-b"), default=["small", "vit-s", "vit-b"])
+    sizes = ("small", "vit-s", "vit-b", "clip")
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=list(sizes))
     parser.add_argument("--replicas", type=int, default=1, help="threads that share the batch, as the command has them")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, help="images of a step; default: the size's own")
@@ -195,7 +198,8 @@ def main() -> None:
     for key, size in chosen.items():
         rounds = network(contenders.Task(size, cpu, dtype), options.replicas, options.rounds)
         spent = {stage: statistics.median(found[stage] for found in rounds) for stage in STAGES if stage != "data"}
-        spent["data"] = loading(size.encoder, size.batch, 4)
+        if len(size.encoder.signal) == 2:
+            spent["data"] = loading(size.encoder, size.batch, 4)
         results["sizes"][key] = {"name": size.name, "batch": size.batch, "seconds": spent}
         if options.json:
             options.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -76,6 +76,24 @@ def test_stages_are_those_of_the_step(replicas, run, tmp_path):
     assert len(told.splitlines()) == 2 + len(spent)
 
 
+def test_stages_of_clips_are_those_of_images_but_for_the_data(run, tmp_path):
+    options = ["--sizes", "clip", "--batch", 1, "--rounds", 2]
+    told = run("stages.py", *options, "--json", tmp_path / "found.json")
+    spent = json.loads((tmp_path / "found.json").read_text())["sizes"]["clip"]["seconds"]
+    assert "data" not in spent
+    assert spent["target encoder"] > 0
+    assert "| data (beforehand) |  |" in told
+
+
+def test_packed_rows_are_measured_beside_the_same_padded(run, tmp_path):
+    told = run("packed.py", "--sizes", "small", "--batch", 8, "--rounds", 2, "--json", tmp_path / "found.json")
+    row = json.loads((tmp_path / "found.json").read_text())["sizes"]["small"]
+    assert row["tokens"]["packed"] < row["tokens"]["padded"]
+    assert row["tokens"]["fixed"] == 26
+    assert set(row["seconds"]) == {"packed", "padded", "fixed"}
+    assert row["name"] in told
+
+
 def test_a_stage_that_the_step_does_not_come_to_is_refused(run, monkeypatch):
     stages, contenders = (importlib.import_module(name) for name in ("stages", "contenders"))
     task = contenders.Task(contenders.sized("small", 2), torch.device("cpu"), "float32")

@@ -73,8 +73,10 @@ def parts(masks: Masks):
     return masks.context, masks.targets, masks.context_packed
 
 
-def test_bytes_kept_for_the_backward_pass():
-    made = experiment()
+# With a residual stream in float32 it was 1,046,016 an image of fixed masks. Packed ones show all that is visible.
+@pytest.mark.parametrize(("shape", "most"), [("fixed", 940_000), ("packed", 1_712_000)])
+def test_bytes_kept_for_the_backward_pass(shape, most):
+    made = experiment(shape)
     objective = made.objective().train()
     own = {p.untyped_storage().data_ptr() for p in objective.parameters()}
     kept = []
@@ -90,8 +92,7 @@ def test_bytes_kept_for_the_backward_pass():
         with hooks, torch.autocast("cpu", torch.bfloat16):
             objective(*batch(made, images))
         kept.append(sum(tensor.untyped_storage().nbytes() for tensor in saved.values()))
-    # With a residual stream in float32 it was 1,046,016 an image.
-    assert (kept[1] - kept[0]) / 8 <= 940_000
+    assert (kept[1] - kept[0]) / 8 <= most
 
 
 def test_each_weight_is_brought_to_bfloat16_once_a_step():
