@@ -52,7 +52,7 @@ ONLY = {
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),
     "pretrained": {"errors", "grid", "encoder", "interop", "data"},
-    "assessment": {"errors", "files", "progress", "draws", "encoder", "data", "pretrained", "evaluation"},
+    "assessment": {"errors", "files", "progress", "draws", "grid", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},
 }
 # What `openjepa --help` must not wait for; imported inside the functions that need it.

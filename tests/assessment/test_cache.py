@@ -76,8 +76,8 @@ def test_a_second_look_computes_nothing_and_gives_the_same(cache, passes):
         assert np.array_equal(part.values, second[kind].values)
         assert np.array_equal(part.labels, second[kind].labels)
     taken(ours(), cache, views=(LAST, TOKENS))
-    assert passes == [3, 3, 2]  # the tokens alone are new
-    assert len(list(cache.folder.glob("*.npy"))) == len(list(cache.folder.glob("*.json"))) == 5
+    assert passes == [3, 3, 3]  # the tokens alone are new
+    assert len(list(cache.folder.glob("*.npy"))) == len(list(cache.folder.glob("*.json"))) == 6
 
 
 def test_whatever_the_features_depend_on_is_another_entry(cache, passes):
@@ -176,5 +176,5 @@ def test_tokens_are_bounded_and_the_bound_is_said(monkeypatch):
     splits = Splits(train=source(60), test=source(30, 1), sentence="")
     found = assess(ours(), splits, entries=choose("full", ("attentive",)))
     assert {row["settings"]["images"] for row in found["rows"]} == {30.0}
-    assert {row["features"] for row in found["rows"]} == {"trained encoder", "random encoder"}
+    assert {row["features"] for row in found["rows"]} == {"trained encoder", "random encoder", "raw pixels"}
     assert any("are of 30 train images" in note for note in found["notes"])

@@ -76,6 +76,17 @@ def test_the_views_of_our_encoder_are_what_they_say():
     assert not torch.equal(found[Kind(RANDOM, LAST)], found[Kind(TARGET, LAST)])
 
 
+def test_pixels_too_are_told_where_a_patch_is():
+    """Else an attentive probe would beat them by what it knows of places alone."""
+    tokens = features(panel_of(ours()), picture())[Kind(PIXELS, TOKENS)]
+    x = PREPROCESSING.normalise(PREPROCESSING.fit(picture())[None])
+    # The third patch of the second row, which 48 numbers would say whole: 2x2 averages of it are as many as 24 allow.
+    patch = torch.nn.functional.adaptive_avg_pool2d(x[:, :, 4:8, 8:12], (2, 2))
+    assert tokens.shape == (1, 16, 12 + 64)
+    torch.testing.assert_close(tokens[:, 6, :12], patch.flatten(1))
+    assert len({tuple(places) for places in tokens[0, :, 12:].tolist()}) == 16
+
+
 def test_fewer_than_four_blocks_are_all_of_them_and_it_is_said(splits):
     panel = panel_of(ours(depth=2))
     assert features(panel, picture())[Kind(TARGET, LAST_FOUR)].shape == (1, 48)

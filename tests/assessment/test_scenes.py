@@ -35,7 +35,7 @@ def test_evaluators_of_whole_images_judge_scenes_and_the_bound_on_tokens_is_said
     for task in ("count", "nearest distance", "position"):
         own = [(one, name) for where, one, name in rows if where == f"scenes: {task}"]
         assert own == [
-            *(("attentive probe", name) for name in (TARGET, RANDOM)),
+            *(("attentive probe", name) for name in (TARGET, RANDOM, PIXELS)),
             *(("k-NN", name) for name in (TARGET, RANDOM, PIXELS)),
         ]
     assert {row["task"] for row in found["rows"] if row["evaluator"] == "retrieval"} == {task for task, _, _ in rows}

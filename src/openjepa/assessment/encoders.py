@@ -15,11 +15,14 @@ from openjepa.assessment.twin import random_twin
 from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
-from openjepa.evaluation.features import raw_pixels
+from openjepa.evaluation.features import patch_pixels, raw_pixels
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
+from openjepa.grid import TokenGrid, sincos_positions
 from openjepa.pretrained import Pretrained, load
 
 BLOCKS = 4
+# Numbers that say where a patch of raw pixels is.
+_PLACES = 64
 
 
 class Kind(NamedTuple):
@@ -150,12 +153,7 @@ def panel(
     notes: Sequence[str] = (),
 ) -> Panel:
     """Networks and raw pixels; ``depth`` is the number of blocks of the encoder, None where it has none to speak of."""
-    rows, columns = preprocessing.size
-    pixels = raw_pixels(torch.zeros(1, preprocessing.channels, rows, columns))[1]
-    kind = Kind(PIXELS, LAST)
-    baseline = Network(
-        identity=[PIXELS, list(pixels)], kinds=(kind,), encode=lambda images, wanted: {kind: raw_pixels(images)[0]}
-    )
+    baseline, pixels = _pixels(preprocessing, tokens[1], grid)
     if depth is not None and depth < BLOCKS:
         notes = (*notes, f"The encoder has {depth} blocks: where the last four are named, it is all of them.")
     return Panel(
@@ -168,6 +166,28 @@ def panel(
         device=str(device),
         notes=tuple(notes),
     )
+
+
+def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | None) -> tuple[Network, tuple[int, int]]:
+    """Raw pixels, and the (height, width) used: of the whole image and, on a grid that divides it evenly, of its
+    patches, averaged to at most ``width`` numbers each, with their places beside them as an encoder is told them."""
+    height, columns = preprocessing.size
+    size = raw_pixels(torch.zeros(1, preprocessing.channels, height, columns))[1]
+    last, tokens = Kind(PIXELS, LAST), Kind(PIXELS, TOKENS)
+    even = grid is not None and height % grid[0] == 0 and columns % grid[1] == 0
+
+    def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
+        given: dict[Kind, Tensor] = {}
+        if last in wanted:
+            given[last] = raw_pixels(images)[0]
+        if grid is not None and tokens in wanted:
+            patches = patch_pixels(preprocessing.normalise(images), grid, width)
+            places = sincos_positions(TokenGrid(grid), _PLACES)
+            given[tokens] = torch.cat([patches, places.expand(len(patches), -1, -1)], 2)
+        return given
+
+    identity = [PIXELS, list(size), *([list(grid), width] if grid is not None and even else ())]
+    return Network(identity=identity, kinds=(last, tokens) if even else (last,), encode=encode), size
 
 
 def network(

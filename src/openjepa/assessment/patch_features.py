@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from openjepa import draws
 from openjepa.assessment.cache import Entry, FeatureCache, key_of
@@ -21,7 +20,7 @@ from openjepa.data.loader import BadRecord
 from openjepa.data.masks import MaskedImages
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Patches, class_shares
-from openjepa.evaluation.features import pixel_size
+from openjepa.evaluation.features import patch_pixels
 from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.progress import progress
 
@@ -186,19 +185,15 @@ def patch_encoders(panel: Panel) -> dict[str, PatchEncoder]:
     Raises:
         InputError: the encoder's features are not of patches.
     """
-    patch, (rows, columns) = patch_of(panel), grid_of(panel)
-    inner = pixel_size(panel.preprocessing.channels, *patch)
+    grid = grid_of(panel)
 
     def pixels(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
         # Normalised, so that cosines tell bright from dark: without a mean taken off, all pixels point one way.
-        values = panel.preprocessing.normalise(images)
-        if inner != patch:
-            values = F.adaptive_avg_pool2d(values, (rows * inner[0], columns * inner[1]))
-        return F.unfold(values, inner, stride=inner).mT
+        return patch_pixels(panel.preprocessing.normalise(images), grid)
 
     found = {}
     for network in panel.networks:
-        for kind in (kind for kind in network.kinds if kind.view == TOKENS):
+        for kind in (kind for kind in network.kinds if kind.view == TOKENS and kind.subject != PIXELS):
             name = kind.subject if kind.subject in (TARGET, RANDOM) else PATCH_TOKENS
             found[name] = PatchEncoder(_tokens(network, kind), network.identity)
     return found | {PIXELS: PatchEncoder(pixels)}

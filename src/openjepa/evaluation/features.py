@@ -213,3 +213,19 @@ def raw_pixels(
     if size != (height, width):
         values = torch.nn.functional.adaptive_avg_pool2d(values, size)
     return values.flatten(1), size
+
+
+def patch_pixels(
+    images: Float[Tensor, "B C H W"], grid: tuple[int, int], max_dimensions: int = 3072
+) -> Float[Tensor, "B N P"]:
+    """The pixels of every patch of a grid (rows, columns) that divides the images evenly, in raster order.
+
+    Patches with more than ``max_dimensions`` values are made smaller by averaging areas.
+    """
+    channels, height, width = images.shape[1:]
+    rows, columns = grid
+    patch = height // rows, width // columns
+    inner = pixel_size(channels, *patch, max_dimensions)
+    if inner != patch:
+        images = torch.nn.functional.adaptive_avg_pool2d(images, (rows * inner[0], columns * inner[1]))
+    return torch.nn.functional.unfold(images, inner, stride=inner).mT
