@@ -75,6 +75,21 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     assert "other settings (steps)" in capfd.readouterr().err
 
 
+def test_the_full_suite_judges_every_run_in_a_folder_that_need_not_be_named(images, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("compare", images, "--objectives", "mae", "--steps", "2", "--suite", "full")
+    assert call(*asked, "--scene-count", "200", "200") == 0
+    content = json.loads((tmp_path / "runs" / "compare" / "compare.json").read_text())
+    assert [run["folder"] for run in content["runs"]] == ["mae-seed0"]
+    own = {
+        (row["task"], row["evaluator"]): row["values"]["mae"] for row in content["summary"] if "mae" in row["values"]
+    }
+    names = ("k-NN, k chosen", "attentive probe", "low-shot", "retrieval", "SGD probe with BatchNorm, last four blocks")
+    assert {("classes", name) for name in names} <= set(own)
+    assert {"classes", "robustness", "scenes", "fine-tuning"} <= {task.split(":")[0] for task, _ in own}
+    assert "attentive probe" in capfd.readouterr().out
+
+
 def test_a_report_gives_the_command_that_compares_at_equal_compute(images, tmp_path, capsys):
     run = tmp_path / "a run"
     small = ("--encoder.width", "24", "--encoder.depth", "1", "--encoder.heads", "2", "--predictor.width", "24")

@@ -22,7 +22,7 @@ _HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelle
   openjepa report RUN                       write RUN/report.html
   openjepa evaluate RUN|ENCODER [DATA]      k-NN and linear probe, beside a random encoder and raw pixels;
                                             --suite full for all the probes; ENCODER may be another library's
-  openjepa compare [DATA] --out FOLDER      I-JEPA, MAE and denoising with equal compute, side by side on one page
+  openjepa compare [DATA] [--out FOLDER]    I-JEPA, MAE and denoising with equal compute, side by side on one page
   openjepa import CHECKPOINT --out DIR      turn a published I-JEPA or MAE checkpoint into files to load
 
 Every verb explains itself with --help.

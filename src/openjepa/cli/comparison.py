@@ -44,7 +44,7 @@ def compare_verb(arguments: list[str]) -> int:
         """
 
         data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
-        out: Path
+        out: Path = Path("runs/compare")
         objectives: str = "ijepa,mae,denoising"
         seeds: int = 1
         minutes: float | None = None
