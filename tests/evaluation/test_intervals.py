@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from openjepa.evaluation.intervals import Difference, paired_difference, wilson
+from openjepa.evaluation.intervals import Difference, crossed_mean, graded_difference, paired_difference, wilson
 
 
 def test_wilson_of_known_cases():
@@ -58,3 +58,47 @@ def test_a_total_win_stays_inside_its_bounds():
 def test_no_images_make_no_difference():
     with pytest.raises(ValueError, match="got 0"):
         paired_difference(np.zeros(0, bool), np.zeros(0, bool))
+
+
+def graded(generator, draws: int, images: int, by_draw: float, by_image: float, rest: float) -> np.ndarray:
+    """Grades around 0.5 that vary by draw, by image, and by both."""
+    parts = (
+        generator.normal(size=(draws, 1)),
+        generator.normal(size=(1, images)),
+        generator.normal(size=(draws, images)),
+    )
+    return 0.5 + by_draw * parts[0] + by_image * parts[1] + rest * parts[2]
+
+
+@pytest.mark.parametrize(
+    ("draws", "images", "by_draw", "by_image", "rest"),
+    [
+        (5, 200, 0.05, 0.3, 0.3),
+        (5, 200, 0.0, 0.0, 0.4),
+        (3, 50, 0.1, 0.0, 0.1),
+        (5, 400, 0.0, 0.4, 0.1),
+        (1, 60, 0.0, 0.2, 0.2),
+    ],
+)
+def test_the_interval_of_a_mean_over_draws_and_images_covers_the_truth(draws, images, by_draw, by_image, rest):
+    generator, runs, covered = np.random.default_rng(0), 1500, 0
+    for _ in range(runs):
+        value, low, high = crossed_mean(graded(generator, draws, images, by_draw, by_image, rest))
+        assert low < value < high
+        covered += low <= 0.5 <= high
+    assert 0.93 <= covered / runs <= 0.985
+
+
+def test_a_difference_of_grades_is_that_of_the_same_draws_and_images():
+    generator = np.random.default_rng(0)
+    grades = graded(generator, 5, 100, 0.1, 0.3, 0.05)
+    found = graded_difference(grades + 0.02, grades + generator.normal(0, 0.01, grades.shape))
+    # What both have in common, which is nearly all of their spread, is in no interval of the difference.
+    assert found.verdict == "above"
+    assert 0.015 < found.low < 0.02 < found.high < 0.025
+    assert crossed_mean(grades)[2] - crossed_mean(grades)[1] > 0.1
+
+
+def test_one_image_has_no_interval():
+    with pytest.raises(ValueError, match="at least 2 images and 1 draw, got 1 and 5"):
+        crossed_mean(np.ones((5, 1)))
