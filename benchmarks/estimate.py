@@ -3,15 +3,16 @@
     python benchmarks/estimate.py
 
 Counted: FLOPs of a step (the teacher's forward pass, context encoder and predictor forward and backward; recomputed
-activations are a second forward pass of the latter two) with as many tokens as the published sampler leaves in a batch
-of 128 on a GPU, on average; and the weights. Assumed, all of it:
+activations are a second forward pass of the latter two) with as many tokens as the published sampler leaves on average
+in the images that a GPU takes at a time, which share their masks' sizes; and the weights. Assumed, all of it:
 
 - bfloat16 matrix products without sparsity peak at what the makers' data sheets say (PEAKS), and a step reaches
   UTILISATION of that. Measured were smaller networks: on one H100 ViT-S/16 reaches 13% of the data sheet's peak and
   ViT-B/16 27% (17 and 35% of what its large products make; results/gpu-h100.json, batches of 256), and on two
   CPU cores our step 21 to 66% of their products' peak in bfloat16 (README.md). Wider networks reach more; ViT-H/14 was
   not measured.
-- Eight GPUs of one machine are eight times as fast as one.
+- Eight GPUs of one machine are eight times as fast as one, and the loader keeps up with all of them. Measured on an
+  H100 with 16 slow cores it did not (README.md, "On a GPU").
 - ImageNet-1k is 1,281,167 images for 300 epochs (the paper's), ImageNet-22k 14,197,122 for 66, 2.4 times as many
   steps in all.
 - Memory of one GPU of the eight, 16 images on each at a time: weights, gradients and Adam's two moments of what is
@@ -24,7 +25,9 @@ of 128 on a GPU, on average; and the weights. Assumed, all of it:
 import torch
 
 from openjepa.costing import flops
+from openjepa.experiment import Experiment
 from openjepa.masks import Masks
+from openjepa.objectives.base import Objective
 from openjepa.recipes.published import published
 
 # bfloat16 TFLOP/s, memory in GB, watts, from the makers' data sheets.
@@ -39,7 +42,17 @@ PEAKS = {
 UTILISATION = (0.35, 0.5)
 PASSES = {"ImageNet-1k, 300 epochs": 1_281_167 * 300, "ImageNet-22k, 66 epochs": 14_197_122 * 66}
 IMAGES = 16
-SHARE = 128
+PUBLISHED = 128  # on each of 16 GPUs at a time
+
+
+def counts(made: Experiment, objective: Objective, images: int) -> tuple[int, int, dict[str, int]]:
+    """Tokens seen and asked that the sampler leaves so many images on average, and the FLOPs of an image with them."""
+    masking = made.masking()
+    drawn = [masking(torch.arange(images) + images * number, number) for number in range(50)]
+    seen = round(sum(masks.context.shape[1] for masks in drawn) / len(drawn))
+    asked = round(sum(masks.targets.shape[2] for masks in drawn) / len(drawn))
+    masks = Masks(torch.zeros(2, seen, dtype=torch.int64), torch.zeros(2, made.masks.targets, asked, dtype=torch.int64))
+    return seen, asked, flops(objective, made, masks)
 
 
 def main() -> None:
@@ -49,12 +62,8 @@ def main() -> None:
         objective = made.objective()
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     teacher = sum(p.numel() for p in objective.representation.parameters())
-    masking, grid = made.masking(), made.encoder.grid.size
-    drawn = [masking(torch.arange(SHARE) + SHARE * number, number) for number in range(50)]
-    seen = round(sum(masks.context.shape[1] for masks in drawn) / len(drawn))
-    asked = round(sum(masks.targets.shape[2] for masks in drawn) / len(drawn))
-    masks = Masks(torch.zeros(2, seen, dtype=torch.int64), torch.zeros(2, made.masks.targets, asked, dtype=torch.int64))
-    counted = flops(objective, made, masks)
+    grid = made.encoder.grid.size
+    seen, asked, counted = counts(made, objective, IMAGES)
     step, again = counted["step"], (counted["step"] - counted["forward"]) / 3
     blocks = made.masks.targets * made.predictor.depth * (seen + asked) * made.predictor.width
     features = made.encoder.depth * seen * made.encoder.width + blocks
@@ -80,8 +89,14 @@ def main() -> None:
             energy = [8 * watts * spent / 1000 for spent in hours]
             cells.append(f"{hours[0]:,.0f} to {hours[1]:,.0f} ({energy[0]:,.0f} to {energy[1]:,.0f})")
         print(f"| {gpu} | {fits} | {' | '.join(cells)} |")
-    spent = [PASSES["ImageNet-1k, 300 epochs"] * step / (16 * share * 312e12) / 3600 for share in UTILISATION]
-    print(f"\nThe paper's run, 300 epochs on 16 A100: {spent[1]:.0f} to {spent[0]:.0f} hours; it says under 72.")
+    seen, asked, counted = counts(made, objective, PUBLISHED)
+    cost = PASSES["ImageNet-1k, 300 epochs"] * counted["step"]
+    spent = [cost / (16 * share * 312e12) / 3600 for share in UTILISATION]
+    print(
+        f"\nThe paper's run, 300 epochs on 16 A100, {PUBLISHED} images on each at a time ({seen} seen, "
+        f"{made.masks.targets} x {asked} asked, {counted['step'] / 1e12:.2f} TFLOP): {spent[1]:.0f} to {spent[0]:.0f} "
+        f"hours; it says under 72."
+    )
 
 
 if __name__ == "__main__":

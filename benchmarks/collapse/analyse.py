@@ -4,8 +4,9 @@
 
 A run is bad where its last encoder is below its own untrained one on the linear probe (and, separately, on k-NN) of
 labelled images that the watch does not have. Signs and thresholds are settled on one half of the runs (by a hash of
-their number) and the numbers reported are of the other half; the columns "all" are of both. Writes ``analysis.json``,
-``analysis.md`` and ``analysis.png``.
+their number) and the numbers reported are of the other half; the columns "all" are of both. Alarms are counted twice:
+as the watch gives them with labels at hand, and without. Writes ``analysis.json``, ``analysis.md``, ``analysis.png``
+and ``runs.jsonl``, the runs without the rows between two looks, which it takes for a STUDY as well.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from openjepa import draws
 from openjepa.diagnosis.findings import diagnose
 from openjepa.diagnosis.looks import UNTRAINED, score
 
+LABELLED = {prefix + name for prefix in ("", UNTRAINED) for name in ("knn", "probe")}
 # Label-free first; then what the online labels say; last the loss, for comparison.
 RATIOS = ("rankme", "lidar")
 DIFFERENCES = ("alpha_req", "uniformity", "alignment", "image_share", "knn", "probe")
@@ -132,14 +134,16 @@ def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
     return found
 
 
-def alarms(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
-    """What a person would have been told: at each tenth, whether :func:`diagnose` sees trouble."""
+def alarms(runs: Sequence[Studied], outcome: str, *, labels: bool) -> dict[str, Any]:
+    """What a person would have been told: at each tenth, whether :func:`diagnose` sees trouble; with ``labels`` or
+    without them."""
     table = []
     for run in runs:
-        steps = [row["step"] for row in run.rows if "rankme" in row]
+        rows = [{k: v for k, v in row.items() if labels or k not in LABELLED} for row in run.rows]
+        steps = [row["step"] for row in rows if "rankme" in row]
         told = []
         for step in steps:
-            found = diagnose([row for row in run.rows if row["step"] <= step])
+            found = diagnose([row for row in rows if row["step"] <= step])
             told.append(any(one.severity == "trouble" for one in found))
         table.append(told)
     told, bad = np.array(table), np.array([run.bad(outcome) for run in runs])
@@ -188,14 +192,15 @@ def markdown(found: dict[str, Any]) -> str:
                 f"| {own[9][0]:.2f} | {every[1][0]:.2f} ({every[1][1]:.2f} to {every[1][2]:.2f}) "
                 f"| {clear[0]:.2f} ({clear[1]:.2f} to {clear[2]:.2f}) | {lost['mean']:.1f} ({lost['most']:.1f}) |"
             )
-        last, told = part["choices"]["last checkpoint"], part["alarms"]
+        last = part["choices"]["last checkpoint"]
         parts.append(f"| last checkpoint | | | | | | | {last['mean']:.1f} ({last['most']:.1f}) |")
-        for kind in ("bad", "good"):
-            shares = " ".join(f"{100 * share:.0f}" for share in told[f"share_of_{kind}_in_trouble"])
-            parts.append(f"\n{kind} runs told to be in trouble, at each tenth (%): {shares}")
-        left = told["mean_share_of_run_left_at_alarm"]
-        if left is not None:
-            parts.append(f"\nAt the first alarm {100 * left:.0f}% of a bad run is still to come.")
+        for told, whose in ((part["alarms"], "with labels"), (part["alarms without labels"], "without labels")):
+            for kind in ("bad", "good"):
+                shares = " ".join(f"{100 * share:.0f}" for share in told[f"share_of_{kind}_in_trouble"])
+                parts.append(f"\n{kind} runs told to be in trouble, {whose}, at each tenth (%): {shares}")
+            left = told["mean_share_of_run_left_at_alarm"]
+            if left is not None:
+                parts.append(f"\nAt the first alarm {whose} {100 * left:.0f}% of a bad run is still to come.")
     return "\n".join(parts) + "\n"
 
 
@@ -220,6 +225,17 @@ def picture(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def slim(study: Path, path: Path) -> None:
+    """Write the runs with the first of their rows and those of their looks, in five digits."""
+    lines = []
+    for line in study.read_text().splitlines():
+        run = json.loads(line, parse_float=lambda text: float(f"{float(text):.5g}"))
+        if "rows" in run:
+            run["rows"] = [row for number, row in enumerate(run["rows"]) if number == 0 or "rankme" in row]
+        lines.append(json.dumps(run) + "\n")
+    path.write_text("".join(lines))
+
+
 def main() -> None:
     """Parse, compute, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -236,7 +252,8 @@ def main() -> None:
         signs = {name: part["sign"] for name, part in separated.items()}
         outcomes[outcome] = {
             "separation": separated,
-            "alarms": alarms(runs, outcome),
+            "alarms": alarms(runs, outcome, labels=True),
+            "alarms without labels": alarms(runs, outcome, labels=False),
             "choices": choices(reported, outcome, signs),
             "choices_all": choices(runs, outcome, signs),
         }
@@ -245,6 +262,7 @@ def main() -> None:
     (given.out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
     (given.out / "analysis.md").write_text(markdown(found))
     picture(found, given.out / "analysis.png")
+    slim(given.study, given.out / "runs.jsonl")
     print(markdown(found))
 
 
