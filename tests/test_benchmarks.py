@@ -197,6 +197,24 @@ def test_time_to_accuracy_trains_judges_and_goes_on(run, photos, tmp_path):
     assert "| linear probe | 0.01 min |" in again
 
 
+def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS / "collapse")
+    analyse, results = importlib.import_module("analyse"), BENCHMARKS / "collapse" / "results"
+    runs, failed = analyse.read(results / "runs-fresh-2.jsonl")
+    assert (len(runs), failed) == (72, 0)
+    told = json.loads((results / "analysis-fresh-2.json").read_text())["outcomes"]
+    readme = (BENCHMARKS / "collapse" / "README.md").read_text()
+    for outcome, name in (("knn", "k-NN"), ("probe", "probe")):
+        found = [analyse.alarms(runs, outcome, labels=labels) for labels in (True, False)]
+        assert found == [told[outcome]["alarms"], told[outcome]["alarms without labels"]]
+        cells = [
+            ", ".join(f"{alarms[f'share_of_{kind}_in_trouble'][tenth - 1]:.0%}" for tenth in (3, 5))
+            for kind in ("bad", "good")
+            for alarms in found
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in readme
+
+
 def test_the_estimate_is_the_one_in_the_readme(run):
     rows = [line for line in run("estimate.py").splitlines() if line.startswith("|")]
     assert len(rows) == 8
