@@ -75,6 +75,7 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     assert "other settings (steps)" in capfd.readouterr().err
 
 
+@pytest.mark.timeout(900)
 def test_the_full_suite_judges_every_run_in_a_folder_that_need_not_be_named(images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ("compare", images, "--objectives", "mae", "--steps", "2", "--suite", "full")

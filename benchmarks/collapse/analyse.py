@@ -242,6 +242,8 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if given.study.resolve() == (given.out / "runs.jsonl").resolve():
+        parser.error("--out would overwrite the study: name another folder")
     runs, failed = read(given.study)
     if not runs:
         parser.error(f"{given.study} holds no finished run")

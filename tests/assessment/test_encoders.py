@@ -82,9 +82,17 @@ def test_pixels_too_are_told_where_a_patch_is():
     x = PREPROCESSING.normalise(PREPROCESSING.fit(picture())[None])
     # The third patch of the second row, which 48 numbers would say whole: 2x2 averages of it are as many as 24 allow.
     patch = torch.nn.functional.adaptive_avg_pool2d(x[:, :, 4:8, 8:12], (2, 2))
-    assert tokens.shape == (1, 16, 12 + 64)
+    assert tokens.shape == (1, 16, 128)
     torch.testing.assert_close(tokens[:, 6, :12], patch.flatten(1))
-    assert len({tuple(places) for places in tokens[0, :, 12:].tolist()}) == 16
+    assert len({tuple(places) for places in tokens[0, :, 12 : 12 + 64].tolist()}) == 16
+
+
+def test_patches_of_more_channels_than_an_encoder_is_wide_have_no_tokens_of_pixels():
+    many = Preprocessing(size=(16, 16), channels=30, mean=(0.5,) * 30, std=(0.25,) * 30)
+    config = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=30, width=24, depth=2, heads=3)
+    kinds = panel_of(Pretrained(Encoder(config), many)).kinds
+    assert Kind(PIXELS, LAST) in kinds
+    assert Kind(PIXELS, TOKENS) not in kinds
 
 
 def test_fewer_than_four_blocks_are_all_of_them_and_it_is_said(splits):

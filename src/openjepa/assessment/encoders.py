@@ -21,8 +21,9 @@ from openjepa.grid import TokenGrid, sincos_positions
 from openjepa.pretrained import Pretrained, load
 
 BLOCKS = 4
-# Numbers that say where a patch of raw pixels is.
-_PLACES = 64
+# Numbers that say where a patch of raw pixels is; and of what their tokens' width is filled up to a multiple, so that
+# heads of a probe are as wide as an encoder's.
+_PLACES = _HEAD = 64
 
 
 class Kind(NamedTuple):
@@ -170,11 +171,13 @@ def panel(
 
 def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | None) -> tuple[Network, tuple[int, int]]:
     """Raw pixels, and the (height, width) used: of the whole image and, on a grid that divides it evenly, of its
-    patches, averaged to at most ``width`` numbers each, with their places beside them as an encoder is told them."""
+    patches, averaged to at most ``width`` numbers each (if that is a number for each channel at least), with their places
+    beside them as an encoder is told them."""
     height, columns = preprocessing.size
     size = raw_pixels(torch.zeros(1, preprocessing.channels, height, columns))[1]
     last, tokens = Kind(PIXELS, LAST), Kind(PIXELS, TOKENS)
     even = grid is not None and height % grid[0] == 0 and columns % grid[1] == 0
+    even = even and preprocessing.channels <= width
 
     def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
         given: dict[Kind, Tensor] = {}
@@ -183,10 +186,11 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
         if grid is not None and tokens in wanted:
             patches = patch_pixels(preprocessing.normalise(images), grid, width)
             places = sincos_positions(TokenGrid(grid), _PLACES)
-            given[tokens] = torch.cat([patches, places.expand(len(patches), -1, -1)], 2)
+            both = torch.cat([patches, places.expand(len(patches), -1, -1)], 2)
+            given[tokens] = torch.nn.functional.pad(both, (0, -both.shape[2] % _HEAD))
         return given
 
-    identity = [PIXELS, list(size), *([list(grid), width] if grid is not None and even else ())]
+    identity = [PIXELS, list(size), *([list(grid), width, _HEAD] if grid is not None and even else ())]
     return Network(identity=identity, kinds=(last, tokens) if even else (last,), encode=encode), size
 
 

@@ -17,8 +17,8 @@ from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 
 # Decoder and highest lr. MAE's 1e-3 was better than 3e-3 on the sample (k-NN 78.3 and 71.0, probe 83.4 and 78.3, about
-# 3,400 steps: LOG.md, 2026-11-26, "The small recipe: 192x6, batch 64"); 5e-4 and 2.5e-4 have 1.7 points more of k-NN,
-# 0.2 and 0.6 less of probe (3,000 steps, two seeds: benchmarks/README.md). Denoising's was not tuned.
+# 3,400 steps: LOG.md, 2026-11-26, "The small recipe: 192x6, batch 64"); 5e-4 and 2.5e-4 have 1.7 and 1.6 points more of
+# k-NN, 0.2 and 0.6 less of probe (3,000 steps, two seeds: benchmarks/README.md). Denoising's was not tuned.
 _SMALL = {
     "mae": (PredictorConfig(width=96, depth=2, heads=3), 1e-3),
     "denoising": (PredictorConfig(width=96, depth=1, heads=3), 1e-3),
