@@ -171,8 +171,8 @@ def panel(
 
 def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | None) -> tuple[Network, tuple[int, int]]:
     """Raw pixels, and the (height, width) used: of the whole image and, on a grid that divides it evenly, of its
-    patches, averaged to at most ``width`` numbers each (if that is a number for each channel at least), with their places
-    beside them as an encoder is told them."""
+    patches, averaged to at most ``width`` numbers each (where there are no more channels), with their places beside
+    them as an encoder is told them."""
     height, columns = preprocessing.size
     size = raw_pixels(torch.zeros(1, preprocessing.channels, height, columns))[1]
     last, tokens = Kind(PIXELS, LAST), Kind(PIXELS, TOKENS)

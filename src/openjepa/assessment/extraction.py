@@ -19,8 +19,8 @@ from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part, Tokens
 from openjepa.evaluation.suite import TOKENS
 
-# Tokens of one part and one encoder in half precision: what is kept in memory, and so how many images they are of. Those
-# of raw pixels are of as many, and wider by 127 numbers at most.
+# Tokens of one part and one encoder in half precision: what is kept in memory, and so how many images they are of.
+# Those of raw pixels are of as many, and wider by 127 numbers at most.
 TOKEN_BYTES = 2**29
 # Share of the images that may be unreadable, as training has it.
 BAD_IMAGES = 0.01
