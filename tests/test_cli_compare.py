@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
+from openjepa.recipes.small import small
 
 
 def call(*arguments) -> int:
@@ -75,10 +77,20 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     assert "other settings (steps)" in capfd.readouterr().err
 
 
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A saved experiment whose encoder takes next to no time."""
+    made = small(signal=(16, 16), patch=(4, 4), mean=(0.5,), std=(0.25,))
+    narrow = replace(made.encoder, width=24, depth=4, heads=2, channels=1)
+    made = replace(made, encoder=narrow, training=replace(made.training, batch=15))
+    (tmp_path / "tiny.json").write_text(made.to_json())
+    return tmp_path / "tiny.json"
+
+
 @pytest.mark.timeout(900)
-def test_the_full_suite_judges_every_run_in_a_folder_that_need_not_be_named(images, tmp_path, capfd, monkeypatch):
+def test_the_full_suite_judges_every_run_in_a_folder_that_need_not_be_named(images, tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = ("compare", images, "--objectives", "mae", "--steps", "2", "--suite", "full")
+    asked = ("compare", images, "--objectives", "mae", "--steps", "2", "--suite", "full", "--experiment", tiny)
     assert call(*asked, "--scene-count", "200", "200") == 0
     content = json.loads((tmp_path / "runs" / "compare" / "compare.json").read_text())
     assert [run["folder"] for run in content["runs"]] == ["mae-seed0"]
