@@ -36,13 +36,13 @@ def point(facts: tuple[int, ...], *, timed: bool) -> None:
     import torch
 
     import contenders
-    from measure import gemm_peak, machine, precision, seconds
+    from measure import gemm_peaks, machine, precision, seconds
     from openjepa.encoder import EncoderConfig, PredictorConfig
     from openjepa.training.metrics import peak_memory
 
     side, patch, width, depth, heads, narrow, shallow, batch = facts
     cpu = torch.device("cpu")
-    peaks = {name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}
+    peaks = gemm_peaks(cpu)
     dtype, cores = precision(peaks, "auto"), torch.get_num_threads()
     replicas = max(count for count in range(1, cores + 1) if batch % count == 0)
     torch.set_num_threads(cores // replicas)

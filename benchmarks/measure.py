@@ -70,6 +70,11 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
     return best
 
 
+def gemm_peaks(device: torch.device) -> dict[str, float]:
+    """:func:`gemm_peak` in bfloat16 and float32, by name."""
+    return {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+
+
 def precision(peaks: dict[str, float], wanted: str) -> str:
     """``bfloat16`` (autocast) or ``float32``: the one wanted, or for ``auto`` that with the faster matrix products."""
     return max(peaks, key=peaks.__getitem__) if wanted == "auto" else wanted

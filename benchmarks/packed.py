@@ -18,31 +18,28 @@ from typing import Any
 import torch
 
 import contenders
-from measure import compared, gemm_peak, machine, precision
+from measure import compared, gemm_peaks, machine, precision
 from openjepa.cli import suit_the_process
 from openjepa.masking import MultiBlockMasking
 from openjepa.masks import Masks, MultiBlockConfig
 
 
-def masks_of(size: contenders.Size) -> dict[str, Masks]:
+def masks_of(task: contenders.Task) -> dict[str, Masks]:
     """A batch's masks: packed, the same padded, and the default's."""
-    ids = torch.arange(size.batch)
-    packed = MultiBlockMasking(size.encoder.grid, MultiBlockConfig(shape="packed"))(ids, 0)
-    return {
-        "packed": packed,
-        "padded": replace(packed, context_packed=None),
-        "fixed": MultiBlockMasking(size.encoder.grid)(ids, 0),
-    }
+    size = task.size
+    packed = MultiBlockMasking(size.encoder.grid, MultiBlockConfig(shape="packed"))(torch.arange(size.batch), 0)
+    packed = packed.to(task.device)
+    return {"packed": packed, "padded": replace(packed, context_packed=None), "fixed": task.masks}
 
 
 def measured(size: contenders.Size, device: torch.device, dtype: str, replicas: int, rounds: int) -> dict[str, Any]:
     """Seconds of a step of each, and the tokens that an image shows in it, padding included."""
-    task, masks = contenders.Task(size, device, dtype), masks_of(size)
+    task = contenders.Task(size, device, dtype)
     calls, tokens = {}, {}
-    for name, own in masks.items():
-        step, there = contenders.trainers_step(task, replicas), own.to(device)
-        calls[name] = lambda step=step, there=there: step(task.x, there, 0)
-        tokens[name] = (own.context.numel() if name != "packed" else int(own.context_valid.sum())) / size.batch
+    for name, own in masks_of(task).items():
+        step = contenders.trainers_step(task, replicas)
+        calls[name] = lambda step=step, own=own: step(task.x, own, 0)
+        tokens[name] = int(own.context_valid.sum()) / size.batch
     return {"name": size.name, "batch": size.batch, "tokens": tokens, "seconds": compared(calls, device, rounds=rounds)}
 
 
@@ -60,7 +57,7 @@ def main() -> None:
     suit_the_process()
     torch.set_num_threads(1)
     device = torch.device(options.device)
-    dtype = precision({name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}, "auto")
+    dtype = precision(gemm_peaks(device), "auto")
     results: dict[str, Any] = {"machine": machine(device), "dtype": dtype, "replicas": options.replicas, "sizes": {}}
     print("| size | tokens shown: packed, padded, fixed | packed, ms | padded, ms | fixed, ms | padded over packed |")
     print(f"|{'---|' * 6}")

@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> None:
         suit_the_process()
     import torch
 
-    from measure import gemm_peak, machine, precision
+    from measure import gemm_peaks, machine, precision
     from openjepa.encoder import EncoderConfig, PredictorConfig
     from openjepa.masking import MultiBlockMasking
     from openjepa.masks import MultiBlockConfig
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace) -> None:
     most = torch.get_num_threads()
     replicas = replicas or max(count for count in range(1, most + 1) if options.batch % count == 0)
     torch.set_num_threads(threads or most)
-    kind = precision({name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}, "auto")
+    kind = precision(gemm_peaks(cpu), "auto")
     encoder = EncoderConfig(
         signal=(4 * options.tokens,) * 2,
         patch=(4, 4),

@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 
 import contenders
-from measure import gemm_peak, machine, precision
+from measure import gemm_peaks, machine, precision
 from openjepa.cli import suit_the_process
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.data.loader import training_batches
@@ -191,7 +191,7 @@ def main() -> None:
     suit_the_process()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    peaks = {name: gemm_peak(getattr(torch, name), cpu) for name in ("bfloat16", "float32")}
+    peaks = gemm_peaks(cpu)
     dtype = precision(peaks, "auto")
     results: dict[str, Any] = {"machine": machine(cpu), "peaks": peaks, "dtype": dtype, "replicas": options.replicas}
     results["sizes"] = {}

@@ -44,7 +44,7 @@ def contend(options: argparse.Namespace) -> None:
     import torch
 
     import contenders
-    from measure import gemm_peak, machine, precision, seconds
+    from measure import gemm_peaks, machine, precision, seconds
     from openjepa.training.metrics import peak_memory
 
     device = torch.device(options.device)
@@ -58,7 +58,7 @@ def contend(options: argparse.Namespace) -> None:
         print(json.dumps({"refused": str(error)}), flush=True)
         return
     before = _resident()
-    peaks = {name: gemm_peak(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+    peaks = gemm_peaks(device) if options.peaks else {}
     size = contenders.sized(options.size, options.batch)
     task = contenders.Task(size, device, precision(peaks, options.precision))
     try:
@@ -94,9 +94,9 @@ def _resident() -> int:
 class Contender:
     """A process that takes a step whenever it is asked."""
 
-    def __init__(self, name: str, size: str, options: argparse.Namespace, precision: str) -> None:
+    def __init__(self, name: str, size: str, options: argparse.Namespace, precision: str, peaks: bool) -> None:
         command = [sys.executable, __file__, "--contender", name, "--size", size, "--device", options.device]
-        command += ["--precision", precision]
+        command += ["--precision", precision, *(["--peaks"] if peaks else [])]
         for option in ("threads", "batch"):
             command += [f"--{option}", str(getattr(options, option))] if getattr(options, option) else []
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -139,13 +139,13 @@ def measure(size: str, kind: dict[str, bool], options: argparse.Namespace) -> di
 
     taking, refused, precision = {}, {}, options.precision
     for name in kind:
-        contender = Contender(name, size, options, precision)
+        contender = Contender(name, size, options, precision, peaks=not taking)
         if "refused" in contender.facts:
             refused[name] = contender.facts["refused"]
             contender.close()
         else:
             taking[name] = contender
-            precision = contender.facts["dtype"]  # the first one's for all
+            precision = contender.facts["dtype"]  # the first one's for all, as the peaks are
     for turn in range(options.rounds):
         for name in list(taking)[:: 1 if turn % 2 == 0 else -1]:
             time.sleep(0.02)  # until the others' threads have gone to sleep
@@ -219,6 +219,7 @@ def main() -> None:
     )
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--size", help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         contend(options)

@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import contenders
-from measure import gemm_peak, machine, precision, seconds
+from measure import gemm_peaks, machine, precision, seconds
 from openjepa.cli import suit_the_process
 from openjepa.training.step import Step
 
@@ -241,7 +241,7 @@ def main() -> None:
     options = parser.parse_args()
     suit_the_process()
     torch.set_num_threads(1)
-    peaks = {name: gemm_peak(getattr(torch, name), CPU) for name in ("bfloat16", "float32")}
+    peaks = gemm_peaks(CPU)
     dtype = precision(peaks, "auto")
     results: dict[str, Any] = {"machine": machine(CPU), "peaks": peaks, "dtype": dtype, "sizes": {}}
     for key in options.sizes:

@@ -15,9 +15,9 @@ def test_a_spoilt_line_costs_no_other(tmp_path):
 
 
 def test_the_peak_is_the_process_own_and_not_what_began_it_held():
-    ask = "import torch; from openjepa.training.metrics import peak_memory; print(peak_memory(torch.device('cpu')))"
-    grown = f"import torch; held = torch.ones(2**27); {ask.split(';', 1)[1]}"  # 512 MiB
-    child = f"import subprocess, sys, torch; held = torch.ones(2**27); subprocess.run([sys.executable, '-c', {ask!r}])"
+    tell = "from openjepa.training.metrics import peak_memory; print(peak_memory(torch.device('cpu')))"
+    ask, hold = f"import torch; {tell}", "import subprocess, sys, torch; held = torch.ones(2**27)"  # 512 MiB
+    grown, child = f"{hold}; {tell}", f"{hold}; subprocess.run([sys.executable, '-c', {ask!r}])"
     alone, large, inside = (
         int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
         for code in (ask, grown, child)

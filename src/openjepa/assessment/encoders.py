@@ -176,8 +176,8 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
     height, columns = preprocessing.size
     size = raw_pixels(torch.zeros(1, preprocessing.channels, height, columns))[1]
     last, tokens = Kind(PIXELS, LAST), Kind(PIXELS, TOKENS)
-    even = grid is not None and height % grid[0] == 0 and columns % grid[1] == 0
-    even = even and preprocessing.channels <= width
+    if grid is not None and (height % grid[0] or columns % grid[1] or preprocessing.channels > width):
+        grid = None
 
     def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
         given: dict[Kind, Tensor] = {}
@@ -190,8 +190,10 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
             given[tokens] = torch.nn.functional.pad(both, (0, -both.shape[2] % _HEAD))
         return given
 
-    identity = [PIXELS, list(size), *([list(grid), width, _HEAD] if grid is not None and even else ())]
-    return Network(identity=identity, kinds=(last, tokens) if even else (last,), encode=encode), size
+    identity, kinds = [PIXELS, list(size)], (last,)
+    if grid is not None:
+        identity, kinds = [*identity, list(grid), width, _HEAD], (last, tokens)
+    return Network(identity=identity, kinds=kinds, encode=encode), size
 
 
 def network(
