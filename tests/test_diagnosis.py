@@ -11,7 +11,7 @@ from openjepa.diagnosis.looks import UNTRAINED, choose, looks, score, untrained
 from openjepa.recipes.small import lengthened, small
 
 HEALTHY = {"rankme": 10.0, "alpha_req": 2.5, "lidar": 5.0, "knn": 0.5, "probe": 0.5,
-           "features_over_images": 0.6, "features_over_positions": 0.4}  # fmt: skip
+           "features_over_images": 0.6, "features_over_positions": 0.4, "pixel_r2": 0.5}  # fmt: skip
 EXPERIMENT = {
     "ijepa": {"target_norm": "layer", "variance_covariance": 0.0, "momentum": [0.996, 1.0]},
     "schedule": {"lr": 0.001},
@@ -56,6 +56,7 @@ CASES = {
     "vanished": {"loss": 0.0008, "features_over_images": 0.02, "features_over_positions": 0.03},
     "below": {"alpha_req": 3.5},
     "knn": {"knn": 0.3},
+    "pixels": {"pixel_r2": 0.41},
 }
 
 
@@ -176,6 +177,22 @@ def test_features_without_a_spectrum_are_the_worst():
     assert score(flat, HEALTHY) == -7.5
     assert score({}, HEALTHY) is None
     assert score(HEALTHY, {}) is None
+
+
+def test_what_is_told_of_the_pictures_counts_where_it_was_measured():
+    before_it_was = {name: value for name, value in HEALTHY.items() if name != "pixel_r2"}
+    assert score({**HEALTHY, "pixel_r2": 0.35}, HEALTHY) == pytest.approx(-0.6)
+    assert score({**HEALTHY, "pixel_r2": 0.7, "alpha_req": 3.0}, HEALTHY) == pytest.approx(0.3)
+    assert score({**HEALTHY, "pixel_r2": 0.9}, before_it_was) == 0, "a run that began before it was measured"
+    assert score(before_it_was, HEALTHY) == 0
+    found = {one.kind: one for one in diagnose(log(*[{"pixel_r2": 0.35}] * 2), EXPERIMENT)}
+    assert set(found) == {"below", "pixels"}
+    assert "RankMe 10.0 after 10.0, pixel R2 0.35 after 0.50), since step 50." in found["below"].seen
+    assert "pixel R2 0.35 after 0.50, since step 50." in found["pixels"].seen
+    assert kinds(log(*[{"pixel_r2": 0.43}] * 2)) == {}
+    old = [{name: value for name, value in row.items() if "pixel_r2" not in name} for row in log(*[CASES["below"]] * 2)]
+    (told,) = diagnose(old, EXPERIMENT)
+    assert "(alpha-ReQ 3.50 after 2.50, RankMe 10.0 after 10.0), since step 50." in told.seen
 
 
 def test_damaged_rows_break_nothing():

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
     training=TrainingConfig(precision="float32", steps=10, batch=8),
 )
 LABEL_FREE = {"rankme", "alpha_req", "uniformity", "lidar", "alignment", "features_over_images"}
-LABEL_FREE |= {"features_over_positions"}
+LABEL_FREE |= {"features_over_positions", "pixel_r2"}
 
 
 def source(labelled: bool = True, count: int = 240) -> ArraySource:

@@ -26,10 +26,10 @@ from openjepa.diagnosis.looks import UNTRAINED, score
 LABELLED = {prefix + name for prefix in ("", UNTRAINED) for name in ("knn", "probe")}
 # Label-free first; then what the online labels say; last the loss, for comparison.
 RATIOS = ("rankme", "lidar")
-DIFFERENCES = ("alpha_req", "uniformity", "alignment", "image_share", "knn", "probe")
-WEIGHTS = (0.25, 1.0)  # of RankMe beside alpha-ReQ; the library's is 0.5
+DIFFERENCES = ("alpha_req", "pixel_r2", "uniformity", "alignment", "image_share", "knn", "probe")
+WEIGHTS = (0.25, 0.5, 1.0)  # of RankMe beside alpha-ReQ; the library's is 0.5, with pixel R2 beside
 # Which way is better, where the measure itself says so; of the others one half of the runs decides.
-SIGNS = {"rankme": 1, "lidar": 1, "alpha_req": -1, "image_share": 1, "knn": 1, "probe": 1}
+SIGNS = {"rankme": 1, "lidar": 1, "alpha_req": -1, "pixel_r2": 1, "image_share": 1, "knn": 1, "probe": 1}
 RESAMPLES = 2000
 # A run that ends at least so far from its untrained encoder ends clearly above or below; within it is mostly noise.
 CLEAR = 0.02
@@ -75,8 +75,12 @@ def read(path: Path) -> tuple[list[Studied], int]:
     return found, failed
 
 
-def measures() -> dict[str, Callable[[Studied, int], float]]:
-    """Numbers that may tell, as functions of a run and a look: each against the untrained encoder's."""
+def measures(runs: Sequence[Studied]) -> dict[str, Callable[[Studied, int], float]]:
+    """Numbers that may tell, as functions of a run and a look: each against the untrained encoder's.
+
+    Of pixel R2 only where all runs have it, for those before 2026-11-29 do not.
+    """
+    differences = [name for name in DIFFERENCES if all(name in look for run in runs for look in run.looks)]
 
     def ratio(name: str) -> Callable[[Studied, int], float]:
         return lambda run, at: math.log(max(run.looks[at][name], 1e-9) / max(run.looks[0][name], 1e-9))
@@ -97,7 +101,7 @@ def measures() -> dict[str, Callable[[Studied, int], float]]:
 
     found: dict[str, Callable[[Studied, int], float]] = {"score (the library's)": library}
     found |= {f"{w:g} log rankme - alpha_req": lambda run, at, w=w: combined(run, at, w) for w in WEIGHTS}
-    found |= {name: ratio(name) for name in RATIOS} | {name: difference(name) for name in DIFFERENCES}
+    found |= {name: ratio(name) for name in RATIOS} | {name: difference(name) for name in differences}
     return found | {"loss": loss}
 
 
@@ -120,7 +124,7 @@ def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
     bad = np.array([run.bad(outcome) for run in runs])
     fitting = np.array([run.fitting for run in runs])
     found: dict[str, Any] = {}
-    for name, measure in measures().items():
+    for name, measure in measures(runs).items():
         values = np.array([[measure(run, at) for at in range(11)] for run in runs])
         clear = np.array([abs(run.judged[outcome][-1] - run.judged[outcome][0]) >= CLEAR for run in runs])
         known = interval(values[fitting, 2], bad[fitting])[0]
@@ -166,7 +170,7 @@ def choices(runs: Sequence[Studied], outcome: str, signs: dict[str, int]) -> dic
         return {"mean": float(np.mean(points)), "most": float(np.max(points))}
 
     found = {"last checkpoint": lost(lambda run: 10)}
-    for name, measure in measures().items():
+    for name, measure in measures(runs).items():
         found[name] = lost(
             lambda run, m=measure, s=signs[name]: 1 + int(np.argmax([s * m(run, i) for i in range(1, 11)]))
         )
@@ -206,22 +210,33 @@ def markdown(found: dict[str, Any]) -> str:
 
 def picture(found: dict[str, Any], path: Path) -> None:
     """AUC over the run for every measure, an axis for each outcome."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
+    colours = colormaps["tab20"].colors
     for axes, (outcome, part) in zip(figure.subplots(1, 2, sharey=True), found["outcomes"].items(), strict=True):
-        for name, auc in part["separation"].items():
+        for colour, (name, auc) in zip(colours, part["separation"].items(), strict=False):
             own = np.array(auc["all"])
             is_score = name.startswith("score")
             axes.plot(
-                range(1, 11), own[:, 0], label=name, linewidth=2.5 if is_score else 1, zorder=3 if is_score else 2
+                range(1, 11),
+                own[:, 0],
+                label=name,
+                color=colour,
+                linewidth=2.5 if is_score else 1.2,
+                zorder=3 if is_score else 2,
             )
             if is_score:
                 axes.fill_between(range(1, 11), own[:, 1], own[:, 2], alpha=0.15)
         axes.axhline(0.95, color="grey", linewidth=0.8, dashes=(3, 3))
-        axes.set(title=f"ends below random on the {outcome}", xlabel="tenth of the run", ylim=(0.3, 1.02))
+        axes.set(
+            title=f"ends below random on {'the probe' if outcome == 'probe' else 'k-NN'}",
+            xlabel="tenth of the run",
+            ylim=(0.3, 1.02),
+        )
     figure.axes[0].set_ylabel("AUC, all runs")
-    figure.axes[1].legend(fontsize=7, loc="lower right")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     figure.savefig(path, dpi=130)
 
 

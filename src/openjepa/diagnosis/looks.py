@@ -11,6 +11,7 @@ from typing import Any
 
 UNTRAINED = "untrained_"
 NO_SPECTRUM = 10.0
+PIXELS = 4.0
 Row = Mapping[str, Any]
 
 
@@ -39,16 +40,18 @@ def looks(rows: Iterable[Row]) -> list[Row]:
 def score(look: Row, before: Row) -> float | None:
     """How good the representation is against the untrained one, without labels: above 0 is better, or None.
 
-    (untrained alpha-ReQ - alpha-ReQ) + 1/2 log(RankMe / untrained RankMe): a spectrum that decays less steeply, in more
-    directions. Chosen in benchmarks/collapse, where each of the two alone misses runs that the other one tells, and
-    LiDAR, which ranks trained encoders, does not tell one from the untrained: it rose in runs that ended far below.
-    Features without a spectrum (all alike) count as an alpha-ReQ of 10.
+    (untrained alpha-ReQ - alpha-ReQ) + 1/2 log(RankMe / untrained RankMe) + 4 (pixel R2 - untrained pixel R2): a
+    spectrum that decays less steeply, in more directions, from which more of the pictures can be read. Chosen in
+    benchmarks/collapse, where each alone misses runs that the others tell, and LiDAR, which ranks trained encoders,
+    does not tell one from the untrained: it rose in runs that ended far below. Features without a spectrum (all alike)
+    count as an alpha-ReQ of 10; runs in which pixel R2 was not measured are judged by the spectrum.
     """
     then, rank = number(before, "alpha_req"), log_ratio(look, before, "rankme")
     if then is None or rank is None:
         return None
-    now = number(look, "alpha_req")
-    return then - (NO_SPECTRUM if now is None else now) + rank / 2
+    now, told, untold = number(look, "alpha_req"), number(look, "pixel_r2"), number(before, "pixel_r2")
+    gained = 0.0 if told is None or untold is None else told - untold
+    return then - (NO_SPECTRUM if now is None else now) + rank / 2 + PIXELS * gained
 
 
 def choose(rows: Sequence[Row]) -> Choice | None:

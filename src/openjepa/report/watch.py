@@ -12,6 +12,7 @@ from openjepa.report.verdict import findings
 # Key in metrics.jsonl, title, one line on how to read it.
 _CURVES = (
     ("alpha_req", "alpha-ReQ", "How fast the spectrum decays. Above the line: fewer directions hold all."),
+    ("pixel_r2", "Pixel R2", "What a linear map tells of the pictures. Below the line: some of it is lost."),
     ("lidar", "LiDAR", "Directions in which images differ more than crops of one do."),
     ("uniformity", "Uniformity", "0: all features point one way. Lower: spread."),
     ("features_over_images", "Features over images", "Variance of a token from image to image. Near 0: all alike."),
