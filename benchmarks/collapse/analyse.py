@@ -214,16 +214,16 @@ def picture(found: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    colours = colormaps["tab20"].colors
+    colours = colormaps["tab20"]
     for axes, (outcome, part) in zip(figure.subplots(1, 2, sharey=True), found["outcomes"].items(), strict=True):
-        for colour, (name, auc) in zip(colours, part["separation"].items(), strict=False):
+        for place, (name, auc) in enumerate(part["separation"].items()):
             own = np.array(auc["all"])
             is_score = name.startswith("score")
             axes.plot(
                 range(1, 11),
                 own[:, 0],
                 label=name,
-                color=colour,
+                color=colours(place),
                 linewidth=2.5 if is_score else 1.2,
                 zorder=3 if is_score else 2,
             )
