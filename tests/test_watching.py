@@ -83,6 +83,7 @@ def test_an_encoder_that_says_the_same_of_all_is_seen_to():
     assert found["features_over_images"] == 0
     assert found["rankme"] == 1
     assert found["lidar"] == 1
+    assert found["pixel_r2"] == 0
     assert "alpha_req" not in found, "what is not finite is left out"
 
 
@@ -101,6 +102,33 @@ def test_an_encoder_of_positions_alone_is_seen_to():
     found = Watch(source(), EXPERIMENT, Places(), ALONE)()
     assert found["features_over_images"] == pytest.approx(0, abs=1e-12)
     assert found["features_over_positions"] > 0.5
+
+
+class Averages(Bare):
+    """A representation that is the sixteen patches' mean brightness, the same for every token."""
+
+    @property
+    def representation(self):
+        class Fixed(nn.Module):
+            def forward(self, x, keep=None):
+                return nn.functional.avg_pool2d(x, 4).flatten(1)[:, None].expand(-1, 16, -1)
+
+        return Fixed()
+
+
+def test_what_features_tell_of_the_very_pictures_is_measured():
+    watch = Watch(source(), EXPERIMENT, Averages(), ALONE)
+    told = watch()["pixel_r2"]
+    assert told > 0.3, "many stripes are narrower than a patch"
+    watch.components = watch.components.roll(1, 0)
+    assert watch()["pixel_r2"] < 0.1, "of other pictures they tell nothing"
+
+
+def test_too_few_pictures_or_all_alike_have_no_pixel_r2():
+    assert "pixel_r2" in Watch(source(count=60), EXPERIMENT, Bare(), ALONE)()
+    assert "pixel_r2" not in Watch(source(count=59), EXPERIMENT, Bare(), ALONE)(), "2.5 times 24 features"
+    flat = ArraySource("flat", np.full((100, 18, 18, 1), 7, np.uint8))
+    assert "pixel_r2" not in Watch(flat, EXPERIMENT, Bare(), ALONE)()
 
 
 def test_the_crops_are_those_of_the_experiment():

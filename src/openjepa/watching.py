@@ -18,7 +18,7 @@ from openjepa.data.pixels import to_unit
 from openjepa.errors import InputError
 from openjepa.evaluation import logistic
 from openjepa.evaluation.knn import leave_one_out
-from openjepa.evaluation.retention import components, pixel_r2, thumbnails
+from openjepa.evaluation.pixel_r2 import components, pixel_r2, thumbnails
 from openjepa.evaluation.spectrum import alignment, alpha_req, lidar, rankme, uniformity, variance_shares
 from openjepa.experiment import Experiment
 from openjepa.objectives.base import Objective
@@ -27,8 +27,8 @@ from openjepa.training.step import TrainingConfig
 
 # Fewer labelled images than this make an online accuracy mean nothing.
 _FEWEST_LABELLED = 100
-# With fewer images than this a regression from features to pixels says nothing.
-_FEWEST_TOLD = 100
+# Images for each feature that pixel R2 needs: whitened features of the same content then have up to 0.05 less of it.
+_FOR_PIXEL_R2 = 2.5
 # The probe's regularisation (scikit-learn's C): strong, as befits some hundred images.
 _STRENGTH = 0.1
 
@@ -76,7 +76,9 @@ class Watch:
             raise InputError(f"none of {len(chosen)} images of {source.name} that were tried can be used")
         self.images = [part for part, _, _ in read]
         self.labels = torch.cat([labels for _, labels, _ in read])
-        self.pixels = components(torch.cat([thumbnails(to_unit(part)) for part in self.images]))
+        self.components = components(
+            torch.cat([thumbnails(self.preprocessing.normalise(part)) for part in self.images])
+        )
         samples = torch.cat([samples for _, _, samples in read]).numpy()
         of = samples[draws.permutation(len(samples), "watch views", experiment.seed)[: -(-len(samples) // 5)]]
         self.crops = _crops(source, experiment, of, views)
@@ -86,9 +88,9 @@ class Watch:
         """The measures by name (benchmarks/collapse/README.md says what each is worth); those not finite are left out.
 
         ``rankme``, ``alpha_req`` and ``uniformity`` of the mean over tokens, ``pixel_r2`` (what it tells of the
-        pictures), ``lidar`` and ``alignment`` of crops, ``features_over_images`` and ``features_over_positions``
-        (variances of tokens) and, with labels, ``knn`` (leave-one-out) and ``probe`` (of one half on the other),
-        accuracies in [0, 1], and how many are ``labelled``.
+        pictures, where they are 2.5 times as many as features), ``lidar`` and ``alignment`` of crops,
+        ``features_over_images`` and ``features_over_positions`` (variances of tokens) and, with labels, ``knn``
+        (leave-one-out) and ``probe`` (of one half on the other), accuracies in [0, 1], and how many are ``labelled``.
         """
         self.objective.eval()
         few, means = [], []
@@ -105,8 +107,8 @@ class Watch:
         }
         if len(pooled) > 1:
             found |= {"alpha_req": alpha_req(pooled), "uniformity": uniformity(pooled)}
-        if len(pooled) >= _FEWEST_TOLD and self.pixels.shape[1]:
-            found["pixel_r2"] = pixel_r2(pooled, self.pixels)
+        if len(pooled) >= _FOR_PIXEL_R2 * pooled.shape[1] and self.components.shape[1]:
+            found["pixel_r2"] = pixel_r2(pooled, self.components)
         if len(self.crops) >= 2 * self.views:
             crops = torch.cat([self._tokens(part).mean(1) for part in self.crops.split(self.batch)])
             views = crops.unflatten(0, (-1, self.views))

@@ -50,8 +50,9 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
         before |= {"loss": rows[0].get("loss")}
     beside = list(zip(seen, references(seen, before), strict=True))
     found = [finding for symptom in SYMPTOMS if (finding := _trouble(symptom, beside, experiment or {})) is not None]
-    if any(one.kind == "rank" for one in found):  # it says the same and more
-        found = [one for one in found if one.kind != "below"]
+    for more, less in (("rank", ("below", "pixels")), ("below", ("pixels",))):  # the first says the same and more
+        if any(one.kind == more for one in found):
+            found = [one for one in found if one.kind not in less]
     if len(found) > 1:  # what made the accuracy fall is told already
         found = [one for one in found if one.kind != "fading"]
     explained = None if found else _rising(rows, seen, before)
@@ -86,11 +87,15 @@ def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | 
     then, now = score(seen[least], before), score(seen[-1], before)
     if then is None or now is None or losses[-1] < 1.15 * losses[least] or now <= max(then, 0):
         return None
-    alpha = [number(look, "alpha_req") or NO_SPECTRUM for look in (seen[least], seen[-1])]
+    pair = seen[least], seen[-1]
+    alpha = [number(look, "alpha_req") or NO_SPECTRUM for look in pair]
+    first, last = (number(look, "pixel_r2") for look in pair)
+    pixels = "" if first is None or last is None else f"; pixel R2 from {first:.2f} to {last:.2f}"
     since = steps_done(seen[least])
     told = (
         f"The loss has risen from {losses[least]:.3g} to {losses[-1]:.3g} since step {since:,} while the "
-        f"representation got better (alpha-ReQ from {alpha[0]:.2f} to {alpha[1]:.2f}, lower is better): its targets "
+        f"representation got better (alpha-ReQ from {alpha[0]:.2f} to {alpha[1]:.2f}, lower is better; RankMe from "
+        f"{pair[0]['rankme']:.1f} to {pair[1]['rankme']:.1f}{pixels}): its targets "
         f"come from the encoder itself, so richer features are harder to predict. This is no trouble."
     )
     return Finding(kind="rising", severity="explained", since=since, seen=told, change="")

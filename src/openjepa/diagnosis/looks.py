@@ -11,7 +11,7 @@ from typing import Any
 
 UNTRAINED = "untrained_"
 NO_SPECTRUM = 10.0
-PIXELS = 4.0
+_PIXEL_R2_WEIGHT = 6.0
 Row = Mapping[str, Any]
 
 
@@ -37,21 +37,34 @@ def looks(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if number(row, "rankme") is not None]
 
 
-def score(look: Row, before: Row) -> float | None:
-    """How good the representation is against the untrained one, without labels: above 0 is better, or None.
+def spectrum(look: Row, before: Row) -> float | None:
+    """How the spectrum stands against the untrained encoder's: above 0 is better, or None.
 
-    (untrained alpha-ReQ - alpha-ReQ) + 1/2 log(RankMe / untrained RankMe) + 4 (pixel R2 - untrained pixel R2): a
-    spectrum that decays less steeply, in more directions, from which more of the pictures can be read. Chosen in
-    benchmarks/collapse, where each alone misses runs that the others tell, and LiDAR, which ranks trained encoders,
-    does not tell one from the untrained: it rose in runs that ended far below. Features without a spectrum (all alike)
-    count as an alpha-ReQ of 10; runs in which pixel R2 was not measured are judged by the spectrum.
+    (untrained alpha-ReQ - alpha-ReQ) + 1/2 log(RankMe / untrained RankMe): it decays less steeply, in more directions.
+    Features without a spectrum (all alike) count as an alpha-ReQ of 10.
     """
     then, rank = number(before, "alpha_req"), log_ratio(look, before, "rankme")
     if then is None or rank is None:
         return None
-    now, told, untold = number(look, "alpha_req"), number(look, "pixel_r2"), number(before, "pixel_r2")
-    gained = 0.0 if told is None or untold is None else told - untold
-    return then - (NO_SPECTRUM if now is None else now) + rank / 2 + PIXELS * gained
+    now = number(look, "alpha_req")
+    return then - (NO_SPECTRUM if now is None else now) + rank / 2
+
+
+def pixel_r2_gain(look: Row, before: Row) -> float | None:
+    """How much more of the pictures a linear map tells than from the untrained encoder, or None."""
+    now, then = number(look, "pixel_r2"), number(before, "pixel_r2")
+    return None if now is None or then is None else now - then
+
+
+def score(look: Row, before: Row) -> float | None:
+    """How good the representation is against the untrained one, without labels: above 0 is better, or None.
+
+    :func:`spectrum` + 6 :func:`pixel_r2_gain`, or the spectrum alone where pixel R2 was not measured. Chosen in
+    benchmarks/collapse, where each alone misses runs that the other tells, and LiDAR, which ranks trained encoders,
+    does not tell one from the untrained: it rose in runs that ended far below.
+    """
+    value = spectrum(look, before)
+    return None if value is None else value + _PIXEL_R2_WEIGHT * (pixel_r2_gain(look, before) or 0.0)
 
 
 def choose(rows: Sequence[Row]) -> Choice | None:
