@@ -197,12 +197,12 @@ def test_time_to_accuracy_trains_judges_and_goes_on(run, photos, tmp_path):
     assert "| linear probe | 0.01 min |" in again
 
 
-@pytest.mark.parametrize("study", ["fresh-2", "fresh-3"])
-def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(study, monkeypatch):
+@pytest.mark.parametrize(("study", "count"), [("fresh-2", 72), ("pixel-r2", 216)])
+def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(study, count, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS / "collapse")
     analyse, results = importlib.import_module("analyse"), BENCHMARKS / "collapse" / "results"
     runs, failed = analyse.read(results / f"runs-{study}.jsonl")
-    assert (len(runs), failed) == (72, 0)
+    assert (len(runs), failed) == (count, 0)
     told = json.loads((results / f"analysis-{study}.json").read_text())["outcomes"]
     readme = (BENCHMARKS / "collapse" / "README.md").read_text()
     for outcome, name in (("knn", "k-NN"), ("probe", "probe")):

@@ -11,7 +11,7 @@ from typing import Any
 
 UNTRAINED = "untrained_"
 NO_SPECTRUM = 10.0
-_PIXEL_R2_WEIGHT = 6.0
+_PIXEL_R2_WEIGHT = 2.0
 Row = Mapping[str, Any]
 
 
@@ -59,7 +59,7 @@ def pixel_r2_gain(look: Row, before: Row) -> float | None:
 def score(look: Row, before: Row) -> float | None:
     """How good the representation is against the untrained one, without labels: above 0 is better, or None.
 
-    :func:`spectrum` + 6 :func:`pixel_r2_gain`, or the spectrum alone where pixel R2 was not measured. Chosen in
+    :func:`spectrum` + 2 :func:`pixel_r2_gain`, or the spectrum alone where pixel R2 was not measured. Chosen in
     benchmarks/collapse, where each alone misses runs that the other tells, and LiDAR, which ranks trained encoders,
     does not tell one from the untrained: it rose in runs that ended far below.
     """
