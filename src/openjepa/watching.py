@@ -4,6 +4,7 @@ The labels never reach the loss. The images are chosen, and the crops drawn, as 
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -76,12 +77,14 @@ class Watch:
             raise InputError(f"none of {len(chosen)} images of {source.name} that were tried can be used")
         self.images = [part for part, _, _ in read]
         self.labels = torch.cat([labels for _, labels, _ in read])
-        self.components = components(
-            torch.cat([thumbnails(self.preprocessing.normalise(part)) for part in self.images])
-        )
         samples = torch.cat([samples for _, _, samples in read]).numpy()
         of = samples[draws.permutation(len(samples), "watch views", experiment.seed)[: -(-len(samples) // 5)]]
         self.crops = _crops(source, experiment, of, views)
+
+    @cached_property
+    def components(self) -> Float[Tensor, "n K"]:
+        """What pixel R2 asks of the features; made where a look needs it."""
+        return components(torch.cat([thumbnails(self.preprocessing.normalise(part)) for part in self.images]))
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:

@@ -82,16 +82,15 @@ def _below_margin(look: Row, before: Row) -> float | None:
 
 
 def _below_seen(look: Row, before: Row) -> str:
+    pixels = "" if pixel_r2_gain(look, before) is None else f", {_pixel_r2(look, before)}"
     return (
         f"By measures without labels the representation is worse than the untrained one (alpha-ReQ {_alpha(look)} "
-        f"after {_alpha(before)}, RankMe {look['rankme']:.1f} after {before['rankme']:.1f}{_pixels(look, before)})"
+        f"after {_alpha(before)}, RankMe {look['rankme']:.1f} after {before['rankme']:.1f}{pixels})"
     )
 
 
-def _pixels(look: Row, before: Row) -> str:
-    if pixel_r2_gain(look, before) is None:
-        return ""
-    return f", pixel R2 {look['pixel_r2']:.2f} after {before['pixel_r2']:.2f}"
+def _pixel_r2(look: Row, before: Row) -> str:
+    return f"pixel R2 {look['pixel_r2']:.2f} after {before['pixel_r2']:.2f}"
 
 
 def _pixels_margin(look: Row, before: Row) -> float | None:
@@ -100,10 +99,8 @@ def _pixels_margin(look: Row, before: Row) -> float | None:
 
 
 def _pixels_seen(look: Row, before: Row) -> str:
-    return (
-        f"The features hold less of the pictures than the untrained ones, as a linear map reads them: pixel R2 "
-        f"{look['pixel_r2']:.2f} after {before['pixel_r2']:.2f}"
-    )
+    told = "The features hold less of the pictures than the untrained ones, as a linear map reads them: "
+    return told + _pixel_r2(look, before)
 
 
 def _knn_margin(look: Row, before: Row) -> float | None:

@@ -38,8 +38,8 @@ def pixel_r2(values: Float[Tensor, "n D"], wanted: Float[Tensor, "n K"]) -> floa
 
     Every image is told by what was fitted to all others (PRESS, Allen 1974), on standardised features and with the
     ridge that does so best. A linear probe of an untrained encoder lives on what this measures, and an encoder that
-    falls far below it has lost it (benchmarks/collapse). With fewer than twice as many images as features it says more
-    of the features' number than of what they hold.
+    falls far below it has lost it (benchmarks/collapse). With fewer images than 2.5 for each feature it says more of
+    the features' number than of what they hold.
 
     Raises:
         ValueError: fewer than 2 images, or no component.
