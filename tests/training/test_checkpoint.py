@@ -28,6 +28,15 @@ def test_round_trip_and_only_the_newest_are_kept(tmp_path):
     assert not list(tmp_path.glob(".writing*"))
 
 
+def test_what_is_saved_after_a_damaged_one_was_passed_over_stays(tmp_path):
+    write(tmp_path, 10, keep=1)
+    (write(tmp_path, 22, keep=2) / "state.pt").write_bytes(b"")
+    assert checkpoints.load_newest(tmp_path)[0].step == 10
+    write(tmp_path, 15, keep=1)
+    assert checkpoints.steps(tmp_path) == [15]
+    assert checkpoints.load_newest(tmp_path)[0].step == 15
+
+
 @pytest.mark.parametrize("name", ["state.pt", "progress.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_one_is_named_and_the_last_good_one_used(tmp_path, name, harm):

@@ -37,7 +37,8 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write ``folder/step-N`` atomically and remove older ones; returns its path.
 
-    Kept are the newest ``keep``, and those that one of them names as ``best`` in its facts.
+    Kept are the newest ``keep``, and those that one of them names as ``best`` in its facts. Later steps go as well:
+    they were damaged, and the run went on from before them.
 
     Raises:
         InputError: it cannot be written, as on a full disk; those before it stay.
@@ -62,9 +63,11 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     aside.rename(final)
     _fsync(folder)
     shutil.rmtree(before, ignore_errors=True)
-    named = {_best(folder / f"step-{step}") for step in steps(folder)[-keep:]}
-    for old in set(steps(folder)[:-keep]) - named:
-        shutil.rmtree(folder / f"step-{old}")
+    every = steps(folder)
+    newest = [step for step in every if step <= checkpoint.step][-keep:]
+    named = {_best(folder / f"step-{step}") for step in newest}
+    for other in set(every) - {*newest, *named}:
+        shutil.rmtree(folder / f"step-{other}")
     return final
 
 
