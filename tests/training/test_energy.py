@@ -39,6 +39,17 @@ def test_a_counter_that_starts_again_is_followed(tmp_path):
     assert meter.joules() == pytest.approx(5)
 
 
+def test_the_platform_is_not_added_to_the_packages_that_are_in_it(tmp_path):
+    for number, name in enumerate(("package-0", "psys")):
+        package(tmp_path, number, 1_000_000)
+        (tmp_path / f"intel-rapl:{number}/name").write_text(f"{name}\n")
+    meter = EnergyMeter(CPU, powercap=tmp_path)
+    for number in range(2):
+        package(tmp_path, number, 3_000_000)
+    assert meter.joules() == pytest.approx(2)
+    assert meter.covers == "1 processor package(s)"
+
+
 def test_what_is_not_exposed_is_not_guessed(tmp_path):
     assert EnergyMeter(CPU, powercap=tmp_path / "absent").joules() is None
     (tmp_path / "intel-rapl:0").mkdir()  # without a counter that can be read

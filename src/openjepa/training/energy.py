@@ -20,8 +20,8 @@ class EnergyMeter:
     """
 
     def __init__(self, device: torch.device, *, powercap: Path = POWERCAP) -> None:
-        # The packages; their parts (names with a second colon) are in them.
-        zones = sorted(zone for zone in powercap.glob("*-rapl:*") if zone.name.count(":") == 1)
+        # The packages; their parts (names with a second colon) are in them, and they in the platform (``psys``).
+        zones = sorted(zone for zone in powercap.glob("*-rapl:*") if zone.name.count(":") == 1 and _is_package(zone))
         self._packages = {zone: value for zone in zones if (value := _microjoules(zone)) is not None}
         self._board = _board(device) if device.type == "cuda" else None
         self._board_start = self._board() if self._board else 0.0
@@ -40,6 +40,13 @@ class EnergyMeter:
             self._spent += (now - before + around) / 1e6
             self._packages[zone] = now
         return self._spent + (self._board() - self._board_start if self._board else 0.0)
+
+
+def _is_package(zone: Path) -> bool:
+    try:
+        return (zone / "name").read_text().startswith("package")
+    except OSError:
+        return True
 
 
 def _microjoules(zone: Path) -> int | None:
