@@ -228,3 +228,29 @@ def test_the_lookout_tells_a_finding_once_and_its_end_once():
     resumed = Lookout(EXPERIMENT, json.loads(json.dumps(rows[:-20])))
     assert [s for row in rows[-20:] for s in resumed.note(row)] == [s for step, s in said if step > rows[-21]["step"]]
     assert lookout.choice == choose(rows)
+
+
+def told(rows: list[dict]) -> list[str]:
+    lookout = Lookout(EXPERIMENT)
+    return [sentence for row in rows for sentence in lookout.note(row)]
+
+
+def test_what_another_trouble_says_as_well_has_not_ended():
+    worse = {"alpha_req": 3.2, "rankme": 9.0}
+    said = told(log({}, worse, worse, *[CASES["rank"]] * 2))
+    assert [sentence.split(":")[0] for sentence in said] == ["step 150", "step 250"]
+    assert "far fewer directions" in said[1]
+    faded = [{"knn": knn} for knn in (0.52, 0.7, 0.69, 0.6, 0.6, 0.6)]
+    said = told(log(*faded, *[{"knn": 0.6, **CASES["below"]}] * 3))
+    assert len(said) == 2
+    assert not any("no longer so" in sentence for sentence in said)
+    said = told(log(*[CASES["rank"]] * 2, *[worse] * 2, {}))
+    assert ["no longer so" in sentence for sentence in said] == [False, False, True, True]
+
+
+def test_what_was_hidden_before_a_stop_is_not_told_again_after_it():
+    rows = log(*[{"alpha_req": 3.2}] * 2, *[CASES["rank"]] * 2, *[{"alpha_req": 3.2}] * 2)
+    resumed = Lookout(EXPERIMENT, rows[:-20])
+    last = [sentence for row in rows[-20:] for sentence in resumed.note(row)]
+    assert len(last) == 1
+    assert "no longer so: The features use far fewer" in last[0]

@@ -45,18 +45,28 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
         rows: of ``metrics.jsonl``, in the order of the steps.
         experiment: the contents of ``experiment.json``, so that nothing is recommended that is set already.
     """
+    found = _to_tell(_troubles(rows, experiment or {}))
+    explained = None if found else _rising(rows, looks(rows), untrained(rows))
+    return found if explained is None else [explained]
+
+
+def _troubles(rows: Sequence[Row], experiment: Mapping[str, Any]) -> list[Finding]:
+    """Every trouble, those too that another says as well."""
     seen, before = looks(rows), untrained(rows)
     if rows:
         before |= {"loss": rows[0].get("loss")}
     beside = list(zip(seen, references(seen, before), strict=True))
-    found = [finding for symptom in SYMPTOMS if (finding := _trouble(symptom, beside, experiment or {})) is not None]
+    return [finding for symptom in SYMPTOMS if (finding := _trouble(symptom, beside, experiment)) is not None]
+
+
+def _to_tell(found: list[Finding]) -> list[Finding]:
+    """The troubles without those that another one says as well."""
     for more, less in (("rank", ("below", "pixels")), ("below", ("pixels",))):  # the first says the same and more
         if any(one.kind == more for one in found):
             found = [one for one in found if one.kind not in less]
     if len(found) > 1:  # what made the accuracy fall is told already
         found = [one for one in found if one.kind != "fading"]
-    explained = None if found else _rising(rows, seen, before)
-    return found if explained is None else [explained]
+    return found
 
 
 def _trouble(symptom: Symptom, beside: Sequence[tuple[Row, Row]], experiment: Mapping[str, Any]) -> Finding | None:
@@ -121,8 +131,10 @@ class Lookout:
     """
 
     def __init__(self, experiment: Mapping[str, Any] | None = None, rows: Iterable[Row] = ()) -> None:
-        self.experiment, self.rows = experiment, list(rows)
-        self._open = self._troubles()
+        self.experiment, self.rows = experiment or {}, list[Row]()
+        self._open: dict[str, Finding] = {}
+        for row in rows:
+            self.note(row)
 
     @property
     def choice(self) -> Choice | None:
@@ -134,10 +146,11 @@ class Lookout:
         self.rows.append(row)
         if number(row, "rankme") is None:
             return []
-        before, self._open = self._open, self._troubles()
-        said = [f"step {steps_done(row):,}: {new.sentence}" for kind, new in self._open.items() if kind not in before]
-        ended = [old for kind, old in before.items() if kind not in self._open]
-        return said + [f"step {steps_done(row):,}: no longer so: {old.seen}" for old in ended]
-
-    def _troubles(self) -> dict[str, Finding]:
-        return {one.kind: one for one in diagnose(self.rows, self.experiment) if one.severity != "explained"}
+        found = _troubles(self.rows, self.experiment)
+        # One that another says as well by now goes on all the same.
+        there, shown = {one.kind for one in found}, {one.kind: one for one in _to_tell(found)}
+        new = [one for kind, one in shown.items() if kind not in self._open]
+        ended = [one for kind, one in self._open.items() if kind not in there]
+        self._open = {kind: one for kind, one in self._open.items() if kind in there} | shown
+        said = [f"step {steps_done(row):,}: {one.sentence}" for one in new]
+        return said + [f"step {steps_done(row):,}: no longer so: {one.seen}" for one in ended]
