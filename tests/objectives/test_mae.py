@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.errors import InputError
 from openjepa.grid import patchify
 from openjepa.masking import RandomMasking
 from openjepa.masks import Masks
@@ -100,3 +101,10 @@ def test_a_share_outside_its_range_is_refused():
         MAEConfig(visible=1.0)
     with pytest.raises(ValueError, match=r"0\.01 leaves 0 of the 8 tokens"):
         RandomMasking(ENCODER.grid, 0.01)
+
+
+def test_patches_of_one_value_have_no_variance_to_be_normalised_by():
+    single = EncoderConfig(signal=(4, 4), patch=(1, 1), channels=1, width=24, depth=1, heads=2)
+    with pytest.raises(InputError, match="a patch of one value has no variance"):
+        MAE(single, PredictorConfig(width=16, depth=1, heads=2))
+    MAE(single, PredictorConfig(width=16, depth=1, heads=2), MAEConfig(normalise=False))

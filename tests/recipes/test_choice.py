@@ -62,6 +62,14 @@ def test_a_gpu_and_photos_get_the_standard_recipe():
     made = chosen((480, 640), 3, device="cuda")
     assert (made.recipe, made.encoder.signal, made.encoder.patch) == ("standard", (224, 224), (16, 16))
     assert chosen((32, 32), 3, device="cuda").recipe == "small"
+    colour = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "images": 9000, "method": "ijepa", "device": "cuda"}
+    why = choose("auto", size=(480, 640), wanted=(64, 64), **colour)[1]
+    assert why.startswith("small images; ")
+
+
+def test_the_published_giant_has_the_mlp_of_a_vit_g():
+    giant = chosen((300, 400), 3, name="published-g16").encoder
+    assert giant.width * giant.mlp_ratio == 6144
 
 
 def test_the_published_recipes_keep_the_published_mean_and_spread_of_colours():

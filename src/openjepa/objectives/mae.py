@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
+from openjepa.errors import InputError
 from openjepa.grid import patchify, take
 from openjepa.masks import Masks
 from openjepa.objectives.base import Objective, Output
@@ -45,6 +46,9 @@ class MAE(Objective):
         decoder: architecture of the decoder, which is a predictor with pixels as outputs.
         config: see :class:`MAEConfig`.
         generator: for the initial weights.
+
+    Raises:
+        InputError: patches of one value, which cannot be normalised.
     """
 
     def __init__(
@@ -59,6 +63,11 @@ class MAE(Objective):
         self.config = config or MAEConfig()
         self.encoder = Encoder(encoder, generator=generator)
         values = self.encoder.embed.in_features
+        if values < 2 and self.config.normalise:
+            raise InputError(
+                "a patch of one value has no variance to normalise it by: a larger --encoder.patch, or "
+                "--mae.no-normalise"
+            )
         self.decoder = Predictor(decoder, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator)
 
     @property

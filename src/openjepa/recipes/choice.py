@@ -61,7 +61,7 @@ def choose(
         fitted += f"; {rate(experiment)}"
     reason = "it was asked for" if asked else (
         "a GPU and images large enough for 14x14 tokens" if name == "standard"
-        else "small images" if min(size) < _NATIVE_BELOW else "no GPU, so few tokens and a small network"
+        else "small images" if min(wanted or size) < _NATIVE_BELOW else "no GPU, so few tokens and a small network"
     )  # fmt: skip
     return experiment, f"{reason}; {fitted}"
 
