@@ -159,6 +159,29 @@ def test_sixty_steps_are_thirty_and_thirty(tmp_path, precision, workers, accumul
     assert len(numbers(tmp_path / "parts")) == 60
 
 
+@pytest.mark.parametrize("save_every", [1, 1000])
+def test_saving_does_not_change_a_run(tmp_path, save_every):
+    run = trainer(tmp_path, steps=4, save_every=save_every)
+    run.train(show=False)  # which saves before its first step as well
+    bare = trainer(tmp_path / "bare", steps=4)
+    for number, batch in enumerate(itertools.islice(bare.batches(0), 4)):
+        bare.step(PREPROCESSING.normalise(batch.images), batch.masks, number)
+    one, other = (own.step.optimizer.state[own.step.parameters[0]]["step"].item() for own in (run, bare))
+    assert one == other == 4
+    assert same(run.objective.state_dict(), bare.objective.state_dict())
+
+
+def test_a_run_resumed_before_its_first_step_is_the_same(tmp_path):
+    straight, parts = (trainer(tmp_path / name, steps=3) for name in ("straight", "parts"))
+    straight.train(show=False)
+    parts.save()
+    again = trainer(tmp_path / "parts", steps=3)
+    assert again.resume() == []
+    assert again.done == 0
+    again.train(show=False)
+    assert same(straight.objective.state_dict(), again.objective.state_dict())
+
+
 def test_rows_of_steps_taken_again_are_not_doubled(tmp_path):
     run = tmp_path / "run"
     first = trainer(run, log_every=1, save_every=10)
@@ -215,6 +238,25 @@ def test_clipping_bounds_the_gradient_that_is_used(tmp_path):
         run.train(until=1, show=False)
         moved.append(sum((a - b).abs().sum() for a, b in zip(before, run.step.parameters, strict=True)))
     assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_replayed_step_is_clipped_by_its_own_norm():
+    """A recording writes its numbers where they lay; here it is what was computed before, given back."""
+    run, found = (
+        Step(
+            objective(),
+            schedule=ScheduleConfig(),
+            optimizer=OptimizerConfig(clip=1.0),
+            training=TrainingConfig(steps=4, batch=8, precision="float32"),
+            processes=ALONE,
+        ),
+        torch.tensor([0.5, 7.0], dtype=torch.float64),
+    )
+    run.recording = lambda work, x, masks: found
+    run._names = ["loss", "grad_norm"]
+    x, masks = torch.zeros(8, 1, 16, 16), MultiBlockMasking(ENCODER.grid, MultiBlockConfig(targets=2))(np.arange(8), 0)
+    run.backward(x, masks)
+    assert run.norm.item() == 7.0
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -307,12 +349,21 @@ def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
     ):
         run.train(show=False)
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
-    # Going on changes nothing about it, before another bad image comes along.
-    again = trainer(tmp_path / "run", source(100))
+    # It goes on where another bad image comes along and more of them are allowed, and where they can be read again.
+    stopped = run.done
+    again = trainer(tmp_path / "run", source(100, spoilt=range(0, 100, 20)), steps=12)
     assert again.resume() == []
-    with pytest.raises(InputError, match="2 of 100 images could not be read"):
+    with pytest.raises(InputError, match=r"3 of 100 images .*: openjepa resume .*run --bad-images SHARE"):
         again.train(show=False)
-    assert again.done == run.done
+    assert again.done > stopped
+    more = trainer(tmp_path / "run", source(100, spoilt=range(0, 100, 20)), steps=12, bad_images=0.05)
+    more.resume()
+    assert more.train(show=False) is None
+    healed = trainer(tmp_path / "run", source(100), steps=13)
+    healed.resume()
+    assert len(healed.bad) > 1
+    assert healed.train(show=False) is None
+    assert healed.done == 13
 
 
 def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one():

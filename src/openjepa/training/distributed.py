@@ -7,7 +7,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -137,17 +143,22 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_state(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and optimiser state by parameter name, gathered to whole CPU tensors; every process must call it."""
+    """Weights and optimiser state by parameter name, gathered to whole CPU tensors; every process must call it.
+
+    An optimiser that has taken no step has no state: PyTorch would make one by a step of its own (with a rate of 0),
+    which AdamW's bias correction counts, so that saving would change the run.
+    """
+    if not optimizer.state:
+        return {"objective": get_model_state_dict(objective, options=_WHOLE), "optimizer": {}}
     weights, moments = get_state_dict(objective, optimizer, options=_WHOLE)
     return {"objective": weights, "optimizer": moments}
 
 
 def restore_state(objective: Objective, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The inverse of :func:`whole_state`, strict about names."""
-    set_state_dict(
-        objective,
-        optimizer,
-        model_state_dict=state["objective"],
-        optim_state_dict=state["optimizer"],
-        options=StateDictOptions(full_state_dict=True, strict=True),
-    )
+    options = StateDictOptions(full_state_dict=True, strict=True)
+    weights, moments = state["objective"], state["optimizer"]
+    if moments:
+        set_state_dict(objective, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
+    else:
+        set_model_state_dict(objective, weights, options=options)

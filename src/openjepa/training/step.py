@@ -186,7 +186,11 @@ class Step:
             each = [own for _, own in _cut(x, each[0], pieces)]
         if len(each) != pieces:
             raise ValueError(f"masks of {len(each)} micro-batches were given, and a step has {pieces}")
-        numbers = work(x, each) if self.recording is None else self.recording(work, x, each)
+        if self.recording is None:
+            numbers = work(x, each)
+        else:
+            numbers = self.recording(work, x, each)
+            self.norm = numbers[-1].float()  # a replay writes its own, wherever a step as it comes has left another
         return dict(zip(self._names, numbers.tolist(), strict=True))  # the one wait for a GPU in a step
 
     def _optimise(self) -> None:
