@@ -566,6 +566,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     )
     assert not (tmp_path / "r").exists()
     assert "not a run" in refused(capsys, "resume", images)
+    assert "--workers must be 0 or more, got -1" in refused(capsys, "resume", run, "--workers", "-1")
+    assert "--bad-images is a share from 0 to 1, got 2.0" in refused(capsys, "resume", run, "--bad-images", "2")
     assert "run" in refused(capsys, "report", images)
     assert "config.json" in refused(capsys, "evaluate", images, images)
     assert "no verb" in refused(capsys, "pretran")
@@ -652,6 +654,16 @@ def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_
     run = tmp_path / "run"
     assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--training.bad-images", "0.05") == 0
     assert last.name in (run / "bad_images.jsonl").read_text()
+
+
+def test_a_run_that_unreadable_images_stopped_goes_on_as_its_message_says(tmp_path, capsys):
+    images, run = stripes(tmp_path / "images", classes=1, count=40), tmp_path / "a run"
+    for path in sorted((images / "kind0").iterdir())[:2]:
+        path.write_bytes(path.read_bytes()[:60])  # its size can still be read
+    said = refused(capsys, "pretrain", images, "--out", run, "--steps", "10", *SMALL)
+    assert f"openjepa resume '{run}' --bad-images SHARE" in said
+    assert call("resume", run, "--bad-images", "0.05") == 0
+    assert checkpoints.steps(run / "checkpoints")[-1] == 10
 
 
 def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys):

@@ -115,6 +115,7 @@ class Run:
     Args:
         run: the folder, which holds ``experiment.json`` and ``plan.json``.
         workers: another number of loader processes than the experiment's; it does not change the run.
+        bad_images: another share of the images (0 to 1) that may be unreadable; it does not change the run's numbers.
         write: writes what copies are missing, where the run trains from copies.
 
     Attributes:
@@ -127,14 +128,16 @@ class Run:
         processes: Processes,
         *,
         workers: int | None = None,
+        bad_images: float | None = None,
         write: Callable[[Copies], None] = Copies.write,
     ) -> None:
         self.folder, self.processes = run, processes
         saved, self.plan = read_experiment(run)
         self.experiment = saved.on(processes)
         refuse_uneven(self.experiment.training, processes)
-        if workers is not None:
-            self.experiment = replace(self.experiment, training=replace(self.experiment.training, workers=workers))
+        given = {"workers": workers, "bad_images": bad_images}
+        own = {name: value for name, value in given.items() if value is not None}
+        self.experiment = replace(self.experiment, training=replace(self.experiment.training, **own))
         self.splits = own_data(run, self.plan)
         source = self._source(self.splits.train, write)
         experiment, training = self.experiment, self.experiment.training

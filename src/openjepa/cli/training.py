@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from openjepa.cli.parsing import parse, read_saved, unchecked
+from openjepa.cli.parsing import parse, read_saved, share_of_bad, unchecked
 from openjepa.cli.tables import print_evaluation, print_plan
 from openjepa.errors import InputError
 
@@ -219,12 +219,19 @@ def _write(copies: Any) -> None:
         copies.write(count)
 
 
-def _train(run: Path, processes: Any, *, resume: bool = False, workers: int | None = None) -> int:
+def _train(
+    run: Path,
+    processes: Any,
+    *,
+    resume: bool = False,
+    workers: int | None = None,
+    bad_images: float | None = None,
+) -> int:
     from openjepa.claiming import has_begun
     from openjepa.running import Run
     from openjepa.training.trainer import TrainingStopped
 
-    training = Run(run, processes, workers=workers, write=_write)
+    training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write)
     if resume and has_begun(run):
         for damaged in training.trainer.resume():
             print(f"openjepa: passed over: {damaged}", file=sys.stderr)
@@ -288,12 +295,15 @@ def resume_verb(arguments: list[str]) -> int:
             data: where the run's images are now, if they (or the run) have moved; they must be the same ones, and the
                 run remembers the place.
             workers: another number of loader processes; it does not change the result.
+            bad_images: another share of the images (0 to 1) that may be unreadable before the run stops; it does not
+                change the result.
             device: cpu, cuda or cuda:N (a GPU if there is one).
         """
 
         run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
         data: str | None = None
         workers: int | None = None
+        bad_images: float | None = None
         device: str | None = None
 
     given = parse(Resume, "resume", arguments)
@@ -301,6 +311,10 @@ def resume_verb(arguments: list[str]) -> int:
     from openjepa.running import moved, read_experiment
     from openjepa.training import distributed
 
+    if given.workers is not None and given.workers < 0:
+        raise InputError(f"--workers must be 0 or more, got {given.workers}")
+    if given.bad_images is not None:
+        share_of_bad(given.bad_images, None)
     run = given.run.expanduser()
     processes = distributed.join(given.device)
     try:
@@ -310,6 +324,6 @@ def resume_verb(arguments: list[str]) -> int:
                 if processes.first:
                     moved(run, given.data)
                 processes.wait()
-            return _train(run, processes, resume=True, workers=given.workers)
+            return _train(run, processes, resume=True, workers=given.workers, bad_images=given.bad_images)
     finally:
         distributed.leave()

@@ -218,21 +218,23 @@ class Trainer:
 
     def _note_bad(self, batch: Batch) -> None:
         own = {bad.reference: bad.reason for bad in batch.bad if bad.reference not in self.bad}
-        if self.processes.any(bool(own)):
-            fresh = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
-            if self.processes.first:
-                with (self.run / "bad_images.jsonl").open("a") as file:
-                    for reference, reason in fresh.items():
-                        file.write(json.dumps({"reference": reference, "reason": reason}) + "\n")
-            self.bad |= fresh
+        if not self.processes.any(bool(own)):
+            return
+        fresh = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
+        if self.processes.first:
+            with (self.run / "bad_images.jsonl").open("a") as file:
+                for reference, reason in fresh.items():
+                    file.write(json.dumps({"reference": reference, "reason": reason}) + "\n")
+        self.bad |= fresh
+        # Only where there are new ones: those of before may be readable again, and a run that is resumed can go on.
         if len(self.bad) > self.training.bad_images * self.images:
             self.save()
-            example, reason = next(iter(self.bad.items()))
+            example, reason = next(iter(fresh.items()))
             raise InputError(
                 f"{len(self.bad)} of {self.images} images could not be read, more than "
                 f"{100 * self.training.bad_images:g}%: for example {example} ({reason}). They are listed in "
-                f"{self.run / 'bad_images.jsonl'}. Mend or remove them, or allow more with --training.bad-images; "
-                f"the run so far is kept (step {self.done})."
+                f"{self.run / 'bad_images.jsonl'}, and the run so far is kept (step {self.done}). Put the same files "
+                f"back, or allow more: openjepa resume {shlex.quote(str(self.run))} --bad-images SHARE (from 0 to 1)"
             )
 
     def _refused(self, batch: Batch, error: FloatingPointError) -> TrainingStopped:
