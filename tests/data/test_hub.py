@@ -33,6 +33,7 @@ def test_splits_labels_and_images():
     assert found.train.labels.tolist() == [0, 1, 1]
     assert found.train.classes == ("cat", "dog")
     assert found.test.labels is None
+    assert found.test.unlabelled == "the column 'kind' names no class"
     assert found.test.header(1)[:3] == (4, 5, 1)
     assert "train and validation" in found.sentence
     with pytest.raises(BadImage, match="owner/name, train, row 2: the row holds no image"):
@@ -46,8 +47,19 @@ def test_a_single_split_and_no_images():
     found = hub_splits("owner/name", {"all": split([1, 2, 3, 4], [0, 0, 1, 1])})
     assert found.test is None
     assert len(found.train) == 4
+    one = hub_splits("owner/name", {"all": split([1, 2], [1, 1])}).train
+    assert (one.labels, one.unlabelled) == (None, "the column 'kind' has one class only")
     with pytest.raises(InputError, match="no column of images; its columns: text"):
         hub_splits("owner/name", {"train": datasets.Dataset.from_dict({"text": ["a"]})})
+
+
+def test_what_goes_wrong_in_the_library_itself_is_a_sentence(monkeypatch):
+    def broken(_: str) -> None:
+        raise datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(InputError, match="the Hugging Face hub did not give it: An error occurred while generating"):
+        open_hub("owner/name")
 
 
 def test_a_name_that_the_hub_does_not_give(tmp_path, monkeypatch):

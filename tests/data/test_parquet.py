@@ -83,6 +83,52 @@ def test_labels_without_metadata(tmp_path):
     assert open_data(str(tmp_path / "captions.parquet")).train.labels is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "classes"),
+    [
+        (pa.large_string(), ["b", "a", None, "b", "a", "a"], ("a", "b")),
+        (pa.string_view(), ["b", "a", None, "b", "a", "a"], ("a", "b")),
+        (pa.dictionary(pa.int8(), pa.large_string()), ["b", "a", None, "b", "a", "a"], ("a", "b")),
+        (pa.bool_(), [True, False, None, True, False, False], ("False", "True")),
+        (pa.float64(), [7.0, 3.0, float("nan"), 7.0, 3.0, 3.0], ("3", "7")),
+        (pa.float32(), [7.0, 3.0, None, 7.0, 3.0, 3.0], ("3", "7")),
+    ],
+)
+def test_labels_as_other_libraries_write_them(tmp_path, kind, given, classes):
+    write(tmp_path / "x.parquet", range(6), pa.array(given, kind))
+    source = open_data(str(tmp_path / "x.parquet")).train
+    assert source.classes == classes
+    assert source.labels.tolist() == [1, 0, -1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ([3] * 6, "the column 'label' has one class only"),
+        ([None] * 6, "the column 'label' names no class"),
+        (list("abcdef"), "the column 'label' has 6 values for 6 images, too many for classes"),
+        ([0.5, 1.0, 1.0, 1.0, 1.0, 0.5], "the column 'label' has numbers that are not whole"),
+        (None, "no class folders, no label column"),
+    ],
+)
+def test_a_column_that_is_no_classes_is_said(tmp_path, given, why):
+    write(
+        tmp_path / "x.parquet",
+        range(6),
+        None if given is None else pa.array(given, pa.int8() if given[0] is None else None),
+    )
+    source = open_data(str(tmp_path / "x.parquet")).train
+    assert source.labels is None
+    assert source.classes == ()
+    assert source.unlabelled == why
+
+
+def test_a_measure_does_not_hide_a_column_of_classes(tmp_path):
+    table = {"image": [encoded(1)] * 4, "target": [0.1, 0.2, 0.3, 0.4], "fine_label": [0, 1, 0, 1]}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    assert open_data(str(tmp_path / "x.parquet")).train.labels.tolist() == [0, 1, 0, 1]
+
+
 def test_missing_bytes_are_a_bad_image(tmp_path):
     for plain in (False, True):
         write(tmp_path / "x.parquet", [1, None, 2], plain=plain)

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from openjepa.data.base import BadImage, Header, Picture, Source, Splits
-from openjepa.data.columns import class_numbers
+from openjepa.data.columns import class_numbers, give_labels
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.errors import InputError
@@ -76,6 +74,7 @@ def open_hub(name: str) -> Splits:
     """
     try:
         from datasets import DatasetDict, load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise InputError(
             f"there is no file or folder {name}; to read it as a data set of the Hugging Face hub, "
@@ -83,7 +82,7 @@ def open_hub(name: str) -> Splits:
         ) from error
     try:
         found = load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"there is no file or folder {name}, and the Hugging Face hub did not give it: {error}"
         ) from error
@@ -107,10 +106,7 @@ def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
     sources = [HubSource(name, split, splits[split], column) for split in names]
     if label is not None:
         values = [list(splits[split][label]) for split in names]
-        labelled = class_numbers(values, tuple(features[label].names))
-        for source, labels in zip(sources, labelled[0] if labelled else [], strict=False):
-            source.labels = labels if bool(np.any(labels >= 0)) else None
-            source.classes = tuple(features[label].names)
+        give_labels(sources, label, class_numbers(values, tuple(features[label].names)))
     test = sources[1] if test_name is not None else None
     sentence = (
         f"Train and test are the data's own: the splits {train_name} and {test_name}."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits
-from openjepa.data.columns import Columns, class_numbers, find_columns, open_file
+from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, open_file
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.idx import cache_folder
@@ -206,13 +206,8 @@ def _label(train: ParquetSource, test: ParquetSource | None, columns: Columns) -
     values = []
     for source in sources:
         tables = [open_file(source.root / file).read(columns=[columns.label]) for file in source.files]
-        values.append([value for table in tables for value in table.column(0).to_pylist()])
-    found = class_numbers(values, columns.classes)
-    if found is None:
-        return
-    for source, labels in zip(sources, found[0], strict=True):
-        source.labels = labels if (labels >= 0).any() else None
-        source.classes = found[1]
+        values.append([value for table in tables for value in labels_in(table.column(0))])
+    give_labels(sources, columns.label, class_numbers(values, columns.classes))
 
 
 def _split_word(file: str) -> str | None:
