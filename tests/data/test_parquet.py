@@ -150,9 +150,15 @@ def test_random_order_after_prepare(tmp_path, monkeypatch, in_memory):
         assert [values_at(source, index) for index in (10, 0, 7, 3)] == [10, 0, 7, 3]
         with pytest.raises(BadImage):
             source.read(5)
-    assert bool(list((tmp_path / "cache").rglob("*.bytes"))) is not in_memory
-    again = pickle.loads(pickle.dumps(source))
-    assert values_at(again, 9) == 9
+    copies = list((tmp_path / "cache").rglob("*.bytes"))
+    assert bool(copies) is not in_memory
+    again = pickle.loads(pickle.dumps(source))  # as a worker that is not forked gets it
+    groups = []
+    read = again._column
+    monkeypatch.setattr(again, "_column", lambda group: groups.append(group) or read(group))
+    assert [values_at(again, index) for index in (9, 0, 8, 2)] == [9, 0, 8, 2]
+    assert groups == ([0, 1, 2, 3] if in_memory else []), "each row group once, or none"
+    assert list((tmp_path / "cache").rglob("*.bytes")) == copies
 
 
 @pytest.mark.parametrize("lost", ["*.bytes", "*.ends.npy"])

@@ -135,8 +135,10 @@ def test_names_that_are_not_unicode_and_images_without_suffix(tmp_path):
     os.rename(tmp_path / "ok.png", os.fsencode(tmp_path) + b"/\xff\xfe.png")
     Image.new("L", (4, 4)).save(tmp_path / "plain", "PNG")
     (tmp_path / "README").write_text("not an image")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("not an image")
     source = open_data(str(tmp_path)).train
     assert len(source) == 2
+    assert [skip.reference for skip in source.skipped] == ["README", "\ufffd.txt"]
     assert [source.read(index).size for index in range(2)] == [(4, 4), (8, 6)]
     assert len(source.fingerprint) == 64
 

@@ -33,8 +33,13 @@ class BadImage(Exception):
         return f"{self.reference}: {self.reason}"
 
 
+def printable(name: str) -> str:
+    """A file's name as it can be printed and written: what is no UTF-8 in it becomes �; it opens nothing any more."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 class Skipped(NamedTuple):
-    """A file that was found and not used."""
+    """A file that was found and not used; ``reference`` is its :func:`printable` name."""
 
     reference: str
     reason: str

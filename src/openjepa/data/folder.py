@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from openjepa.data.arrays import White, own_white
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable
 from openjepa.data.decode import decode, read_header
 from openjepa.data.listing import Files, Found, Run
 from openjepa.data.white import CommonWhite
@@ -62,7 +62,7 @@ class FolderSource(Source):
 
     def reference(self, index: int) -> str:
         """The file's path below the folder."""
-        return self.path(index).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return printable(self.path(index))
 
     def path(self, index: int) -> str:
         """The file's path relative to the root, as the system spells it."""
@@ -104,7 +104,7 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     two such folders, and two images in each on average.
     """
     images, skipped = found.images, list(found.skipped)
-    skipped += [Skipped(path, "a Parquet file among images") for path in found.parquet]
+    skipped += [Skipped(printable(path), "a Parquet file among images") for path in found.parquet]
     base = _common_folder(images)
     splits, white = _split_folders(base, images), CommonWhite(root, images)
     if not splits:
@@ -117,7 +117,7 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     used = {start for _, start, _ in train_runs + test_runs}
     outside = images.part([run for run in images.runs() if run[1] not in used])
     reason = f"outside the folders {train_name} and {test_name}"
-    skipped += [Skipped(path, reason) for path in outside]
+    skipped += [Skipped(printable(path), reason) for path in outside]
     (train_classes, train_why), (test_classes, test_why) = (
         _class_folders(base + split + os.sep, runs) for split, runs in splits
     )

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Int64
 
-from openjepa.data.base import Skipped
+from openjepa.data.base import Skipped, printable
 from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
@@ -197,7 +197,7 @@ def _walk(root: str) -> Found:
             if not prefix:
                 raise InputError(f"the folder {root} cannot be read: {error.strerror}") from error
             walk.lasting = False
-            walk.skipped.append(Skipped(prefix, f"cannot be read: {error.strerror}"))
+            walk.skipped.append(Skipped(printable(prefix), f"cannot be read: {error.strerror}"))
             continue
         walk.times[prefix] = _state(status)
         walk.entries[prefix] = here = _Entries([], [])
@@ -225,14 +225,14 @@ def _sort_in(
         is_folder, is_file = entry.is_dir(), entry.is_file()
     except OSError as error:
         walk.lasting = False
-        walk.skipped.append(Skipped(path, f"cannot be read: {error.strerror}"))
+        walk.skipped.append(Skipped(printable(path), f"cannot be read: {error.strerror}"))
         return
     if is_folder:
         here.folders.append(entry.name + os.sep)
         (links if entry.is_symlink() else waiting).append(path + os.sep)
     elif not is_file:
         walk.lasting = walk.lasting and not entry.is_symlink()
-        walk.skipped.append(Skipped(path, "a broken link" if entry.is_symlink() else "not a regular file"))
+        walk.skipped.append(Skipped(printable(path), "a broken link" if entry.is_symlink() else "not a regular file"))
     else:
         suffix = os.path.splitext(entry.name)[1].lower()
         first = b"" if suffix else _first_bytes(entry.path)
@@ -242,7 +242,7 @@ def _sort_in(
         elif suffix in (".parquet", ".pq"):
             walk.parquet.append(path)
         else:
-            walk.skipped.append(Skipped(path, "not an image"))
+            walk.skipped.append(Skipped(printable(path), "not an image"))
 
 
 def _in_order(entries: dict[str, _Entries]) -> Iterator[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable
 from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, open_file
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
@@ -53,6 +53,7 @@ class ParquetSource(Source):
         self._cached: tuple[int, pa.Array] | None = None
         self._loaded: list[pa.Array] | None = None
         self._copy: tuple[np.ndarray, np.ndarray] | None = None
+        self._prepared = False
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -68,7 +69,7 @@ class ParquetSource(Source):
     def reference(self, index: int) -> str:
         """The file and the row in it."""
         file = int(np.searchsorted(self._file_ends, index, "right"))
-        return f"{self.files[file]}, row {index - (int(self._file_ends[file - 1]) if file else 0)}"
+        return f"{printable(self.files[file])}, row {index - (int(self._file_ends[file - 1]) if file else 0)}"
 
     def identity(self) -> Iterator[bytes]:
         """The files' names and sizes."""
@@ -94,9 +95,12 @@ class ParquetSource(Source):
             self._loaded = [self._column(group) for group in range(len(self._groups))]
         else:
             self._copy = self._on_disk()
+        self._prepared = True
 
     def encoded(self, index: int) -> bytes | memoryview:
         """The image's bytes in the file."""
+        if self._prepared:  # of a worker that is not forked, only now
+            self.prepare()
         if self._copy is not None:
             content, ends = self._copy
             return content[ends[index - 1] if index else 0 : ends[index]].tobytes()
@@ -136,7 +140,7 @@ class ParquetSource(Source):
         return column.cast(pa.large_binary()).combine_chunks()
 
     def __getstate__(self) -> dict:
-        # A worker that is not forked reads the files itself; sending it the images would take longer.
+        # A worker that is not forked prepares anew when it first reads; sending it the images would take longer.
         return {**self.__dict__, "_cached": None, "_loaded": None, "_copy": None}
 
     def _on_disk(self) -> tuple[np.ndarray, np.ndarray]:
@@ -188,7 +192,7 @@ def open_parquet(name: str, root: Path, files: list[str], skipped: tuple[Skipped
         return Splits(train=source, test=None, sentence="The data bring no test split: every image is used to train.")
     groups = [[file for file in files if words[file] == word] for word in (train_word, test_word)]
     unused = [file for file in files if words[file] not in (train_word, test_word)]
-    skipped += tuple(Skipped(file, f"neither {train_word} nor {test_word}") for file in unused)
+    skipped += tuple(Skipped(printable(file), f"neither {train_word} nor {test_word}") for file in unused)
     columns = find_columns(root / groups[0][0])
     train = ParquetSource(name, root, groups[0], columns, skipped)
     test = ParquetSource(name, root, groups[1], columns)
