@@ -42,6 +42,26 @@ def values(source) -> list[int]:
     return [int(np.asarray(source.read(index))[0, 0]) for index in range(len(source))]
 
 
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_pictures_beside_parquet_files(tmp_path, pictures):
+    """A card's preview is no data set, and neither is a table beside more pictures; whichever is left out is said."""
+    write(tmp_path / "data" / "train.parquet", [7, 8])
+    pq.write_table(pa.table({"caption": ["none"] * 9}), tmp_path / "captions.parquet")
+    for number in range(pictures):
+        (tmp_path / f"{number}.png").write_bytes(encoded(number))
+    if pictures < 2:
+        (tmp_path / "captions.parquet").unlink()
+        source = open_data(str(tmp_path)).train
+        assert values(source) == [7, 8]
+        assert [tuple(skip) for skip in source.skipped] == [
+            ("0.png", "a picture beside Parquet files that hold more images")
+        ]
+    else:
+        source = open_data(str(tmp_path)).train
+        assert values(source) == [0, 1, 2]
+        assert [skip.reference for skip in source.skipped] == ["captions.parquet", "data/train.parquet"]
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_one_file(tmp_path, plain):
     write(tmp_path / "x.parquet", range(10), plain=plain)

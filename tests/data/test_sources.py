@@ -74,7 +74,7 @@ def test_folders_that_are_no_classes(tmp_path, names, why):
     assert why in source.unlabelled
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "valid", "Validation", "test_images"])
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "Validation", "test_images", "val2017", "testset"])
 def test_split_folders(tmp_path, test_name):
     train = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
     test = [f"{test_name}/{name}/{number}.png" for name in ("cat", "dog", "emu") for number in range(2)]
@@ -114,6 +114,26 @@ def test_test_comes_before_val_and_val_is_not_trained_on(tmp_path):
     put(tmp_path, "train/1.png", "val/1.png", "test/1.png", "test/2.png")
     splits = open_data(str(tmp_path))
     assert (len(splits.train), len(splits.test)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("folders", "chosen"),
+    [
+        (("train2017", "val2017"), ("train2017", "val2017")),
+        (("train2014", "train2017", "val2014", "val2017"), ("train2017", "val2017")),
+        (("train", "train_v2", "val", "val_256"), ("train", "val")),
+        (("Training (2)", "test-256"), ("Training (2)", "test-256")),
+        (("trains", "tester"), None),
+    ],
+)
+def test_split_folders_with_a_year_or_a_version(tmp_path, folders, chosen):
+    put(tmp_path, *(f"{folder}/{number}.png" for folder in folders for number in range(2)))
+    splits = open_data(str(tmp_path))
+    if chosen is None:
+        assert splits.test is None
+    else:
+        assert "the folders {} and {}".format(*chosen) in splits.sentence
+        assert references(splits.train) == [f"{chosen[0]}/0.png", f"{chosen[0]}/1.png"]
 
 
 def test_links_loops_and_odd_entries(tmp_path):
@@ -166,6 +186,22 @@ def test_names_are_spelled_in_full_where_they_are_places(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert in_full("images") == in_full("~/images") == str(tmp_path / "images")
     assert [in_full(name) for name in ("fashion-mnist", "owner/name", None)] == ["fashion-mnist", "owner/name", None]
+
+
+def test_names_that_no_file_can_have_are_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        open_data("x" * 300)
+    assert in_full("x" * 300) == "x" * 300
+    for name in ("~no-such-user-here/images", "~no-such-user-here"):
+        with pytest.raises(InputError, match=r"home folder of a user who is not known .* \./~no-such-user-here"):
+            open_data(name)
+
+
+def test_data_under_a_name_that_is_not_unicode(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    put(folder, "a.png")
+    assert open_data(str(folder)).train.name == f"{tmp_path}/\ufffd"
+    assert len(open_data(in_full(str(folder))).train) == 1
 
 
 def test_one_image_is_data_too(tmp_path):

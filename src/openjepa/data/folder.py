@@ -17,7 +17,8 @@ from openjepa.data.white import CommonWhite
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-_SPLIT_FOLDER = re.compile(f"({'|'.join(TRAIN_NAMES + TEST_NAMES)})([-_ ]?(images|imgs|set|data))?")
+# As test_images, trainset, val2017 or train_v2.
+_SPLIT_FOLDER = re.compile(rf"({'|'.join(TRAIN_NAMES + TEST_NAMES)})(images|imgs|set|data|[\W\d_].*)?")
 
 
 class FolderSource(Source):
@@ -103,8 +104,9 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     outside them is left out. Class labels need every image in a folder directly below the root or the split, at least
     two such folders, and two images in each on average.
     """
-    images, skipped = found.images, list(found.skipped)
-    skipped += [Skipped(printable(path), "a Parquet file among images") for path in found.parquet]
+    images = found.images
+    skipped = [Skipped(printable(path), "a Parquet file among more images") for path in found.parquet]
+    skipped += found.skipped
     base = _common_folder(images)
     splits, white = _split_folders(base, images), CommonWhite(root, images)
     if not splits:
@@ -137,18 +139,20 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
 def _split_folders(base: str, images: Files) -> list[tuple[str, list[Run]]]:
     """The folder directly below ``base`` to train on and the one to test on, with their files; empty without both.
 
-    Of several for a test split, the first in the order test, testing, val, valid, validation counts.
+    Of several for a test split, the first in the order test, testing, val, valid, validation counts. Of several that
+    begin with the same word, the one called so counts, else the last in the alphabet (train2017 after train2014).
     """
     groups: dict[str, list[Run]] = {}
     for run in images.runs():
         folder, separator, _ = run[0][len(base) :].partition(os.sep)
         if separator:
             groups.setdefault(folder, []).append(run)
-    words = {}
+    words: dict[str, str] = {}
     for folder in groups:
         match = _SPLIT_FOLDER.fullmatch(folder.lower())
         if match:
-            words.setdefault(match[1], folder)
+            before = words.get(match[1], folder)
+            words[match[1]] = max(before, folder, key=lambda name: (name.lower() == match[1], name))
     train = next((words[word] for word in TRAIN_NAMES if word in words), None)
     test = next((words[word] for word in TEST_NAMES if word in words), None)
     return [] if train is None or test is None else [(train, groups[train]), (test, groups[test])]

@@ -33,7 +33,7 @@ from openjepa.files import whole_file
 REMEMBERED_FROM = 10_000
 # A folder that changed so shortly before it was read may change again without a new time (seconds).
 _SETTLED = 2.0
-_FORMAT = 2
+_FORMAT = 3
 
 # A folder with its last separator ("" for the root), the number of its first file, and of the one after its last.
 Run = tuple[str, int, int]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,6 +175,16 @@ class ParquetSource(Source):
                 ends[number] = total
         with whole_file(index) as draft, open(draft, "wb") as file:
             np.save(file, ends)
+
+
+def images_in(root: Path, files: list[str]) -> int:
+    """How many images Parquet ``files`` (relative to ``root``) hold, but for files that cannot be read or hold none."""
+    count = 0
+    for file in files:
+        with suppress(InputError):
+            find_columns(root / file)
+            count += open_file(root / file).metadata.num_rows
+    return count
 
 
 def open_parquet(name: str, root: Path, files: list[str], skipped: tuple[Skipped, ...] = ()) -> Splits:

@@ -4,13 +4,13 @@ import os
 import re
 from pathlib import Path
 
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable
 from openjepa.data.decode import IMAGE_SUFFIXES
 from openjepa.data.folder import FolderSource, open_folder
 from openjepa.data.hub import open_hub
 from openjepa.data.idx import ArraySource, has_idx_files, open_fashion_mnist, open_idx, open_sample
 from openjepa.data.listing import Files, scan
-from openjepa.data.parquet import ParquetSource, open_parquet
+from openjepa.data.parquet import ParquetSource, images_in, open_parquet
 from openjepa.errors import InputError
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Skipped",
     "Source",
     "Splits",
+    "expanded",
     "in_full",
     "open_data",
 ]
@@ -30,16 +31,36 @@ __all__ = [
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` or ``~user`` at its beginning written out.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} begins with the home folder of a user who is not known here: write the path in full (or ./{path}, "
+            f"where ~ belongs to the name)"
+        ) from error
+
+
 def in_full(data: str | None) -> str | None:
-    """The name of data as it is understood from any folder: a file or folder's whole path, others as they are."""
-    path = None if data is None else Path(data).expanduser()
-    return str(path.resolve()) if path is not None and path.exists() else data
+    """The name of data as it is understood from any folder: a file or folder's whole path, others as they are.
+
+    Raises:
+        InputError: it begins with the home folder of nobody.
+    """
+    path = None if data is None else expanded(data)
+    return str(path.resolve()) if path is not None and os.path.exists(path) else data
 
 
 def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
     """The images that ``data`` names: a folder, an image, a Parquet file or folder, ``fashion-mnist``, a hub id, None.
 
-    A file or folder of that name comes before any other meaning; None is the bundled sample.
+    A file or folder of that name comes before any other meaning; None is the bundled sample. Of a folder with both
+    pictures and Parquet files those are the data that hold more images, and the others are skipped.
 
     Raises:
         InputError: there is nothing there, it cannot be read, or it holds no images.
@@ -49,13 +70,13 @@ def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
     name = os.fspath(data)
     if not name:
         raise InputError("the name of the data is empty (an unset variable, perhaps): give a folder of images")
-    path = Path(name).expanduser()
+    path, name = expanded(name), printable(name)
     try:
         if path.is_dir():
             return _open_dir(name, path)
         if path.exists():
             return _open_file(name, path)
-    except PermissionError as error:
+    except OSError as error:  # no right to it, or no name that a file can have
         raise InputError(f"{name} cannot be read: {error.strerror}") from error
     if name.lower() == "fashion-mnist":
         return open_fashion_mnist()
@@ -69,10 +90,12 @@ def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
 
 def _open_dir(name: str, path: Path) -> Splits:
     found = scan(str(path))
+    if found.parquet and (not found.images or images_in(path, found.parquet) > len(found.images)):
+        reason = "a picture beside Parquet files that hold more images"
+        beside = [Skipped(printable(picture), reason) for picture in found.images]
+        return open_parquet(name, path, found.parquet, (*beside, *found.skipped))
     if found.images:
         return open_folder(name, str(path), found)
-    if found.parquet:
-        return open_parquet(name, path, found.parquet, tuple(found.skipped))
     if has_idx_files(path):
         return open_idx(name, path)
     if not found.skipped:
