@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from openjepa.comparing import Request, begin, gather, summarise
+from openjepa import comparing
+from openjepa.comparing import Request, begin, gather, run_all, summarise
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
 from openjepa.planning import Wishes
@@ -78,6 +79,22 @@ def test_the_same_request_goes_on_and_another_is_refused(begun, sample):
         begin(folder, replace(REQUEST, seeds=3), Wishes(), sample, None, ALONE)
 
 
+def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tmp_path, monkeypatch):
+    run, called = tmp_path / "ijepa-seed0", list[str]()
+    run.mkdir()
+    for name in ("experiment.json", "evaluation.json"):
+        (run / name).write_text("{}")
+
+    def stops(verb, *rest):
+        called.append(verb)
+        return 0 if verb == "resume" else 3
+
+    monkeypatch.setattr(comparing, "_openjepa", stops)
+    assert run_all(tmp_path, begun[1], REQUEST, lambda text: None, None) == 3
+    assert called == ["resume", "evaluate"]
+    assert not (run / "judged.json").exists()
+
+
 def test_a_folder_with_something_else_is_left_alone(sample, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="is no comparison"):
@@ -119,6 +136,15 @@ def test_means_spreads_and_differences_over_seeds():
     assert single["values"]["mae"]["std"] is None
 
 
+def test_seeds_that_all_give_the_same_have_no_interval(begun):
+    values = {"ijepa": 0.5, "mae": 0.6}
+    runs = [run(name, seed, value) for name, value in values.items() for seed in (0, 1)]
+    summary = summarise(runs, ("ijepa", "mae"))
+    assert summary[0]["differences"]["mae"] == {"value": pytest.approx(0.1), "low": None, "high": None}
+    page = render(begun[1] | {"command": "openjepa compare", "runs": runs, "summary": summary})
+    assert "MAE is 10.0 points above I-JEPA; all seeds gave the same, so there is no interval." in page
+
+
 def test_the_page_says_what_the_numbers_say_and_what_is_missing(begun):
     _, content = begun
     runs = [run("ijepa", 0, 0.7), run("ijepa", 1, 0.72), run("mae", 0, 0.75)]
@@ -126,12 +152,47 @@ def test_the_page_says_what_the_numbers_say_and_what_is_missing(begun):
     page = render(content)
     assert "I-JEPA and MAE on sample" in page
     assert "I-JEPA 71.0%, MAE 75.0%, random encoder 50.0% and raw pixels 60.0%" in page
-    assert "MAE is +4.0 points against I-JEPA; with one seed nothing can be said" in page
+    assert "By <b>k-NN</b>: " in page
+    assert "MAE is 4.0 points above I-JEPA; with one seed nothing can be said" in page
     assert "1 run(s) are not finished" in page
     assert "not available" in page  # the energy
     assert "71.0% ± 1.4" in page
     assert page.count("<svg") == 2
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("epochs", 0.4, "0.4 epochs for each run"),
+        ("epochs", 1.0, "1 epoch for each run"),
+        ("minutes", 4.0, "4 minutes of training for each run"),
+        ("steps", 1_234_567, "1,234,567 steps for each run"),
+    ],
+)
+def test_what_each_run_was_given_is_told_as_it_was_asked_for(begun, name, value, said):
+    runs = [run("ijepa", 0, 0.7)]
+    content = begun[1] | {"command": "", "runs": runs, "summary": summarise(runs, ("ijepa", "mae"))}
+    page = render(content | {"request": content["request"] | {"flops": None, name: value}})
+    assert f"encoder, {said}, 2 seeds" in page
+
+
+def test_energy_of_some_seeds_alone_is_no_mean(begun):
+    runs = [run("ijepa", 0, 0.7) | {"joules": 3.0}, run("ijepa", 1, 0.7)]
+    assert "not available" in render(begun[1] | {"command": "", "runs": runs, "summary": summarise(runs, ("ijepa",))})
+
+
+@pytest.mark.parametrize(
+    ("labelled", "said"), [(True, "By the labels of your images no run could"), (False, "Your images have no labels")]
+)
+def test_why_no_accuracy_was_measured_is_told(begun, labelled, said):
+    content = json.loads(json.dumps(begun[1])) | {"command": ""}
+    for planned in content["plans"].values():
+        planned["facts"]["data"]["labelled"] = labelled
+    runs = [run("ijepa", 0, 0.7) | {"rows": [], "curve": []}]
+    page = render(content | {"runs": runs, "summary": []})
+    assert said in page
+    assert ("images have no labels" in page) is not labelled
 
 
 def test_nothing_finished_is_told(begun):

@@ -25,6 +25,8 @@ from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
 FILE = "compare.json"
+# The standard deviation that rounding alone leaves of equal numbers.
+_NO_SPREAD = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +164,12 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
             with claimed(run):
                 make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
         where = [] if device is None else ["--device", device]
-        if not (run / "evaluation.json").is_file():
-            code = _openjepa("resume", str(run), *where)
+        # An evaluation.json is no sign of a whole run: somebody may have looked at one that is not finished. Of a whole
+        # one, resume does the quick suite alone again.
+        for command in (["resume", str(run)], ["evaluate", str(run), *request.evaluate]):
+            code = _openjepa(*command, *where)
             if code:
                 return code
-        code = _openjepa("evaluate", str(run), *request.evaluate, *where)
-        if code:
-            return code
         write_whole(run / "judged.json", (run / "evaluation.json").read_text())  # the sign that all of it went well
     return 0
 
@@ -223,7 +224,7 @@ def summarise(runs: Sequence[dict[str, Any]], objectives: Sequence[Method]) -> l
     """For every measure: mean, standard deviation and number of seeds of each objective, and of the references.
 
     Each also has the difference of every objective from the first one, with a 95% interval over seeds (Welch's t)
-    where both have two seeds or more.
+    where both have two seeds or more, which do not all give the same.
     """
     found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     for run in runs:
@@ -256,11 +257,10 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _difference(values: Sequence[float], against: Sequence[float]) -> dict[str, float | None]:
     one, other = _spread(values), _spread(against)
     difference = one["mean"] - other["mean"]
-    if len(values) < 2 or len(against) < 2:
+    # Seeds that all give the same, as of few test images that are all right, show no spread, which is not to have none.
+    if len(values) < 2 or len(against) < 2 or max(one["std"], other["std"]) <= _NO_SPREAD:
         return {"value": difference, "low": None, "high": None}
     from scipy.stats import ttest_ind
 
-    if one["std"] == other["std"] == 0:
-        return {"value": difference, "low": difference, "high": difference}
     interval = ttest_ind(values, against, equal_var=False).confidence_interval(0.95)
     return {"value": difference, "low": float(interval.low), "high": float(interval.high)}

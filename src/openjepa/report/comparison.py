@@ -93,15 +93,18 @@ def _of(content: dict[str, Any], objective: str) -> list[dict[str, Any]]:
 
 def _equal(content: dict[str, Any]) -> str:
     request = content["request"]
-    budget = next(
+    name, budget = next(
         (name, request[name]) for name in ("minutes", "flops", "steps", "epochs") if request[name] is not None
     )
-    told = {"flops": f"{scaled(budget[1], 'FLOP')} of training", "minutes": f"{plain(budget[1])} minutes of training"}
-    each = told.get(budget[0], f"{count(budget[1])} {budget[0]}")
+    unit = name if budget != 1 else name[:-1]
+    told = {"flops": f"{scaled(budget, 'FLOP')} of training", "steps": f"{count(budget)} {unit}"}
+    # As they were asked for: 0.4 epochs are not none.
+    told |= {"minutes": f"{budget:,g} {unit} of training", "epochs": f"{budget:,g} {unit}"}
     seeds = f"{request['seeds']} seeds" if request["seeds"] > 1 else "one seed"
+    papers = " MAE and denoising have the MAE paper's betas, weight decay and share of warm-up."
     return (
-        f"The same images, crops and encoder, {each} for each run, {seeds}. Each objective has the optimiser settings "
-        "of its own paper, scaled to the size."
+        f"The same images, crops and encoder, {told[name]} for each run, {seeds}. Learning rates and decoders are this "
+        f"project's own.{papers if {'mae', 'denoising'} & set(request['objectives']) else ''}"
     )
 
 
@@ -114,18 +117,34 @@ def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
             continue
         named = [f"{_CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
         named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
-        parts = [_told(name, objectives[0], row["differences"][name]) for name in objectives[1:]]
-        said.append(f"<p>On the <b>{escape(evaluator)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
+        parts = [_told(name, objectives[0], row) for name in objectives[1:]]
+        spoken = evaluator if evaluator == "k-NN" else f"the {evaluator}"
+        said.append(f"<p>By <b>{escape(spoken)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
     return "".join(said) or (
-        "<p>Your images have no labels, so which objective suits them best could not be measured. What follows is of "
-        "scenes drawn from the bundled sample, not of your images; RankMe is in each run's report.</p>"
+        f"<p>{_unjudged(content)}, so which objective suits them best could not be measured. What follows is of scenes "
+        "drawn from the bundled sample, not of your images; RankMe is in each run's report.</p>"
     )
 
 
-def _told(name: str, first: str, difference: dict[str, Any]) -> str:
-    value, low, high = difference["value"], difference["low"], difference["high"]
-    text = f"{_CALLED[name]} is {points(value)} points against {_CALLED[first]}"
+def _unjudged(content: dict[str, Any]) -> str:
+    """Why no run has an accuracy on the images."""
+    if _labelled(content):
+        return "By the labels of your images no run could be judged (each run's report says why)"
+    return "Your images have no labels"
+
+
+def _labelled(content: dict[str, Any]) -> bool:
+    return any(planned["facts"]["data"].get("labelled") for planned in content["plans"].values())
+
+
+def _told(name: str, first: str, row: dict[str, Any]) -> str:
+    """How an objective stands against the first one by a row of the summary."""
+    value, low, high = (row["differences"][name][key] for key in ("value", "low", "high"))
+    apart = f"{abs(100 * value):.1f} points {'above' if value > 0 else 'below'}"
+    text = f"{_CALLED[name]} is {'level with' if points(value) == '0.0' else apart} {_CALLED[first]}"
     if low is None or high is None:
+        if min(row["values"][each]["n"] for each in (name, first)) > 1:
+            return f"{text}; all seeds gave the same, so there is no interval."
         return f"{text}; with one seed nothing can be said about how sure that is."
     clear = "clear" if low > 0 or high < 0 else "not clear"
     return f"{text} (95% interval over seeds {points(low)} to {points(high)}: {clear})."
@@ -140,10 +159,8 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
     runs = {name: _of(content, name) for name in objectives}
 
     def measured(key: str, show) -> list[str]:
-        return [
-            show(_mean([run[key] for run in runs[name]])) if runs[name][0][key] is not None else "not available"
-            for name in objectives
-        ]
+        values = [[run[key] for run in runs[name]] for name in objectives]
+        return ["not available" if None in each else show(_mean(each)) for each in values]
 
     def planned(show) -> list[str]:
         return [show(plans[name]) for name in objectives]
@@ -178,7 +195,8 @@ def _curves(content: dict[str, Any], objectives: Sequence[str]) -> str:
                 svg = lines_svg(lines, {}, label=f"{title} over {x_name}", x_name=x_name, colours=colours)
                 cards.append(f'<figure class="card"><header><h3>{title}</h3></header>{svg}</figure>')
     if not cards:
-        return "<p>The images have no labels, so there is no accuracy to draw.</p>"
+        why = "No accuracy was measured in training" if _labelled(content) else "The images have no labels"
+        return f"<p>{why}, so there is none to draw.</p>"
     return (
         f'<ul class="key">{key}</ul><div class="curves wide">{"".join(cards)}</div><p class="quiet">Online measures '
         "are taken on few training images and show trends; the tables below are the results.</p>"
