@@ -29,7 +29,7 @@ def ours(seed: int = 3) -> Pretrained:
 def test_evaluators_of_whole_images_judge_scenes_and_the_bound_on_tokens_is_said(monkeypatch):
     monkeypatch.setattr(extraction, "TOKEN_BYTES", 150 * 2 * 16 * 24)
     entries = (*choose("full", ("attentive", "retrieval")), *NEAREST)
-    tasks = Tasks(names=("scenes",), scene_count=(220, 200), scene_entries=entries)
+    tasks = Tasks(names=("scenes",), scene_count=(220, 200), entries=entries)
     found = judge(panel_of(ours()), None, entries=(), tasks=tasks)
     rows = [(row["task"], row["evaluator"], row["features"]) for row in found["rows"] if row["metric"] == "accuracy"]
     for task in ("count", "nearest distance", "position"):

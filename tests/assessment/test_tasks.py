@@ -215,6 +215,6 @@ def test_mistakes_are_told_in_a_sentence(encoder, masked, tmp_path, capsys):
     assert "at least 200" in refused("--only", "scenes", "--scene-count", "10", "10")
     assert "leave" in refused(images, "--only", "scenes")
     assert "ask for one of them" in refused(images, "--pictures", tmp_path / "p")
-    assert "which labelled images" in refused("--only", "finetune")
+    assert "which images to judge" in refused("--only", "finetune")
     assert "have no labels" in refused(images, "--only", "finetune")
     assert "at least 1" in refused(images, "--only", "finetune", "--finetune-epochs", "0")

@@ -54,7 +54,7 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     preprocessing = processed(folder, processor, config)
     depth = getattr(config, "num_hidden_layers", None)
     shown = _probe_transformers(folder, model, config, preprocessing)
-    reader = partial(_read_transformers, config=config)
+    reader = partial(_read_transformers, config=config, norm=_final_norm(model, config, preprocessing))
     return _panel(folder, model, random, reader, shown, preprocessing, device, depth)
 
 
@@ -163,18 +163,43 @@ def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Pr
         ) from error
 
 
-def _read_transformers(model: Any, config: Any) -> Read:
+def _forward(model: Any, config: Any, x: Tensor, *, states: bool = False) -> Any:
+    """What the model gives for normalised images, with its ``hidden_states`` where they are asked for."""
+    order = {}
+    if config.model_type == _MASKING:  # it sorts its patches by noise
+        patches = math.prod(cut(x.shape[2:], _extents(config.patch_size)))
+        order = {"noise": torch.arange(patches, dtype=torch.float32, device=x.device).expand(len(x), -1)}
+    return model(pixel_values=x, output_hidden_states=states, **order)
+
+
+@torch.inference_mode()
+def _final_norm(model: nn.Module, config: Any, preprocessing: Preprocessing) -> str | None:
+    """The name of the norm that all tokens go through after the last block, None where there is none.
+
+    Its name alone does not tell: CLIP's ``post_layernorm`` is its pooled token's, SigLIP's is that of all tokens.
+    """
+    given: dict[str, Any] = {}
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, name=name: given.update({name: output}))
+        for name, module in model.named_modules()
+        if "norm" in name.rpartition(".")[2] and not any(part.isdigit() for part in name.split("."))  # not of a block
+    ]
+    last = _forward(model.eval(), config, _probe(preprocessing)).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    same = (name for name, value in given.items() if value.shape == last.shape and torch.allclose(value, last))
+    return next(same, None)
+
+
+def _read_transformers(model: Any, config: Any, norm: str | None = None) -> Read:
+    """How the model is read; ``norm`` is the name of the norm after the last block, for the blocks before it."""
     model.eval()
-    norm = next((getattr(model, name) for name in ("layernorm", "norm") if hasattr(model, name)), None)
+    final = nn.Identity() if norm is None else model.get_submodule(norm)
     patch = getattr(config, "patch_size", None)
 
     @torch.inference_mode()
     def read(x: Tensor, blocks: int) -> Reading:
-        order = {}
-        if config.model_type == _MASKING:  # it sorts its patches by noise
-            patches = math.prod(cut(x.shape[2:], _extents(patch)))
-            order = {"noise": torch.arange(patches, dtype=torch.float32, device=x.device).expand(len(x), -1)}
-        output = model(pixel_values=x, output_hidden_states=blocks > 1, **order)
+        output = _forward(model, config, x, states=blocks > 1)
         last = output.last_hidden_state
         if last.ndim == 4:  # a convolutional network: channels first
             return Reading([last.flatten(2).mT], None, _extents(last.shape[2:]))
@@ -183,7 +208,7 @@ def _read_transformers(model: Any, config: Any) -> Read:
         states = [last]
         if blocks > 1:
             # The last state is after the norm already; the earlier ones are before it, where the model has one.
-            states = [state if norm is None else norm(state) for state in output.hidden_states[-blocks:-1]] + [last]
+            states = [*map(final, output.hidden_states[-blocks:-1]), last]
         grid = _grid(x.shape[2:], patch, patches)
         return Reading([state[:, before:] for state in states], last[:, 0] if before else None, grid)
 

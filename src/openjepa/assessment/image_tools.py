@@ -18,6 +18,8 @@ from openjepa.errors import InputError
 
 # Before the description of the tools, so that no cache takes features of JPEGs that were read smaller for these.
 WHOLE = "whole files; "
+# How far from 0 and 1 black and white may come out.
+_OFF = 0.02
 
 
 @runtime_checkable
@@ -109,12 +111,24 @@ class TimmTools:
 
 
 def processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing:
-    """The image processor without its normalisation, which is ours to do, so that raw pixels can be taken before it."""
+    """The image processor without its normalisation, which is ours to do, so that raw pixels can be taken before it.
+
+    Raises:
+        InputError: it gives other channels than the model takes, or black and white are not 0 and 1 without its
+            normalisation.
+    """
     channels = int(getattr(config, "num_channels", 3))
-    process = TransformersTools(processor)
-    tried = process(Image.new("RGB" if channels == 3 else "L", (64, 48)))
+    process, mode = TransformersTools(processor), "RGB" if channels == 3 else "L"
+    tried, white = (process(Image.new(mode, (64, 48), colour)) for colour in ("black", "white"))
     if tried.ndim != 3 or tried.shape[0] != channels:
         raise InputError(f"{folder}: its image processor gives {tuple(tried.shape)}, {channels} channels are wanted")
+    darkest, brightest = float(tried.min()), float(white.max())  # whatever it adds around an image lies between
+    if max(abs(darkest), abs(brightest - 1)) > _OFF:
+        raise InputError(
+            f"{folder}: without its normalisation, its image processor ({type(processor).__name__}) makes "
+            f"{darkest:.3g} of black and {brightest:.3g} of white, where 0 and 1 are wanted: save it with do_rescale, "
+            "a rescale_factor of 1/255, and without rescale_offset and include_top"
+        )
     normalised = getattr(processor, "do_normalize", False)
     mean = tuple(processor.image_mean) if normalised else (0.0,) * channels
     std = tuple(processor.image_std) if normalised else (1.0,) * channels

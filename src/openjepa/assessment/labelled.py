@@ -267,6 +267,6 @@ def _unlabelled(
         "pixels": list(panel.pixels),
         "rows": [],
         "spectrum": measures,
-        "summary": "Without labels only the spread of the features can be measured; see RankMe.",
+        "summary": "Without labels no accuracy of classes can be measured.",
         "notes": notes,
     }

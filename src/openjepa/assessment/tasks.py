@@ -1,8 +1,9 @@
-"""One judgement of everything: the classes of images, spoilt images, scenes, masks, and fine-tuning, in one record."""
+"""One judgement of everything: the classes of images, or which way up they are, spoilt images, scenes, masks, and
+fine-tuning, in one record."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
 from openjepa.assessment.patch_features import grid_of
 from openjepa.assessment.robustness import assess_robustness
+from openjepa.assessment.rotations import TASK as ROTATION
+from openjepa.assessment.rotations import assess_rotations
 from openjepa.assessment.scenes import FEWEST_SCENES, assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
 from openjepa.assessment.sheets import new_picture
@@ -23,7 +26,7 @@ from openjepa.evaluation.finetune import FineTuning
 from openjepa.evaluation.suite import Entry, Progress
 
 # The tasks beside the classes of whole images, by the names that --only knows them by.
-TASKS = ("robustness", "scenes", "finetune")
+TASKS = (ROTATION, "robustness", "scenes", "finetune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Tasks:
     Attributes:
         names: of :data:`TASKS`.
         scene_count: how many scenes to learn on and to test on.
-        scene_entries: the evaluators of scenes (none: the quick ones).
+        entries: the evaluators of scenes and of turned images (none: the quick ones).
         finetune_epochs: passes over the labelled images.
         finetune_images: at most so many of them.
         segmentation: a folder of images and one of masks.
@@ -42,7 +45,7 @@ class Tasks:
 
     names: tuple[str, ...] = ()
     scene_count: tuple[int, int] = (4000, 2000)
-    scene_entries: tuple[Entry, ...] = ()
+    entries: tuple[Entry, ...] = ()
     finetune_epochs: int = 10
     finetune_images: int = 1000
     segmentation: tuple[Path, Path] | None = None
@@ -78,8 +81,10 @@ def judge(
 ) -> dict[str, Any]:
     """The content of ``evaluation.json``: that of :func:`assess`, with the rows of every task asked for.
 
+    Of images without labels it is asked which way up they are, for that is what can be.
+
     Args:
-        splits: labelled images; None where only tasks are asked that bring their own.
+        splits: the images; None where only tasks are asked that bring their own.
         entries: the evaluators of whole images.
         bad_images: share of the images of each task (0 to 1) that may be unreadable.
         trained_on: fingerprint of the images that the encoder was trained on, where it is known.
@@ -114,13 +119,15 @@ def judge(
         found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
     labelled = splits is not None and splits.train.labels is not None and len(splits.train.classes) > 1
     notes = [*found.get("notes", []), *_missing(panel, labelled, tasks)]
-    asked = _asked(panel, splits if labelled else None, tasks, limit, bad_images, trained_on, cache, note)
+    if entries and splits is not None and not labelled:
+        tasks = replace(tasks, names=tuple(dict.fromkeys((ROTATION, *tasks.names))), entries=tuple(entries))
+    asked = _asked(panel, splits, labelled, tasks, limit, bad_images, trained_on, cache, note)
     for name, assess_task in asked.items():
         try:
             part = assess_task()
         except InputError as error:
             # What was measured is worth more than what could not be; alone, the task's own words are the answer.
-            if not found["rows"] and len(asked) == 1:
+            if not entries and not found["rows"] and len(asked) == 1:
                 raise
             notes.append(f"{name} could not be measured: {error}.")
             continue
@@ -138,6 +145,7 @@ def judge(
 def _asked(
     panel: Panel,
     splits: Splits | None,
+    labelled: bool,
     tasks: Tasks,
     limit: int,
     bad_images: float,
@@ -148,9 +156,13 @@ def _asked(
     """The tasks that can be done, in their order, each by its name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
     pretrained = panel.pretrained
-    on_labelled = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
-    if "robustness" in tasks.names and splits is not None:
-        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, cache=cache, **on_labelled)
+    images = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
+    if ROTATION in tasks.names and splits is not None:
+        found[ROTATION] = partial(
+            assess_rotations, panel, splits, limit=limit, entries=tasks.entries, cache=cache, **images
+        )
+    if "robustness" in tasks.names and splits is not None and labelled:
+        found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, cache=cache, **images)
     if "scenes" in tasks.names:
         train, test = tasks.scene_count
         found["scenes"] = partial(
@@ -158,17 +170,17 @@ def _asked(
             panel,
             train=train,
             test=test,
-            entries=tasks.scene_entries,
+            entries=tasks.entries,
             pictures=tasks.pictures,
             cache=cache,
             note=note,
         )
     if tasks.segmentation is not None:
-        images, masks = (path.expanduser() for path in tasks.segmentation)
+        pictures, masks = (path.expanduser() for path in tasks.segmentation)
         found["segmentation"] = partial(
             assess_segmentation,
             panel,
-            images,
+            pictures,
             masks,
             limit=limit,
             bad_images=bad_images,
@@ -176,7 +188,7 @@ def _asked(
             cache=cache,
             note=note,
         )
-    if "finetune" in tasks.names and splits is not None and pretrained is not None:
+    if "finetune" in tasks.names and splits is not None and labelled and pretrained is not None:
         settings, tests = FineTuning(epochs=tasks.finetune_epochs), max(8, limit // 4)
         found["fine-tuning"] = partial(
             assess_finetuning,
@@ -185,7 +197,7 @@ def _asked(
             settings=settings,
             limit=tasks.finetune_images,
             test_limit=tests,
-            **on_labelled,
+            **images,
         )
     return found
 
@@ -224,7 +236,7 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     names = {row.get("task", "classes").split(":")[0] for row in rows}
     tasks = {name: facts for name, facts in before.get("tasks", {}).items() if name in names} | now.get("tasks", {})
     mended = tuple(f"{name} could not be measured" for name in names)
-    kinds = ("classes", "robustness", "scenes", "segmentation", "fine-tuning")
+    kinds = ("classes", ROTATION, "robustness", "scenes", "segmentation", "fine-tuning")
     of_tasks = tuple(f"{name}: " for name in kinds[1:])
     of_kept = tuple(f"{name}: " for name in tasks if name not in now.get("tasks", {}))
 

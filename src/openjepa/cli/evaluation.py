@@ -23,21 +23,24 @@ def evaluate_verb(arguments: list[str]) -> int:
 
         The quick suite is k-NN and a linear probe (of the last layer; of the last four blocks). The full one adds k-NN
         with k chosen, logistic regression with less regularisation, SGD probes (with and without BatchNorm; last layer
-        and last four blocks), an attentive probe, low-shot probes, retrieval, spoilt images, scenes of several objects,
-        and fine-tuning. All choices are made on a part held out of the training images.
+        and last four blocks), an attentive probe, low-shot probes, retrieval, turned images, spoilt images, scenes of
+        several objects, and fine-tuning. All choices are made on a part held out of the training images. Of images
+        without labels the same evaluators are asked which way up they are, a stand-in that needs none.
 
         Attributes:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
                 need the extra export), a timm model directory (extra parity), or features that are computed already:
                 a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
                 number an image), or one .npy file with labels.npy beside it, of which a fifth is held out to test on.
-            data: labelled images, as for pretrain; for a run, nothing means its own. For .npy features it may be left
-                out, or be the images that they are of, in their order, for raw pixels to stand beside them.
+            data: images, as for pretrain, labelled ones if there are any; for a run, nothing means its own. For .npy
+                features it may be left out, or be the images that they are of, in their order, for raw pixels to stand
+                beside them.
             suite: quick or full.
-            only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, robustness (test
-                images with noise and blur), scenes (how many objects drawn scenes hold, how near, and where; judged by
-                the evaluators named beside it, else by the suite's) and finetune (all weights trained on some labels,
-                beside the same from random weights).
+            only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, rotation (which
+                way up images are that were turned), robustness (test images with noise and blur), scenes (how many
+                objects drawn scenes hold, how near, and where) and finetune (all weights trained on some labels, beside
+                the same from random weights). Rotation and scenes are judged by the evaluators named beside them, else
+                by the suite's.
             limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
                 test on (.npy features: all are used).
             bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own
@@ -172,7 +175,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         raise InputError(f"there is no file or folder {folder}: name a run, an encoder's folder, or features (.npy)")
     device = distributed.join(given.device).device
     entries = evaluators(str(device))
-    tasks = replace(tasks, scene_entries=entries)
+    tasks = replace(tasks, entries=entries)
     return _encoder_judged(given, folder, device, tasks, entries if whole else (), command)
 
 
@@ -186,9 +189,9 @@ def _encoder_judged(
 
     experiment, plan = read_experiment(folder) if (folder / "experiment.json").is_file() else (None, None)
     splits, bad_images = None, share_of_bad(given.bad_images, experiment)
-    if entries or {"robustness", "finetune"} & set(tasks.names):
+    if entries or {"rotation", "robustness", "finetune"} & set(tasks.names):
         if given.data is None and plan is None:
-            raise InputError(f"{folder} is not a run, so say which labelled images to judge it on")
+            raise InputError(f"{folder} is not a run, so say which images to judge it on")
         splits = own_data(folder, plan) if given.data is None and plan is not None else open_data(given.data)
     elif given.data is not None:
         raise InputError(f"scenes and masks bring their own images: leave {given.data!r} out")

@@ -1,0 +1,170 @@
+"""Judge an encoder without labels: which way up an image is, asked of images that were turned.
+
+A stand-in for the accuracies that need labels. Over hundreds of training runs a linear classifier of it ranks encoders
+much as classifiers of the classes do (rank correlation above 0.94: Reed et al., "SelfAugment", CVPR 2021, sec. 4). It
+says nothing where images have no up and down, as seen from above or through a microscope; nobody is right then.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from openjepa import draws
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import Panel
+from openjepa.assessment.extraction import BAD_IMAGES, Chosen, Images, extract_kinds, unreadable
+from openjepa.assessment.labelled import by_subject, kinds_for
+from openjepa.assessment.outcomes import remembering
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Splits
+from openjepa.data.loader import Batch
+from openjepa.errors import InputError
+from openjepa.evaluation.catalogue import quick
+from openjepa.evaluation.split import at_most
+from openjepa.evaluation.suite import Entry, run_suite
+
+TASK = "rotation"
+# Of images, so that each way of turning has some to learn on and to test on.
+_FEWEST = 40
+_HELD_OUT = 5  # one in so many is to test on, where the data bring no test part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned(Images):
+    """Images, each turned once, by quarters or (``quarters`` 2: an oblong input) by halves; how often is its label."""
+
+    clean: Images
+    quarters: int
+
+    @classmethod
+    def of_square(cls, clean: Images, size: tuple[int, int]) -> "Turned":
+        """All of the images, turned as their ``size`` (height, width) allows."""
+        quarters = 1 if size[0] == size[1] else 2
+        return cls(indices=clean.indices, name=f"turned {clean.name}", clean=clean, quarters=quarters)
+
+    @property
+    def ways(self) -> int:
+        """How many ways of turning there are, none among them."""
+        return 4 // self.quarters
+
+    @property
+    def data(self) -> str:
+        return self.clean.data
+
+    @property
+    def content(self) -> Any:
+        return [self.clean.content, TASK, self.quarters]
+
+    def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
+        for batch in self.clean.batches(indices, preprocessing):
+            turns = self.labels(batch.samples.numpy()) * self.quarters
+            turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(batch.images, turns, strict=True)]
+            yield replace(batch, images=torch.stack(turned) if turned else batch.images)
+
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        return (draws.uniform("turned", samples) * self.ways).astype(np.int64)
+
+    def reference(self, sample: int) -> str:
+        return self.clean.reference(sample)
+
+
+def assess_rotations(
+    panel: Panel,
+    splits: Splits,
+    *,
+    limit: int = 20_000,
+    bad_images: float = BAD_IMAGES,
+    trained_on: str = "",
+    entries: Sequence[Entry] = (),
+    cache: FeatureCache | None = None,
+    note: Callable[[str], None] = lambda sentence: None,
+) -> dict[str, Any]:
+    """How often an evaluator tells by how much an image was turned, as entries of ``evaluation.json``.
+
+    Every image is turned once, by 0, 90, 180 or 270 degrees (0 or 180 where the encoder's input is oblong) as a
+    function of its number, after it was prepared for the encoder, so that no edge or interpolation gives it away.
+
+    Args:
+        splits: the test part is the data's own, or a fifth of the train part; labels play no part.
+        limit: at most so many images to learn on, and a quarter of it to test on.
+        bad_images: share of the images (0 to 1) that may be unreadable.
+        trained_on: fingerprint of the images that the encoder was trained on, where it is known.
+        entries: the evaluators (the quick ones).
+        cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
+        note: told what is being done, for whoever waits.
+
+    Raises:
+        InputError: too few images, or too many that cannot be read.
+    """
+    begin = time.perf_counter()
+    (learn, held), sentence = _parts(splits, limit, trained_on)
+    if min(len(learn.indices), len(held.indices)) < _FEWEST // _HELD_OUT:
+        count = len(learn.indices) + len(held.indices)
+        raise InputError(f"{count} images are too few to ask which way up they are: it takes {_FEWEST}")
+    entries = entries or quick(panel.device)
+    size = panel.preprocessing.size
+    turned = [Turned.of_square(part, size) for part in (learn, held)]
+    kinds = kinds_for(panel, entries)
+    note("features of turned images")
+    taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
+    notes = unreadable([*taken[0].bad, *taken[1].bad], len(learn.indices) + len(held.indices), bad_images)
+    subjects, bounded = by_subject(taken[0].parts, taken[1].parts)
+    note("which way up the turned images are")
+    record = run_suite(subjects, entries, judged=remembering(cache)).record()
+    main = next(iter(taken[1].parts.values())).labels
+    chance = float(np.bincount(main).max() / len(main))
+    return {
+        "data": splits.train.name,
+        "classes": turned[0].ways,
+        "train_images": len(next(iter(taken[0].parts.values()))),
+        "test_images": len(main),
+        "split": sentence,
+        "notes": [*notes, *bounded],
+        "rows": [row | {"task": TASK} for row in record["rows"]],
+        "differences": [row | {"task": TASK} for row in record["differences"]],
+        "spectrum": record["spectrum"],
+        "chance": {TASK: chance},
+        "summary": f"{_asked(turned[0].ways)} {record['summary']}{_told(record['rows'], panel.subjects[0], chance)}",
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, Chosen], str]:
+    """The images to learn on and to test on, and how they were told apart."""
+    train, test = splits.train, splits.test
+    if test is not None:
+        learn, held, sentence = np.arange(len(train)), np.arange(len(test)), splits.sentence
+    else:
+        order, sentence = (
+            draws.permutation(len(train), "rotation split"),
+            "A fifth of the images was held out to test on.",
+        )
+        few = len(train) // _HELD_OUT
+        test, learn, held = train, np.sort(order[few:]), np.sort(order[:few])
+        if trained_on and trained_on == train.fingerprint:
+            sentence += " The encoder saw these images in training, upright."
+    return (
+        Chosen(source=train, indices=at_most(learn, limit), name="train"),
+        Chosen(source=test, indices=at_most(held, max(2, limit // 4)), name="test"),
+    ), sentence
+
+
+def _asked(ways: int) -> str:
+    turns = "a quarter, a half or three quarters" if ways == 4 else "a half"
+    return f"Each image was turned by {turns} or not at all, and the features asked which."
+
+
+def _told(rows: Sequence[dict[str, Any]], subject: str, chance: float) -> str:
+    """A warning where nobody can tell: then the images have no up and down, and the measure says nothing."""
+    best = max((row["low"] for row in rows if row["metric"] == "accuracy"), default=0.0)
+    if best > chance + 0.05:
+        return ""
+    return (
+        f" Nothing that was asked, not even raw pixels, does much better than to guess ({100 * chance:.1f}%): these "
+        f"images seem to have no up and down, and then this says nothing about the {subject}."
+    )

@@ -1,0 +1,103 @@
+"""Which way up an image is: asked of turned images, without labels, beside a random encoder and raw pixels."""
+
+import numpy as np
+import pytest
+import torch
+
+from openjepa.assessment import Tasks, extraction, judge
+from openjepa.assessment.cache import FeatureCache
+from openjepa.assessment.encoders import panel_of
+from openjepa.assessment.extraction import Chosen
+from openjepa.assessment.rotations import TASK, Turned, assess_rotations
+from openjepa.data.augmentation import Preprocessing
+from openjepa.data.base import Splits
+from openjepa.data.idx import ArraySource
+from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.errors import InputError
+from openjepa.evaluation.catalogue import choose, quick
+from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET
+from openjepa.pretrained import Pretrained
+
+
+def ours(height: int = 16) -> Pretrained:
+    config = EncoderConfig(signal=(height, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=3)
+    preprocessing = Preprocessing(size=(height, 16), channels=1, mean=(0.5,), std=(0.25,))
+    return Pretrained(Encoder(config, generator=torch.Generator().manual_seed(3)), preprocessing)
+
+
+def images(count: int = 200, *, up: bool = True, height: int = 16) -> ArraySource:
+    """Noise, lit from above where there is an up."""
+    values = np.random.default_rng(0).integers(0, 120, (count, height, 16, 1))
+    light = np.linspace(130, 0, height).astype(np.int64)[:, None, None] if up else 65
+    return ArraySource("lit", (values + light).astype(np.uint8))
+
+
+def alone(source: ArraySource) -> Splits:
+    return Splits(train=source, test=None, sentence="")
+
+
+@pytest.mark.parametrize(("height", "angles"), [(16, 4), (24, 2)])
+def test_every_image_is_turned_as_often_as_its_label_says(height, angles):
+    preprocessing = ours(height).preprocessing
+    part = Chosen(source=images(40, height=height), indices=np.arange(0, 40, 2), name="test")
+    turned = Turned.of_square(part, preprocessing.size)
+    (upright,), (batch,) = (list(one.batches(part.indices, preprocessing)) for one in (part, turned))
+    labels = turned.labels(batch.samples.numpy())
+    assert sorted(set(labels.tolist())) == list(range(angles))
+    for before, after, label in zip(upright.images, batch.images, labels, strict=True):
+        assert torch.equal(torch.rot90(before, int(label) * 4 // angles, (1, 2)), after)
+    assert turned.labels(part.indices).tolist() == labels.tolist()
+
+
+def test_images_with_an_up_are_told_beside_a_random_encoder_and_pixels():
+    found = assess_rotations(panel_of(ours()), alone(images()))
+    assert (found["train_images"], found["test_images"], found["classes"]) == (160, 40, 4)
+    rows = {(row["evaluator"], row["features"]): row for row in found["rows"]}
+    assert {row["task"] for row in found["rows"]} == {TASK}
+    assert rows["linear probe", PIXELS]["value"] > 0.9
+    assert {name for _, name in rows} == {TARGET, RANDOM, PIXELS}
+    assert {row["against"] for row in found["differences"]} == {RANDOM, PIXELS}
+    assert "turned by a quarter, a half or three quarters or not at all" in found["summary"]
+    assert "no up and down" not in found["summary"]
+
+
+def test_images_without_an_up_say_that_nothing_can_be_said():
+    assert "no up and down" in assess_rotations(panel_of(ours()), alone(images(up=False)))["summary"]
+
+
+def test_the_test_part_is_the_datas_own_and_too_few_images_are_refused():
+    splits = Splits(train=images(50), test=images(30), sentence="Their own.")
+    found = assess_rotations(panel_of(ours()), splits, limit=40)
+    assert (found["train_images"], found["test_images"], found["split"]) == (40, 10, "Their own.")
+    with pytest.raises(InputError, match="30 images are too few to ask which way up they are: it takes 40"):
+        assess_rotations(panel_of(ours()), alone(images(30)))
+
+
+def test_images_without_labels_are_asked_which_way_up_they_are_and_others_where_it_is_wanted():
+    panel, entries = panel_of(ours()), choose("full", ("knn",))
+    found = judge(panel, alone(images()), entries=entries, tasks=Tasks(names=("robustness",)))
+    assert {row["evaluator"] for row in found["rows"]} == {entry.evaluator.name for entry in entries}
+    assert {row["task"] for row in found["rows"]} == {TASK}
+    assert found["spectrum"][TARGET]["rankme"] > 1
+    assert found["tasks"][TASK]["chance"][TASK] < 0.5
+    assert any("robustness" in note for note in found["notes"])
+    few = judge(panel, alone(images(20)), entries=entries, tasks=Tasks())
+    assert few["rows"] == []
+    assert few["spectrum"]
+    assert any(note.startswith("rotation could not be measured: 20 images are too few") for note in few["notes"])
+    labelled = images()
+    labelled.labels, labelled.classes = np.arange(200) % 2, ("a", "b")
+    tasks = {
+        names: {row["task"] for row in judge(panel, alone(labelled), entries=quick(), tasks=Tasks(names=names))["rows"]}
+        for names in ((), (TASK,))
+    }
+    assert tasks == {(): {"classes"}, (TASK,): {"classes", TASK}}
+
+
+def test_a_second_run_takes_turned_images_from_the_cache(tmp_path, monkeypatch):
+    cache, seen = FeatureCache(folder=tmp_path / "features"), []
+    compute = extraction._compute
+    monkeypatch.setattr(extraction, "_compute", lambda *given: seen.append(given[1].name) or compute(*given))
+    first, second = (assess_rotations(panel_of(ours()), alone(images()), cache=cache) for _ in range(2))
+    assert seen == ["turned train", "turned test"]
+    assert [row["value"] for row in first["rows"]] == [row["value"] for row in second["rows"]]
