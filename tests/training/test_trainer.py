@@ -24,7 +24,7 @@ from openjepa.masking import MultiBlockMasking
 from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.training import checkpoint as checkpoints
-from openjepa.training.distributed import Processes
+from openjepa.training.distributed import Processes, join
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import Step, TrainingConfig, refuse_uneven
@@ -328,6 +328,12 @@ def test_processes_that_cannot_share_a_batch_are_refused():
     refuse_uneven(TrainingConfig(batch=64, accumulate=2), Processes(0, 4, torch.device("cpu")))
     with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes with 1 .* multiple of 3"):
         refuse_uneven(TrainingConfig(batch=64), Processes(0, 3, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:0"])
+def test_devices_of_other_kinds_are_refused(device):
+    with pytest.raises(InputError, match=f"device '{device}' is not supported yet .*use cpu, cuda"):
+        join(device)
 
 
 def test_a_bad_image_is_set_aside_and_replaced_the_same_way_again(tmp_path):

@@ -89,7 +89,7 @@ def join(device: str | None = None) -> Processes:
     """Join the processes that torchrun started, or be the only one; the device is CUDA's where there is one.
 
     Raises:
-        InputError: the device asked for does not exist here.
+        InputError: the device asked for does not exist here, or is of a kind that is not supported.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,6 +97,10 @@ def join(device: str | None = None) -> Processes:
         chosen = torch.device(kind)
     except RuntimeError as error:
         raise InputError(f"unknown device {kind!r}: use cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(
+            f"device {kind!r} is not supported yet (Apple's and other GPUs are not): use cpu, cuda or cuda:N"
+        )
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"device {kind!r} was asked for, but PyTorch sees no CUDA GPU; use --device cpu")
