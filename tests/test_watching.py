@@ -159,6 +159,20 @@ def test_images_that_cannot_be_read_are_left_out():
         Watch(Lost("lost", whole.images), EXPERIMENT, Bare(), ALONE)
 
 
+def test_images_are_prepared_for_random_order_before_any_is_read():
+    class Slow(ArraySource):
+        prepared = False
+
+        def prepare(self):
+            self.prepared = True
+
+        def read(self, index, at_least=None):
+            assert self.prepared
+            return super().read(index, at_least)
+
+    assert Watch(Slow("slow", source().images), EXPERIMENT, Bare(), ALONE).images
+
+
 def test_it_leaves_the_weights_and_the_statistics_alone():
     experiment = replace(EXPERIMENT, ijepa=replace(EXPERIMENT.ijepa, target_norm="whiten"))
     objective = experiment.objective()

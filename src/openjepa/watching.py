@@ -70,6 +70,7 @@ class Watch:
         self.objective, self.preprocessing, self.device = objective, experiment.preprocessing, processes.device
         self.precision, self.batch, self.views = experiment.training.precision, batch, views
         images = images or affordable(experiment.training)
+        source.prepare()  # the crops are of images in random order
         chosen = np.sort(draws.permutation(len(source), "watch", experiment.seed)[:images])
         batches = ordered_batches(source, experiment.preprocessing, chosen, batch=batch, workers=0)
         read = [(part.images, part.labels, part.samples) for part in batches if len(part.samples)]
