@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from openjepa import costing
 from openjepa.data.sources import open_data
+from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.planning import Wishes, plan
 from openjepa.training.distributed import Processes
@@ -25,6 +27,16 @@ def test_the_plan_tells_the_tokens_of_the_masks_that_are_drawn(shape):
     assert told["context_tokens"] == pytest.approx(drawn.context_valid.sum(1).double().mean().item(), abs=0.5)
     assert told["target_tokens"] == drawn.targets.shape[-1] > 0
     assert (told["context_tokens"] == round(0.25 * 14 * 14)) == (shape == "fixed")
+
+
+def test_a_step_that_does_not_fit_into_a_gpu_is_a_sentence(monkeypatch):
+    class Large:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(costing, "Step", Large)
+    with pytest.raises(InputError, match=r"more memory than cpu has \(CUDA out of memory\): .*--training\.accumulate"):
+        plan(open_data(None), Wishes(steps=1, workers=0), Processes(0, 1, torch.device("cpu")), None)
 
 
 def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():

@@ -60,6 +60,10 @@ def measure(
     costs then, from real steps on real batches with weights that are thrown away.
 
     It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches.
+
+    Raises:
+        InputError: a step does not fit into the memory of the GPU, or its numbers are not finite.
+        LoaderError: a worker was killed.
     """
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
@@ -179,17 +183,23 @@ def _trial(
     taken: TrainingConfig | None = None
     step: Step | None = None
     for number, batch in enumerate(batches):
-        if step is None or way != taken:
-            step, taken = None, way  # its memory first
-            own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
-            step = _step(experiment, own, alone)
-        x = experiment.preprocessing.normalise(batch.images.to(processes.device))
         try:
+            if step is None or way != taken:
+                step, taken = None, way  # its memory first
+                own = replace(way, compile=False, steps=10**6, batch=share, record=way.record and processes.world == 1)
+                step = _step(experiment, own, alone)
+            x = experiment.preprocessing.normalise(batch.images.to(processes.device))
             step(x, [masks.to(processes.device) for masks in batch.masks], number)
         except FloatingPointError as error:
             raise InputError(
                 f"trial step {number} gave numbers that are not finite ({error}): lower --schedule.lr, or look at "
                 f"the images"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"a step of {share} images takes more memory than {processes.device} has "
+                f"({str(error).partition('. ')[0]}): cut it into micro-batches with --training.accumulate, keep less "
+                f"with --training.recompute, or take a smaller --training.batch"
             ) from error
         way = yield
 

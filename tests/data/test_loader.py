@@ -249,6 +249,19 @@ def test_ordered_batches_of_chosen_images(folder):
     assert list(ordered_batches(folder, COLOUR, [], batch=4, workers=0)) == []
 
 
+class Gone(ArraySource):
+    """Images in a file that cannot be read any more."""
+
+    def read(self, index, at_least=None):
+        raise InputError("row group 0 cannot be read")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_stops_ordered_batches_is_said_as_it_is(workers):
+    with pytest.raises(InputError, match=r"^row group 0 cannot be read$"):
+        list(ordered_batches(Gone("gone", in_memory().images), GREY, batch=8, workers=workers))
+
+
 def test_impossible_requests():
     with pytest.raises(InputError, match="50 images, fewer than a batch of 64"):
         training_batches(in_memory(), GREY, Augmentation(), **settings(batch=64))

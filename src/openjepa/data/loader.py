@@ -229,7 +229,13 @@ class _OrderedBatches(Dataset[Batch | InputError]):
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | InputError:
+        try:
+            return self._batch(number)
+        except InputError as error:
+            return error
+
+    def _batch(self, number: int) -> Batch:
         samples, images, bad = [], [], []
         for sample in self.indices[number * self.batch : (number + 1) * self.batch].tolist():
             try:
@@ -302,6 +308,7 @@ def ordered_batches(
     """The images ``indices`` (None: all) in order, fitted without augmentation; bad ones are left out and reported.
 
     Raises:
+        InputError: the files cannot be read.
         LoaderError: a worker was killed.
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
