@@ -26,8 +26,10 @@ import openjepa
 from openjepa import costing
 from openjepa.claiming import LOCK
 from openjepa.cli import main
+from openjepa.cli.parsing import from_anywhere
 from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
+from openjepa.data.loader import LoaderError
 from openjepa.diagnosis.looks import choose
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
@@ -860,6 +862,20 @@ def test_ctrl_c_in_the_evaluation_leaves_a_finished_run_and_says_so(images, tmp_
     assert json.loads((run / "evaluation.json").read_text())["rows"]
 
 
+def test_a_loader_process_that_is_killed_is_a_sentence(images, tmp_path, monkeypatch, capsys):
+    def killed(*_: object, **__: object) -> None:
+        raise LoaderError("a loader process was killed")
+
+    monkeypatch.setattr("openjepa.assessment.assess", killed)
+    trained = tmp_path / "run"
+    assert call("pretrain", images, "--out", trained, "--steps", "2", *SMALL) == 1
+    said = capsys.readouterr().err
+    assert f"not evaluated: a loader process was killed. Evaluate with: openjepa evaluate {trained}" in said
+    monkeypatch.setattr("openjepa.planning.measure", killed)
+    assert call("pretrain", images, "--dry-run", *SMALL) == 1
+    assert "openjepa pretrain: a loader process was killed" in capsys.readouterr().err
+
+
 def test_a_run_whose_labels_say_too_little_still_has_its_report(tmp_path, capsys):
     images = stripes(tmp_path / "images", classes=1)
     (images / "kind1").mkdir()
@@ -975,6 +991,20 @@ def test_what_was_saved_stays_when_the_disk_is_full(run, tmp_path, capsys):
     assert checkpoints.steps(copy / "checkpoints")[-1] == 14
 
 
+def test_names_that_are_no_unicode_are_printed_all_the_same(tmp_path):
+    images = stripes(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), classes=2)
+    (images / "kind0").rename(Path(os.fsdecode(os.fsencode(images) + b"/\xfe")))
+    Path(os.fsdecode(os.fsencode(images) + b"/\xfd.txt")).write_text("no image")
+    command = [sys.executable, "-m", "openjepa", "pretrain", images, "--out", images / "run", "--steps", "2", *SMALL]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "500"}
+    ended = subprocess.run(command, env=strict, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "\ufffd.txt: not an image" in ended.stdout
+    assert f"({tmp_path}/\ufffd)" in ended.stdout
+    plan = json.loads((images / "run" / "plan.json").read_text())
+    assert Path(plan["data"]["opened"]) == images
+
+
 def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     images = stripes(tmp_path / "a[bold]b :smile:", classes=2)
@@ -983,6 +1013,38 @@ def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     printed = " ".join(capsys.readouterr().out.split())
     assert "a[bold]b :smile:" in printed
     assert "[bold]images" not in printed
+
+
+def test_a_path_that_cannot_be_is_a_sentence(images, run, tmp_path, capsys):
+    for verb, *arguments in (
+        ("pretrain", "~no-such-user-here/images", "--dry-run"),
+        ("pretrain", images, "--out", "~no-such-user-here/run"),
+        ("pretrain", images, "--dry-run", "--experiment", "~no-such-user-here/experiment.json"),
+        ("resume", "~no-such-user-here/run"),
+        ("resume", run, "--data", "~no-such-user-here/images"),
+        ("evaluate", "~no-such-user-here/run"),
+        ("compare", images, "--steps", "1", "--out", "~no-such-user-here/compared"),
+    ):
+        assert "home folder of a user who is not known" in refused(capsys, verb, *arguments)
+    assert "File name too long" in refused(capsys, "resume", "x" * 300)
+    assert "File name too long" in refused(capsys, "pretrain", images, "--out", tmp_path / ("x" * 300))
+
+
+def test_a_command_is_written_for_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("full", "mine", "7", "compared"):
+        Path(name).mkdir()
+
+    def told(*arguments: str, named: tuple[str | Path, ...]) -> list[str]:
+        return shlex.split(from_anywhere("verb", list(arguments), named))[2:]
+
+    mine, seven = str(tmp_path / "mine"), str(tmp_path / "7")
+    assert told("--suite", "full", "mine", named=(Path("mine"),)) == ["--suite", "full", mine]
+    assert told("--suite=full", "full", named=("full",)) == ["--suite=full", str(tmp_path / "full")]
+    assert told("mine", "--only", "knn", "full", named=("full", "mine")) == [mine, "--only", "knn", "full"]
+    assert told("--limit", "7", "7", named=("7",)) == ["--limit", "7", seven]
+    assert told("--scene_count", "7", "7", named=("7",)) == ["--scene_count", "7", "7"]
+    assert told("--no-cache", "mine", "--json=mine", named=("mine",)) == ["--no-cache", mine, f"--json={mine}"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])

@@ -93,6 +93,7 @@ def test_the_full_suite_judges_every_run_in_a_folder_that_need_not_be_named(imag
     asked = ("compare", images, "--objectives", "mae", "--steps", "2", "--suite", "full", "--experiment", tiny)
     assert call(*asked, "--scene-count", "200", "200") == 0
     content = json.loads((tmp_path / "runs" / "compare" / "compare.json").read_text())
+    assert shlex.split(content["command"])[-2:] == ["--out", str(tmp_path / "runs" / "compare")]
     assert [run["folder"] for run in content["runs"]] == ["mae-seed0"]
     own = {
         (row["task"], row["evaluator"]): row["values"]["mae"] for row in content["summary"] if "mae" in row["values"]

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import importlib
+import io
 import os
 import select
 import signal
@@ -34,8 +35,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MADV_HUGEPAGE = 14
 _MOST_ROOM = 2**34
 _HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
-# What a disk or its owner says, and no program can mend.
+# What a disk or its owner says, and no program can mend; and a name that no file can have.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+_REFUSED |= {errno.ENAMETOOLONG}
 # Verb, and the file that holds the function of its name.
 _VERBS = {
     "pretrain": "training",
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     for name in ("stdout", "stderr"):  # a service may have none, and libraries ask them whether they are terminals
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no Unicode
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
     except BrokenPipeError:
@@ -89,6 +93,13 @@ def _main(arguments: list[str]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"openjepa {verb}: cannot write or read{where}: {error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from openjepa.data.workers import LoaderError  # not above: it takes PyTorch
+
+        if not isinstance(error, LoaderError):
+            raise
+        print(f"openjepa {verb}: {error}", file=sys.stderr)
+        return 1
     except SystemExit as end:  # after --help, or a mistake that is told already
         return int(end.code or 0)
     except KeyboardInterrupt as stop:

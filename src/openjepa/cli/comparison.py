@@ -64,7 +64,8 @@ def compare_verb(arguments: list[str]) -> int:
 
     given = parse(Compare, "compare", arguments)
     named = (given.data, given.out, given.experiment, *(given.segmentation or ()))
-    return _compare(given, from_anywhere("compare", arguments, named))
+    where = [] if any(argument.split("=")[0] == "--out" for argument in arguments) else ["--out", str(given.out)]
+    return _compare(given, from_anywhere("compare", arguments + where, named))
 
 
 def _compare(given: Any, command: str) -> int:

@@ -9,8 +9,9 @@ from typing import Any, get_type_hints
 
 from openjepa.errors import InputError
 
-# Options that are followed by words, not by files.
+# Options that are followed by words, not by files; and those that are followed by several words or numbers.
 _WORDS = {"--only", "--suite", "--device", "--recipe", "--objectives"}
+_SEVERAL = {"--only", "--scene-count", "--image-size"}
 
 
 def parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
@@ -43,10 +44,12 @@ def unchecked(kind: Any, default: Any) -> tuple[Any, Any]:
 
 def read_saved(path: Path | None) -> Any:
     """The experiment in a file that was named with --experiment, if any."""
+    from openjepa.data.sources import expanded
     from openjepa.experiment import Experiment
 
     if path is None:
         return None
+    path = expanded(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
@@ -74,20 +77,27 @@ def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | 
     """The command with the files and folders that ``named`` names written in full, so that any folder will do.
 
     A word or number after an option that takes no file stays as it is, though a folder may be called so.
+
+    Raises:
+        InputError: a path begins with the home folder of nobody.
     """
-    from openjepa.data.sources import in_full
+    from openjepa.data.sources import expanded, in_full
 
     whole = {
-        str(Path(one)): str(one.expanduser().resolve()) if isinstance(one, Path) else in_full(one)
+        str(Path(one)): str(expanded(one).resolve()) if isinstance(one, Path) else in_full(one)
         for one in named
         if one is not None
     }
     words, option = ["openjepa", verb], ""
     for argument in arguments:
-        before, equals, value = "", "", argument
+        before, value = "", argument
         if argument.startswith("--"):
-            before, equals, value = argument.rpartition("=")
-            option = before or argument
+            name, equals, value = argument.partition("=")
+            option, before = name.replace("_", "-"), name + equals
+            if not equals:
+                words.append(argument)
+                continue
         plain = option in _WORDS or (option != "" and value.isdecimal())
-        words.append(before + equals + (value if plain else whole.get(str(Path(value))) or value))
+        words.append(before + (value if plain else whole.get(str(Path(value))) or value))
+        option = option if option in _SEVERAL else ""
     return shlex.join(words)

@@ -18,6 +18,7 @@ def pretrain_verb(arguments: list[str]) -> int:
     import tyro
 
     from openjepa.data.augmentation import Augmentation
+    from openjepa.data.sources import expanded
     from openjepa.encoder import EncoderConfig, PredictorConfig
     from openjepa.experiment import Experiment, Method
     from openjepa.masks import MultiBlockConfig
@@ -137,7 +138,7 @@ def pretrain_verb(arguments: list[str]) -> int:
     )
     if given.out is None and not given.dry_run:
         raise InputError("say where to put the run, with --out RUN (or look at the plan alone, with --dry-run)")
-    given.out = given.out and given.out.expanduser()
+    given.out = given.out and expanded(given.out)
     return _begin(given, wishes, partial(plan, override=override, asked=asked))
 
 
@@ -258,6 +259,7 @@ def _finish(run: Path, training: Any) -> int:
     """Write the report, evaluate where there are labels, and write it again."""
     from openjepa.assessment import assess
     from openjepa.cli.evaluation import renewed
+    from openjepa.data.loader import LoaderError
     from openjepa.pretrained import load
     from openjepa.report import write_report
 
@@ -275,6 +277,11 @@ def _finish(run: Path, training: Any) -> int:
         print_evaluation(found)
     except InputError as error:
         print(f"openjepa: the encoder is trained, but it cannot be evaluated on these images: {error}", file=sys.stderr)
+    except LoaderError as error:
+        print(
+            f"openjepa: the encoder is trained, but not evaluated: {error}. Evaluate with: {command}", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt as stop:
         print(f"stopped in the evaluation; the training is done and saved. Evaluate with: {command}")
         return 143 if str(stop) else 130
@@ -308,6 +315,7 @@ def resume_verb(arguments: list[str]) -> int:
 
     given = parse(Resume, "resume", arguments)
     from openjepa.claiming import held
+    from openjepa.data.sources import expanded
     from openjepa.running import moved, read_experiment
     from openjepa.training import distributed
 
@@ -315,7 +323,7 @@ def resume_verb(arguments: list[str]) -> int:
         raise InputError(f"--workers must be 0 or more, got {given.workers}")
     if given.bad_images is not None:
         share_of_bad(given.bad_images, None)
-    run = given.run.expanduser()
+    run = expanded(given.run)
     processes = distributed.join(given.device)
     try:
         read_experiment(run)  # or it is no run, and nothing is to be made there
