@@ -124,6 +124,42 @@ def test_a_transformers_model(kind, tmp_path, splits, transformers_directory):
     assert torch.equal(again[Kind(RANDOM, LAST)], found[Kind(RANDOM, LAST)])
 
 
+@pytest.mark.parametrize(("kind", "normed"), [("SiglipVision", True), ("CLIPVision", False)])
+def test_earlier_blocks_go_through_the_norm_that_the_last_one_goes_through(
+    kind, normed, tmp_path, transformers_directory
+):
+    """Both have a ``post_layernorm``; CLIP's is not of its patches."""
+    model = transformers_directory(tmp_path, kind, 16, intermediate_size=48, **VIT)
+    found = features(open_panel(tmp_path), picture())[Kind(PATCHES, LAST_FOUR)]
+    x = open_panel(tmp_path).preprocessing
+    with torch.no_grad():
+        output = model(pixel_values=x.normalise(x.fit(picture())[None]), output_hidden_states=True)
+        norm = next(part for name, part in model.named_modules() if name.endswith("post_layernorm"))
+        states = [norm(state) if normed else state for state in output.hidden_states[-4:-1]]
+    four = torch.cat([state[:, -16:].mean(1) for state in (*states, output.last_hidden_state)], 1)
+    torch.testing.assert_close(found, four, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("EfficientNet", {"include_top": True}, r"EfficientNetImageProcessor\) makes 0 of black and 2 of white"),
+        ("EfficientNet", {"include_top": False, "rescale_offset": True}, "makes -1 of black and 0 of white"),
+        ("ViT", {"do_rescale": False}, "makes 0 of black and 255 of white"),
+    ],
+)
+def test_image_tools_whose_black_and_white_are_not_0_and_1_are_refused(
+    kind, settings, said, tmp_path, transformers_directory
+):
+    transformers_directory(tmp_path, "ViT", 16, **VIT)
+    import transformers
+
+    processor = getattr(transformers, f"{kind}ImageProcessor")
+    processor(size={"height": 16, "width": 16}, rescale_factor=1 / 255, **settings).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=said):
+        open_panel(tmp_path)
+
+
 def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path, transformers_directory):
     model = transformers_directory(tmp_path, "ViTMAE", 16, **VIT)
     panel = open_panel(tmp_path)

@@ -54,8 +54,9 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     preprocessing = processed(folder, processor, config)
     depth = getattr(config, "num_hidden_layers", None)
     shown = _probe_transformers(folder, model, config, preprocessing)
-    reader = partial(_read_transformers, config=config, norm=_final_norm(model, config, preprocessing))
-    return _panel(folder, model, random, reader, shown, preprocessing, device, depth)
+    norm = _final_norm(model, config, preprocessing)
+    reader = partial(_read_transformers, config=config, norm=norm)
+    return _panel(folder, model, random, reader, shown, preprocessing, device, depth, norm)
 
 
 def open_timm(folder: Path, device: torch.device | str) -> Panel:
@@ -107,6 +108,7 @@ def _panel(
     preprocessing: Preprocessing,
     device: torch.device | str,
     depth: int | None,
+    norm: str | None = None,
 ) -> Panel:
     first, second = shown.blocks[-1], reader(model)(_probe(preprocessing), 1).blocks[-1]
     if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
@@ -121,7 +123,7 @@ def _panel(
         one = one.to(device).eval()
         # Weights do not show everything: heads, epsilons and activations stand in the configuration.
         described = str(getattr(one, "config", None) or getattr(one, "pretrained_cfg", None)), str(one)
-        identity = [type(one).__name__, weights_hash(one), *described]
+        identity = [type(one).__name__, weights_hash(one), *described, norm]
         read = reader(one)
         networks.append(network(read, preprocessing, device, name, identity, depth, class_name if classes else None))
     notes = []

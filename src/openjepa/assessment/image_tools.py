@@ -126,8 +126,8 @@ def processed(folder: Path, processor: Any, config: Any) -> ForeignPreprocessing
     if max(abs(darkest), abs(brightest - 1)) > _OFF:
         raise InputError(
             f"{folder}: without its normalisation, its image processor ({type(processor).__name__}) makes "
-            f"{darkest:.3g} of black and {brightest:.3g} of white, where 0 and 1 are wanted: save it with do_rescale, "
-            "a rescale_factor of 1/255, and without rescale_offset and include_top"
+            f"{darkest:.3g} of black and {brightest:.3g} of white, where 0 and 1 are wanted; compute the features "
+            "with it yourself, and give them as .npy files"
         )
     normalised = getattr(processor, "do_normalize", False)
     mean = tuple(processor.image_mean) if normalised else (0.0,) * channels
