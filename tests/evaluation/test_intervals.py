@@ -99,6 +99,26 @@ def test_a_difference_of_grades_is_that_of_the_same_draws_and_images():
     assert crossed_mean(grades)[2] - crossed_mean(grades)[1] > 0.1
 
 
+@pytest.mark.parametrize("draws", [1, 5])
+def test_where_all_is_right_the_interval_is_that_of_a_proportion(draws):
+    right, wrong = np.ones((draws, 12)), np.zeros((draws, 12))
+    assert crossed_mean(right) == (1, *wilson(12, 12))
+    assert crossed_mean(wrong) == (0, *wilson(0, 12))
+    assert graded_difference(right, wrong) == paired_difference(right[0] > 0, wrong[0] > 0)
+    assert graded_difference(right, right).low < 0 < graded_difference(right, right).high
+    assert graded_difference(right[:, :2], wrong[:, :2]).verdict == "unclear"  # two images say next to nothing
+    low, high = crossed_mean(np.full((draws, 12), 0.3))[1:]
+    assert low < 0.25
+    assert high > 0.35
+
+
+def test_images_that_only_a_draw_tells_apart_have_both_spreads():
+    grades = np.array([[1.0] * 12, [0.0] * 12])
+    low, high = crossed_mean(grades)[1:]
+    assert low < wilson(6, 12)[0]
+    assert high > wilson(6, 12)[1]
+
+
 def test_one_image_has_no_interval():
     with pytest.raises(ValueError, match="at least 2 images and 1 draw, got 1 and 5"):
         crossed_mean(np.ones((5, 1)))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from openjepa.evaluation.intervals import wilson
 from openjepa.evaluation.overlap import IGNORE, Overlap
 
 
@@ -70,13 +71,19 @@ def test_a_difference_is_of_the_same_images():
     mended = torch.rand(masks.shape, generator=torch.Generator().manual_seed(0)) < 0.1
     better = Overlap.of(torch.where(mended, masks, named), masks, 3)
     same, more = found.difference(found), better.difference(found)
-    assert (same.value, same.low, same.high, same.verdict) == (0, 0, 0, "unclear")
+    assert (same.value, same.verdict) == (0, "unclear")
+    assert -0.1 < same.low < 0 < same.high < 0.1
     assert more.verdict == "above"
     assert more.value == pytest.approx(better.miou() - found.miou())
     low, high = found.interval()
     assert more.high - more.low < (high - low) / 2
     with pytest.raises(ValueError, match="can't be paired"):
         found.difference(Overlap.of(named[:5], masks[:5], 3))
+
+
+def test_where_every_pixel_is_right_the_interval_is_that_of_a_proportion():
+    masks = drawn(12, 3, 0.6)[1]
+    assert Overlap.of(masks.long(), masks, 3).interval() == wilson(12, 12)
 
 
 def test_parts_join_and_nothing_labelled_is_refused():

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 Z95 = NormalDist().inv_cdf(0.975)
+# The variance that rounding alone leaves of equal numbers.
+NO_SPREAD = 1e-24
 
 
 def wilson(hits: int, total: int) -> tuple[float, float]:
@@ -20,9 +22,18 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     """
     if total < 1 or not 0 <= hits <= total:
         raise ValueError(f"a proportion needs 0 <= hits <= total and total >= 1, got {hits} of {total}")
-    share, z2 = hits / total, Z95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z95 / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return equal_grades(hits / total, total)
+
+
+def equal_grades(share: float, images: int) -> tuple[float, float]:
+    """The 95% interval of a mean in [0, 1] that all images have alike, as where all is right: Wilson's.
+
+    Their own spread is 0, which of few images says no more than that the true one is small; that of a proportion is the
+    largest which numbers with this mean can have.
+    """
+    z2 = Z95**2
+    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
     # At the two ends the interval touches the share; rounding must not push it past.
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
@@ -52,7 +63,16 @@ def paired_difference(correct: Bool[np.ndarray, "n"], against: Bool[np.ndarray, 
     if correct.size < 1:
         raise ValueError("a difference needs at least one test image, got 0")
     total = correct.size
-    wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
+    return _paired(int((correct & ~against).sum()), int((against & ~correct).sum()), total)
+
+
+def equal_differences(value: float, images: int) -> Difference:
+    """A difference of means in [0, 1] that all images have alike, with the interval of :func:`paired_difference` for
+    as many wins (or losses) more as make it up (:func:`equal_grades` says why)."""
+    return _paired(images * max(value, 0.0), images * max(-value, 0.0), images)
+
+
+def _paired(wins: int | float, losses: int | float, total: int) -> Difference:
     value = (wins - losses) / total
     more, fewer = (wins + 1) / (total + 2), (losses + 1) / (total + 2)
     half = Z95 * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))
@@ -61,13 +81,20 @@ def paired_difference(correct: Bool[np.ndarray, "n"], against: Bool[np.ndarray, 
 
 
 def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]:
-    """The mean of a number measured on n test images under each of R draws, with its 95% interval.
+    """The mean of a number in [0, 1] measured on n test images under each of R draws, with its 95% interval.
 
     Both the draws and the images are samples, crossed with each other: the variance of the mean is that of the draws'
     means over R, plus that of the images' means over n, less what both count (Cornfield and Tukey 1956), and t has the
-    degrees of freedom of Satterthwaite (1946). With one draw only the images vary. Raises ValueError for fewer than two
-    images.
+    degrees of freedom of Satterthwaite (1946). With one draw only the images vary. Images that all have the same mean
+    have at least the interval of :func:`equal_grades`. Raises ValueError for fewer than two images.
     """
+    value, low, high, alike = _crossed(grades)
+    least = equal_grades(value, grades.shape[1]) if alike else (low, high)
+    return value, min(low, least[0]), max(high, least[1])
+
+
+def _crossed(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float, bool]:
+    """:func:`crossed_mean` by the grades' own spread, and whether all images have the same mean."""
     draws, images = grades.shape
     if images < 2 or draws < 1:
         raise ValueError(f"an interval of a mean needs at least 2 images and 1 draw, got {images} and {draws}")
@@ -75,9 +102,10 @@ def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]
 
     value = float(grades.mean())
     by_image = float(grades.mean(0).var(ddof=1)) / images
+    alike = by_image <= NO_SPREAD
     if draws == 1:
         half = float(t.ppf(0.975, images - 1)) * math.sqrt(by_image)
-        return value, value - half, value + half
+        return value, value - half, value + half, alike
     by_draw = float(grades.mean(1).var(ddof=1)) / draws
     rest = grades - grades.mean(0) - grades.mean(1, keepdims=True) + value
     both = float((rest**2).sum()) / ((draws - 1) * (images - 1)) / (draws * images)
@@ -85,10 +113,14 @@ def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]
     weight = by_draw**2 / (draws - 1) + by_image**2 / (images - 1)
     freedom = variance**2 / weight if weight else draws - 1
     half = float(t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance)
-    return value, value - half, value + half
+    return value, value - half, value + half, alike
 
 
 def graded_difference(grades: Float[np.ndarray, "R n"], against: Float[np.ndarray, "R n"]) -> Difference:
-    """The difference of two means on the same images and draws, with its 95% interval (:func:`crossed_mean`)."""
-    value, low, high = crossed_mean(grades - against)
+    """The difference of two means on the same images and draws, with its 95% interval (:func:`crossed_mean`); where all
+    images have the same, it has at least that of :func:`equal_differences`."""
+    value, low, high, alike = _crossed(grades - against)
+    if alike:
+        least = equal_differences(value, grades.shape[1])
+        low, high = min(low, least.low), max(high, least.high)
     return Difference(value=value, low=low, high=high)

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Int, Int64, UInt8
 from torch import Tensor
 
 from openjepa import draws
-from openjepa.evaluation.intervals import Difference
+from openjepa.evaluation.intervals import NO_SPREAD, Difference, equal_differences, equal_grades
 
 IGNORE = 255
 
@@ -71,8 +71,15 @@ class Overlap:
         return iou.sum(1) / np.maximum(seen.sum(1), 1)
 
     def interval(self) -> tuple[float, float]:
-        """How far mIoU would move with another draw of test images, 95%; from 0 to 1 for one image."""
-        low, high = _about(self.miou(), self.resampled(), len(self.union))
+        """How far mIoU would move with another draw of test images, 95%; from 0 to 1 for one image.
+
+        Images that are all alike, as where all is right, have at least the interval of a proportion of as many.
+        """
+        value, resampled = self.miou(), self.resampled()
+        low, high = _about(value, resampled, len(self.union))
+        if resampled.var() <= NO_SPREAD:
+            least = equal_grades(value, len(self.union))
+            low, high = min(low, least[0]), max(high, least[1])
         return max(low, 0.0), min(high, 1.0)
 
     def difference(self, against: "Overlap") -> Difference:
@@ -81,8 +88,11 @@ class Overlap:
             raise ValueError(
                 f"mIoU of {self.union.shape} and of {against.union.shape} images and classes can't be paired"
             )
-        value = self.miou() - against.miou()
-        low, high = _about(value, self.resampled() - against.resampled(), len(self.union))
+        value, resampled = self.miou() - against.miou(), self.resampled() - against.resampled()
+        low, high = _about(value, resampled, len(self.union))
+        if resampled.var() <= NO_SPREAD:
+            least = equal_differences(value, len(self.union))
+            low, high = min(low, least.low), max(high, least.high)
         return Difference(value=value, low=max(low, -1.0), high=min(high, 1.0))
 
 
