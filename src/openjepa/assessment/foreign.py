@@ -189,8 +189,8 @@ def _final_norm(model: nn.Module, config: Any, preprocessing: Preprocessing) -> 
     last = _forward(model.eval(), config, _probe(preprocessing)).last_hidden_state
     for hook in hooks:
         hook.remove()
-    same = (name for name, value in given.items() if value.shape == last.shape and torch.allclose(value, last))
-    return next(same, None)
+    alike = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.shape == last.shape}
+    return next((name for name, value in alike.items() if torch.allclose(value, last)), None)
 
 
 def _read_transformers(model: Any, config: Any, norm: str | None = None) -> Read:
