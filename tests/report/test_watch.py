@@ -26,6 +26,16 @@ def test_a_trouble_is_told_with_what_to_change(parts):
     assert "untrained 2.50" in found
 
 
+def test_the_line_beside_rankme_is_of_the_watched_images(parts):
+    parts.evaluation["spectrum"] = {"random encoder": {"rankme": 4.0}}
+    watched(parts, [2.4, 2.3])
+    found = page(parts)
+    assert "untrained 10.0" in found
+    assert "random encoder 4.00" not in found
+    parts.metrics, parts.path = parts.metrics[1:], parts.path.with_name("unwatched")
+    assert "random encoder 4.00" in page(parts)
+
+
 def test_a_rising_loss_is_explained_and_not_called_a_collapse(parts):
     watched(parts, [2.4, 2.3, 2.1, 2.0])
     for row, loss in zip(parts.metrics[1:], (0.1, 0.05, 0.1, 0.15), strict=True):

@@ -92,11 +92,12 @@ def _shown(name: str, value: float) -> str:
 
 
 def _reference(run: RunFolder, name: str) -> tuple[float, str] | None:
-    if name == "rankme" and is_number(rank := nested(run.evaluation, "spectrum", RANDOM, "rankme")):
-        return float(rank), f"random encoder {plain(rank)}"
     level = untrained(run.metrics.rows).get(name)
     if level is not None and is_number(level):
         return float(level), f"untrained {_shown(name, float(level))}"
+    # Of other images than the curve, so only where the watch did not look before training.
+    if name == "rankme" and is_number(rank := nested(run.evaluation, "spectrum", RANDOM, "rankme")):
+        return float(rank), f"random encoder {plain(rank)}"
     classes = class_count(run)
     return (1 / classes, f"guessing {percent(1 / classes)}") if name == "knn" and classes else None
 
