@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import openjepa.files
 import openjepa.report
+from openjepa.cli.evaluation import renewed
 from openjepa.errors import InputError
 from openjepa.report import write_report
 
@@ -196,6 +198,47 @@ def test_a_killed_run_says_how_far_it_came_and_how_to_go_on(parts):
     assert f"openjepa resume {run}" in page.text
 
 
+def test_an_evaluation_of_an_earlier_encoder_is_told_as_such(parts):
+    parts.evaluation |= {"step": 10, "spectrum": {"trained encoder": {"rankme": 1.2}}, "command": "openjepa evaluate R"}
+    run = parts.write()
+    for step, old in ((10, False), (30, True)):
+        (run / "exported.json").write_text(json.dumps({"step": step, "choice": ""}))
+        page = Page(write_report(run))
+        assert ("At step 10: Training helped" in page.text) is old
+        assert ("At step 10: +20.0 points on k-NN" in page.text) is old
+        assert page.text.count("of the encoder of step 10; by now the run holds that of step 30") == 2 * old
+        assert ("All images get nearly the same features: RankMe 1.20" in page.text) is not old
+        assert ("Evaluate the encoder that the run holds now" in page.text) is old
+
+
+def test_a_record_is_of_the_encoder_that_the_run_holds(parts, monkeypatch):
+    run = parts.write()
+    (run / "exported.json").write_text('{"step": 30, "choice": ""}')
+    before = (run / "evaluation.json").read_text()
+    monkeypatch.setattr("openjepa.assessment.open_panel", lambda run: SimpleNamespace(fingerprint="new"))
+    monkeypatch.setattr("openjepa.running.renew_card", lambda run, rows: run / "encoder" / "README.md")
+    found = {"encoder": "old", "rows": [], "test_images": 1}
+    assert renewed(run, found) == []  # training went on while the old one was evaluated
+    assert (run / "evaluation.json").read_text() == before
+    assert len(renewed(run, found | {"encoder": "new"})) == 3
+    assert json.loads((run / "evaluation.json").read_text())["step"] == 30
+
+
+def test_what_an_unfinished_run_scores_is_told_with_the_step_of_its_encoder(parts):
+    parts.log(20)
+    parts.evaluation["step"] = 15
+    run = parts.write()
+    (run / "exported.json").write_text('{"step": 15, "choice": ""}')
+    assert "So far, at step 15 of 30: Training helped" in Page(write_report(run)).text
+
+
+def test_how_the_images_were_split_is_a_sentence_of_its_own(parts):
+    parts.evaluation["split"] = "Train and test are the data's own."
+    text = written(parts).text
+    assert "50 to test; 4 classes. Train and test are the data's own." in text
+    assert "Guessing among 4 equal classes gives 25.0%." in text
+
+
 def test_a_run_that_numbers_stopped_says_so_and_is_not_gone_on_with(parts):
     parts.log(20)
     parts.evaluation = None
@@ -311,7 +354,7 @@ def test_mae_is_not_told_about_features_as_targets(parts):
     parts.plan["objective"] = "mae"
     page = written(parts)
     assert "collapse dip" not in page.text
-    assert "must tell the pixels" in page.text
+    assert "the predictor must predict the pixels" in page.text
 
 
 def test_commands_can_be_pasted(parts):

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,12 +105,20 @@ def _reports(run: Path, data: str | None) -> bool:
 
 
 def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
-    """What a run says of its own encoder: evaluation.json (what was measured before stays), card and report."""
+    """What a run says of its own encoder: evaluation.json (what was measured before stays), card and report.
+
+    Nothing where training has gone on meanwhile and the run holds another encoder by now. Else the record holds the
+    ``step`` of the encoder, by which a report tells later on whether that is still the run's.
+    """
+    from openjepa.assessment import open_panel
     from openjepa.assessment.tasks import joined
     from openjepa.report import write_report
-    from openjepa.running import renew_card
+    from openjepa.running import EXPORTED, renew_card
 
     path = run / "evaluation.json"
+    if found["encoder"] != open_panel(run).fingerprint:
+        print(f"not kept: training went on, and {run} holds another encoder by now (--json FILE keeps this)")
+        return []
     try:
         before = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError:  # cut short by a crash; what is measured now takes its place
@@ -117,6 +126,8 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     whole = joined(before, found)
     if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
         print(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
+    with suppress(OSError, ValueError, LookupError):  # the card cannot be written without it, which says so
+        whole["step"] = int(json.loads((run / EXPORTED).read_text())["step"])
     write_whole(path, json.dumps(whole, indent=1) + "\n")
     return [path, renew_card(run, _with_data(whole)), write_report(run)]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import PIXELS, RANDOM, TARGET, Score, leading, relate, scores
+from openjepa.report.verdict import PIXELS, RANDOM, TARGET, Score, leading, outdated, relate, scores
 
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
@@ -23,10 +23,11 @@ def evaluation_section(run: RunFolder) -> str:
     # One axis for all evaluators of a metric: their cards can be compared by eye.
     axes = {metric: _axis([score for score in shown if score.metric == metric], metric) for _, metric in groups}
     cards = "".join(_card(name, metric, rows, run, axes[metric]) for (name, metric), rows in groups.items())
+    old = f"<p><b>{escape(outdated(run))}</b></p>" if run.outdated else ""
     return (
         '<h2 id="evaluation">How good are the features?</h2>'
-        "<p>The encoder is frozen; only a reading of its average-pooled features is fitted. A <b>random encoder</b> "
-        "has the same shape and never trained: what it reaches is owed to the architecture. "
+        f"{old}<p>The encoder is frozen; only a readout of its average-pooled features is trained. A <b>random "
+        "encoder</b> has the same shape and never trained: what it reaches is due to the architecture. "
         "<b>Raw pixels</b> need no encoder.</p>"
         f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
@@ -120,11 +121,10 @@ def _setting(run: RunFolder) -> str:
             parts.append(text.format(count(evaluation[name])))
     if class_count(run):
         parts.append(f"{class_count(run)} classes")
-    if evaluation.get("split"):
-        parts.append(escape(evaluation["split"]).rstrip("."))
     if is_number(evaluation.get("seconds")):
         parts.append(f"took {duration(evaluation['seconds'])}")
-    return f" {'; '.join(parts)}." if parts else ""
+    split = f" {escape(evaluation['split']).rstrip('.')}." if evaluation.get("split") else ""  # sentences of their own
+    return (f" {'; '.join(parts)}." if parts else "") + split
 
 
 def class_count(run: RunFolder) -> int | None:
@@ -146,9 +146,7 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     body = "".join(_row(row, _gap(run, row, random, shares), (low, high), lines, shares) for row in rows)
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
     classes = class_count(run)
-    chance = (
-        f" Guessing among {classes} classes of one size gives {percent(1 / classes)}." if shares and classes else ""
-    )
+    chance = f" Guessing among {classes} equal classes gives {percent(1 / classes)}." if shares and classes else ""
     return (
         f'<div class="card"><h3>{escape(evaluator)}: {escape(metric)}</h3>'
         f'<div class="hint">{_meaning(evaluator)}{chance}</div><div class="forest">{body}'

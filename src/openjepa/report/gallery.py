@@ -110,7 +110,7 @@ def _explained(pictures: Pictures, *, latent: bool) -> str:
     text, told = "", "features" if latent else "pixels"
     if pictures.context is not None and pictures.targets is not None:
         text += (
-            "<p><b>Masks:</b> the encoder is given the bright part only. From it, the predictor must tell the "
+            "<p><b>Masks:</b> the encoder is given the bright part only. From it, the predictor must predict the "
             f"{told} of every outlined block. What is dark is neither seen nor predicted.</p>"
         )
     if pictures.features is not None:

@@ -203,7 +203,9 @@ def next_section(run: RunFolder) -> str:
         steps.append(("Go on with the training", f"openjepa resume {folder}"))
     command = nested(run.evaluation, "command")
     if isinstance(command, str) and command and nested(run.evaluation, "rows"):
-        steps.append(("Repeat the evaluation", command))
+        steps.append(
+            ("Evaluate the encoder that the run holds now" if run.outdated else "Repeat the evaluation", command)
+        )
     else:
         labelled = "" if run.planned("data", "labelled") else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
         steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{labelled}"))

@@ -59,7 +59,8 @@ class Pictures:
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """Everything that the report uses. ``notes`` are sentences about what was missing or damaged; ``stopped_by`` is the
-    file about the step that gave a number that was not finite, where the run ended there."""
+    file about the step that gave a number that was not finite, where the run ended there; ``exported`` says of which
+    step the encoder is, and why."""
 
     path: Path
     plan: dict[str, Any]
@@ -70,6 +71,7 @@ class RunFolder:
     bad_images: tuple[dict[str, Any], ...]
     checkpoint_step: int | None
     has_encoder: bool
+    exported: dict[str, Any]
     stopped_by: str | None
     notes: tuple[str, ...]
 
@@ -82,6 +84,18 @@ class RunFolder:
         """How many steps are done, by the log (whose steps count from 0) or by a checkpoint."""
         logged = int(self.metrics.rows[-1]["step"]) + 1 if self.metrics.rows else 0
         return max(logged, self.checkpoint_step or 0)
+
+    @property
+    def evaluated_step(self) -> int | None:
+        """Steps of training that the evaluated encoder had; None where the record does not say."""
+        step = nested(self.evaluation, "step")
+        return int(step) if is_number(step) else None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the evaluation is of another step's encoder than the one that the run holds now."""
+        now = self.exported.get("step")
+        return self.evaluated_step is not None and is_number(now) and self.evaluated_step != now
 
     @property
     def finished(self) -> bool | None:
@@ -116,7 +130,7 @@ def read_run(path: Path) -> RunFolder:
         )
     notes: list[str] = []
     plan = _read_json(path / "plan.json", notes)
-    evaluation = _read_json(path / "evaluation.json", notes)
+    evaluation, exported = (_read_json(path / name, notes) for name in ("evaluation.json", "exported.json"))
     rows = [row for row in _read_lines(path / "metrics.jsonl", notes) if is_number(row.get("step"))]
     by_step = {row["step"]: row for row in rows}
     checkpoints = [re.fullmatch(r"step-(\d+)", entry.name) for entry in path.glob("checkpoints/step-*")]
@@ -131,6 +145,7 @@ def read_run(path: Path) -> RunFolder:
         bad_images=tuple(_read_lines(path / "bad_images.jsonl", notes)),
         checkpoint_step=last,
         has_encoder=(path / "encoder").is_dir(),
+        exported=exported if isinstance(exported, dict) else {},
         stopped_by=f"nonfinite-step-{last}.json" if (path / f"nonfinite-step-{last}.json").is_file() else None,
         notes=tuple(notes),
     )

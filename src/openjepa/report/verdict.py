@@ -1,7 +1,7 @@
 """What the numbers say, in words. Every number in a sentence is one that the run measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openjepa.diagnosis.findings import Finding, diagnose
@@ -97,18 +97,39 @@ def judge(run: RunFolder) -> Verdict:
     found = leading(scores(run))
     pairs = {other: _pairs(run, found, other) for other in (RANDOM, PIXELS)}
     answers = (
-        _answer("Did it learn?", pairs[RANDOM], "a random encoder"),
-        _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels"),
-        _collapse(run, pairs[RANDOM]),
+        _dated(run, _answer("Did it learn?", pairs[RANDOM], "a random encoder")),
+        _dated(run, _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels")),
+        _collapse(run, [] if run.outdated else pairs[RANDOM]),
         _cost(run),
     )
     targets = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
     if not targets:
         return Verdict(headline=_unevaluated(run), qualification=_why_unevaluated(run), answers=answers)
     headline = _evaluated(targets, found, pairs[RANDOM])
-    if run.finished is False:
-        headline = f"So far, at step {count(run.steps_done)} of {count(run.planned('steps'))}: {headline}"
-    return Verdict(headline=headline, qualification=_beside_pixels(pairs[PIXELS]), answers=answers)
+    qualification = _beside_pixels(pairs[PIXELS])
+    step = run.steps_done if run.evaluated_step is None else run.evaluated_step
+    if run.outdated:
+        headline, qualification = f"At step {count(step)}: {headline}", f"{outdated(run)} {qualification}"
+    elif run.finished is False:
+        headline = f"So far, at step {count(step)} of {count(run.planned('steps'))}: {headline}"
+    return Verdict(headline=headline, qualification=qualification, answers=answers)
+
+
+def outdated(run: RunFolder) -> str:
+    """That the evaluation is of another encoder than the run's, where it is."""
+    if not run.outdated or run.evaluated_step is None:
+        return ""
+    return (
+        f"The evaluation is of the encoder of step {count(run.evaluated_step)}; by now the run holds that of step "
+        f"{count(run.exported['step'])}, which was not evaluated yet."
+    )
+
+
+def _dated(run: RunFolder, answer: Answer) -> Answer:
+    """The answer with the step of the encoder that it is about, where that is not the run's any more."""
+    if not run.outdated or run.evaluated_step is None or answer.standing == "unknown":
+        return answer
+    return replace(answer, because=f"At step {count(run.evaluated_step)}: {answer.because}")
 
 
 def relate(run: RunFolder, score: Score, other: Score) -> Relation:
@@ -230,7 +251,10 @@ def _why_unevaluated(run: RunFolder) -> str:
             "The images carry no labels (no class folders), so no accuracy can be measured on them; "
             "evaluate on any labelled images of the same kind." + values
         )
-    return "There is no evaluation.json with accuracies in this run: the command at the end makes it." + values
+    return (
+        "There is no evaluation.json with accuracies in this run: the command at the end makes it, or says why these "
+        "images cannot be judged by their labels." + values
+    )
 
 
 def findings(run: RunFolder) -> list[Finding]:
@@ -280,8 +304,8 @@ def _said_of(lead: Finding, *, doubted: bool) -> tuple[str, Standing]:
 
 
 def _rank_and_spread(run: RunFolder) -> tuple[float | None, float | None]:
-    """RankMe, the evaluation's before the online one, and the targets' standard deviation."""
-    rank: Any = nested(run.evaluation, "spectrum", TARGET, "rankme")
+    """RankMe, the evaluation's (of this encoder) before the online one, and the targets' standard deviation."""
+    rank: Any = None if run.outdated else nested(run.evaluation, "spectrum", TARGET, "rankme")
     return rank if is_number(rank) else run.metrics.last("rankme"), run.metrics.last("target_std")
 
 

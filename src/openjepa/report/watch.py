@@ -1,7 +1,5 @@
 """The watch: what the looks during training saw, in sentences and curves."""
 
-import json
-
 from openjepa.diagnosis.findings import Finding
 from openjepa.diagnosis.looks import looks, untrained
 from openjepa.report.curves import card
@@ -55,8 +53,5 @@ def _nothing(run: RunFolder, times: int) -> str:
 
 def _choice(run: RunFolder) -> str:
     """Which checkpoint's encoder was exported, where a choice without labels was asked for."""
-    try:
-        choice = json.loads((run.path / "exported.json").read_text())["choice"]
-    except (OSError, ValueError, LookupError):
-        return ""
+    choice = run.exported.get("choice")
     return f"<p>{escape(choice)}</p>" if choice else ""
