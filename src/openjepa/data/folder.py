@@ -151,8 +151,8 @@ def _split_folders(base: str, images: Files) -> list[tuple[str, list[Run]]]:
     for folder in groups:
         match = _SPLIT_FOLDER.fullmatch(folder.lower())
         if match:
-            before = words.get(match[1], folder)
-            words[match[1]] = max(before, folder, key=lambda name: (name.lower() == match[1], name))
+            word = match[1]
+            words[word] = max(words.get(word, folder), folder, key=lambda name: (name.lower() == word, name))
     train = next((words[word] for word in TRAIN_NAMES if word in words), None)
     test = next((words[word] for word in TEST_NAMES if word in words), None)
     return [] if train is None or test is None else [(train, groups[train]), (test, groups[test])]
