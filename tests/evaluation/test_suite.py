@@ -85,7 +85,7 @@ def test_the_sentence_gives_the_numbers_in_the_readers_direction():
         spectrum={},
     )
     assert found.sentence("k-NN") == (
-        "On the k-NN the trained encoder is right for 78.4% of the test images: 7.1 points above a random encoder "
+        "By k-NN the trained encoder is right for 78.4% of the test images: 7.1 points above a random encoder "
         "(95% interval 5.0 to 9.2) and 2.0 points below raw pixels (95% interval 0.4 to 3.6)."
     )
 

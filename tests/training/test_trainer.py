@@ -398,6 +398,23 @@ def test_a_signal_saves_and_leaves(tmp_path):
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done
 
 
+class Stopped(Processes):
+    """One of two processes, of which the other has been sent a signal."""
+
+    def any(self, found):
+        return True
+
+    def gather(self, found):
+        return [found] if isinstance(found, dict) else [found, "SIGTERM"]
+
+
+def test_a_signal_to_another_process_stops_the_run_and_is_told(tmp_path):
+    run = trainer(tmp_path / "run", steps=100)
+    run.processes = Stopped(0, 1, torch.device("cpu"))
+    assert run.train(show=False) == "SIGTERM"
+    assert run.done == 1
+
+
 @pytest.mark.parametrize("change", [{"recompute": True}, {"workers": 1}])
 def test_what_saves_memory_or_time_does_not_change_the_numbers(tmp_path, change):
     for name, more in (("plain", {}), ("other", change)):

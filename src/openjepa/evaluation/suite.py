@@ -70,7 +70,8 @@ class Evaluation:
         own = scores[features]
         said = " and ".join(_phrase(_CALLED[c.against], c.difference) for c in self._of(features, evaluator))
         beside = f": {said}" if said else ", and no baseline stands beside it"
-        return f"On the {evaluator} the {features} is right for {100 * own:.1f}% of the test images{beside}."
+        where = f"By {evaluator}" if evaluator.startswith("k-NN") else f"On the {evaluator}"
+        return f"{where} the {features} is right for {100 * own:.1f}% of the test images{beside}."
 
     def summary(self, features: str = TARGET) -> str:
         """The sentences of the evaluators that compare accuracies; of more than two, of k-NN and the linear probe, or

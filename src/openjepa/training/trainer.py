@@ -115,6 +115,8 @@ class Trainer:
     def train(self, *, until: int | None = None, show: bool = True) -> str | None:
         """Train to the end, or to step ``until``; returns the name of the signal that stopped it early, or None.
 
+        A signal to any of several processes stops them all.
+
         Raises:
             TrainingStopped: a loss or gradient is not finite, and the weights before it are saved; or a loader process
                 was killed.
@@ -176,7 +178,7 @@ class Trainer:
                 self.seconds += window.pause()
         if saved != self.done:
             self.save()
-        return interruption.asked
+        return next(filter(None, self.processes.gather(interruption.asked)), None)
 
     def _look(self, window: "_Window") -> dict[str, float]:
         with cpu_threads(self.training.threads_together):
