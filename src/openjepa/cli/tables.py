@@ -71,13 +71,13 @@ def print_evaluation(found: dict[str, Any]) -> None:
     from rich.text import Text
 
     out = console()
-    if not found["rows"]:
+    learn, test = found["train_images"], found["test_images"]
+    if learn and not test:  # no labels
         out.print(found["split"])
         for name, measures in found["spectrum"].items():
             out.print(f"RankMe of {name}: {measures['rankme']:.1f}")
-    else:
-        learn, test = found["train_images"], found["test_images"]
-        counts = f"{found['data']}: {learn:,} images to learn on, {test:,} to test" if learn else None
+    if found["rows"]:
+        counts = f"{found['data']}: {learn:,} images to learn on, {test:,} to test" if test else None
         table = Table(title=counts)
         for heading in ("evaluator", "features", "measure", "value", "95% interval", "width"):
             # On a narrow terminal long names of evaluators break, and the numbers stay in one piece.
@@ -86,13 +86,13 @@ def print_evaluation(found: dict[str, Any]) -> None:
             table.add_column(heading, justify="left" if left else "right", no_wrap=whole)
         tasks = dict.fromkeys(row["task"] for row in found["rows"])
         for task in tasks:
-            if len(tasks) > 1:
+            if list(tasks) != ["classes"]:
                 table.add_section()
                 table.add_row(Text(task, "bold"))
                 table.add_section()
             _add_task(table, [row for row in found["rows"] if row["task"] == task])
         out.print(table)
-        if learn:
+        if test:
             out.print(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())

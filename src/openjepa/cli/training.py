@@ -67,11 +67,21 @@ def pretrain_verb(arguments: list[str]) -> int:
             image_size: height and width in pixels (the recipe's).
             minutes: length of the training as time; how many steps fit is settled beforehand, from a few real ones.
             epochs: length of the run as passes over the images.
-            steps: length of the run as optimiser steps.
+            steps: length of the run as optimiser steps (without any length: 100 epochs, within 3,000 and 30,000 steps).
             keep_best: export the checkpoint that looks best without labels, not the last one.
             seed: of everything random (0, or the saved experiment's).
             workers: loader processes (as many as keep up with the steps, by measurement).
             device: cpu, cuda or cuda:N (a GPU if there is one).
+            encoder: Architecture of the encoder.
+            predictor: Architecture of the predictor, or of a baseline's decoder.
+            masks: Multi-block masks.
+            ijepa: Settings of I-JEPA.
+            mae: Settings of MAE.
+            denoising: Settings of the denoising autoencoder.
+            augmentation: How training varies the images.
+            schedule: Learning rate and weight decay over the run.
+            optimizer: Settings of AdamW.
+            training: The run; length, watch and loader processes are settled by the plan unless they are given.
         """
 
         data: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[DATA]")] = None
@@ -256,19 +266,23 @@ def _train(
 
 
 def _finish(run: Path, training: Any) -> int:
-    """Write the report, evaluate where there are labels, and write it again."""
-    from openjepa.assessment import assess
+    """Write the report, evaluate (without labels by which way up images are), and write it again."""
+    from openjepa.assessment import Tasks, judge, panel_of
     from openjepa.cli.evaluation import renewed
     from openjepa.data.loader import LoaderError
+    from openjepa.evaluation.catalogue import quick
     from openjepa.pretrained import load
     from openjepa.report import write_report
 
     # First without: whatever becomes of the evaluation, the training is done.
     report, command = write_report(run), f"openjepa evaluate {shlex.quote(str(run.resolve()))}"
     try:
-        found = assess(
-            load(run).to(training.processes.device),
+        device = training.processes.device
+        found = judge(
+            panel_of(load(run).to(device)),
             training.splits,
+            entries=quick(str(device)),
+            tasks=Tasks(),
             command=command,
             bad_images=training.experiment.training.bad_images,
             trained_on=training.plan["data"]["fingerprint"],
