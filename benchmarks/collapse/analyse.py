@@ -27,9 +27,12 @@ LABELLED = {prefix + name for prefix in ("", UNTRAINED) for name in ("knn", "pro
 # Label-free first; then what the online labels say; last the loss, for comparison.
 RATIOS = ("rankme", "lidar")
 DIFFERENCES = ("alpha_req", "pixel_r2", "uniformity", "alignment", "image_share", "knn", "probe")
+# Which way up the judged images are that were turned: not of the watch, but of what is told without labels afterwards.
+TURNED = ("turned_knn", "turned_probe")
 WEIGHTS = (0.25, 0.5, 1.0)  # of RankMe beside alpha-ReQ; the library's is 0.5, with pixel R2 beside
 # Which way is better, where the measure itself says so; of the others one half of the runs decides.
 SIGNS = {"rankme": 1, "lidar": 1, "alpha_req": -1, "pixel_r2": 1, "image_share": 1, "knn": 1, "probe": 1}
+SIGNS |= dict.fromkeys(TURNED, 1)
 RESAMPLES = 2000
 # A run that ends at least so far from its untrained encoder ends clearly above or below; within it is mostly noise.
 CLEAR = 0.02
@@ -68,6 +71,8 @@ def read(path: Path) -> tuple[list[Studied], int]:
             images, positions = look["features_over_images"], look["features_over_positions"]
             look["image_share"] = images / max(images + positions, 1e-12)
             look.setdefault("alpha_req", 10.0)  # not finite, and so not logged: no spectrum at all
+        for look, own in zip(looks, taken, strict=True):
+            look |= {name: value for name, value in own["judged"].items() if name in TURNED}
         judged = {name: np.array([look["judged"][name] for look in taken]) for name in ("probe", "knn")}
         rows = run["rows"]
         rows[0] |= {UNTRAINED + name: value for name, value in looks[0].items()}
@@ -78,9 +83,9 @@ def read(path: Path) -> tuple[list[Studied], int]:
 def measures(runs: Sequence[Studied]) -> dict[str, Callable[[Studied, int], float]]:
     """Numbers that may tell, as functions of a run and a look: each against the untrained encoder's.
 
-    Of pixel R2 only where all runs have it, for those before 2026-11-29 do not.
+    Of pixel R2 and turned images only where all runs have them, for those before 2026-11-29 do not.
     """
-    differences = [name for name in DIFFERENCES if all(name in look for run in runs for look in run.looks)]
+    differences = [name for name in (*DIFFERENCES, *TURNED) if all(name in look for run in runs for look in run.looks)]
 
     def ratio(name: str) -> Callable[[Studied, int], float]:
         return lambda run, at: math.log(max(run.looks[at][name], 1e-9) / max(run.looks[0][name], 1e-9))

@@ -5,7 +5,8 @@
 
 Each run appends one line of JSON with its settings and, for the untrained encoder and every tenth of the run, what the
 watch saw (:class:`openjepa.watching.Watch`), what was logged, and k-NN and linear probe of the library's evaluators on
-labelled images that the watch does not have. The untrained target encoder is the random encoder to compare with. Runs
+labelled images that the watch does not have, and, of the tiny runs, on the same images turned, asked which way up they
+are (:mod:`openjepa.assessment.rotations`). The untrained target encoder is the random encoder to compare with. Runs
 that are in the file already are left out, so that a stopped study goes on. ``analyse.py`` reads the file.
 """
 
@@ -106,18 +107,23 @@ def known(steps: int) -> Experiment:
     )  # fmt: skip
 
 
-class Judge:
-    """k-NN and linear probe of an objective's representation on labelled images that stay aside."""
+Labelled = list[tuple[torch.Tensor, torch.Tensor]]
 
-    def __init__(self, splits: Splits, experiment: Experiment, learn: int, test: int) -> None:
+
+class Judge:
+    """k-NN and linear probe of an objective's representation on labelled images that stay aside, as they are and, where
+    it is asked for, ``turned``."""
+
+    def __init__(self, splits: Splits, experiment: Experiment, learn: int, test: int, turned: bool) -> None:
         assert splits.test is not None
         self.preprocessing = experiment.preprocessing
         # Other images than the watch's, which come from the front of its own permutation of the same images.
         seen = set(draws.permutation(len(splits.train), "watch", experiment.seed)[:1000].tolist())
         order = draws.permutation(len(splits.train), "judged")
         own = np.array([i for i in order[: learn + 1000].tolist() if i not in seen][:learn])
-        self.parts = [_images(splits.train, experiment, own)]
-        self.parts += [_images(splits.test, experiment, draws.permutation(len(splits.test), "judged")[:test])]
+        held = draws.permutation(len(splits.test), "judged")[:test]
+        parts = [_images(splits.train, experiment, own), _images(splits.test, experiment, held)]
+        self.parts = {"": parts} | ({"turned_": [_turned(part) for part in parts]} if turned else {})
 
     def __call__(self, objective: Objective) -> dict[str, float]:
         """Accuracies in [0, 1]."""
@@ -126,21 +132,36 @@ class Judge:
         def encode(images: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"encoder": objective.representation(self.preprocessing.normalise(images)).mean(1)}
 
-        learn, test = (extract(encode, part)["encoder"] for part in self.parts)
-        return {"knn": KNN()(learn, test)["accuracy"], "probe": LinearProbe()(learn, test)["accuracy"]}
+        found = {}
+        for prefix, parts in self.parts.items():
+            learn, test = (extract(encode, part)["encoder"] for part in parts)
+            for name, evaluator in (("knn", KNN()), ("probe", LinearProbe())):
+                found[prefix + name] = evaluator(learn, test)["accuracy"]
+        return found
 
 
-def _images(source: Source, experiment: Experiment, index: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _turned(part: Labelled) -> Labelled:
+    """The images, each turned by quarters; how many is its label."""
+    count = sum(map(len, (labels for _, labels in part)))
+    every = torch.from_numpy((4 * draws.uniform("turned", np.arange(count))).astype(np.int64))
+    pieces = zip(part, every.split([len(labels) for _, labels in part]), strict=True)
+    return [
+        (torch.stack([torch.rot90(image, turn, (1, 2)) for image, turn in zip(images, own.tolist(), strict=True)]), own)
+        for (images, _), own in pieces
+    ]
+
+
+def _images(source: Source, experiment: Experiment, index: np.ndarray) -> Labelled:
     batches = ordered_batches(source, experiment.preprocessing, np.sort(index), batch=250, workers=0)
     return [(batch.images, batch.labels) for batch in batches]
 
 
-def run(experiment: Experiment, splits: Splits, *, learn: int, test: int) -> dict[str, Any]:
+def run(experiment: Experiment, splits: Splits, *, learn: int, test: int, turned: bool = False) -> dict[str, Any]:
     """Train in a folder that is thrown away; returns the untrained look and one for every tenth of the run."""
     objective = experiment.objective()
     alone = Processes(0, 1, torch.device("cpu"))
     watch = Watch(splits.train, experiment, objective, alone)
-    judge = Judge(splits, experiment, learn, test)
+    judge = Judge(splits, experiment, learn, test, turned)
     looks: list[dict[str, Any]] = []
     spent = {"watch": 0.0, "judge": 0.0}
 
@@ -195,7 +216,7 @@ def study(out: Path, numbers: range, steps: int) -> None:
             continue
         experiment = tiny(number, steps)
         try:
-            found: dict[str, Any] = run(experiment, splits, learn=1200, test=1000)
+            found: dict[str, Any] = run(experiment, splits, learn=1200, test=1000, turned=True)
         except Exception as error:  # noqa: BLE001  a run that breaks down is a result of its settings too
             found = {"failed": f"{type(error).__name__}: {error}"}
         line = {"run": number, "settings": settings(number), "steps": steps, **found}
