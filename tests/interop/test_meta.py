@@ -282,6 +282,9 @@ def test_writing_refuses_what_the_format_cannot_hold(make, published, save, tmp_
     other = EncoderConfig(signal=(16, 16), patch=(8, 8), width=24, depth=1, heads=3, norm_eps=1e-5)
     with pytest.raises(InputError, match="epsilon"):
         meta.write(IJEPA(other, narrow), tmp_path / "a.pth.tar")
+    token = EncoderConfig(signal=(16, 16), patch=(8, 8), width=24, depth=1, heads=3, class_token=True)
+    with pytest.raises(InputError, match="no place for a class token"):
+        meta.write(IJEPA(token, narrow), tmp_path / "a.pth.tar")
     path = save(make(published()))
     with pytest.raises(InputError, match="will not overwrite"):
         meta.write(meta.read(path, heads=3).to_ijepa(), path)

@@ -142,7 +142,8 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
     latter has to be the published 1e-6.
 
     Raises:
-        InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches).
+        InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches, and
+            no class token).
     """
     path = Path(path)
     if path.exists():
@@ -152,6 +153,8 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         raise InputError(
             f"the published format holds square images and patches only, not {config.signal} cut into {config.patch}."
         )
+    if config.class_token:
+        raise InputError("the published format has no place for a class token, and without it this encoder is another.")
     for part in (config, ijepa.predictor.config):
         if part.norm_eps != PUBLISHED_EPS:
             raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {part.norm_eps}.")
