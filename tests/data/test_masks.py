@@ -47,6 +47,15 @@ def test_values_become_classes_in_their_order(tmp_path):
     assert sorted(set(data.read(1, SEEN)[1].ravel())) == [0, 1, 2]
 
 
+def test_what_white_is_in_arrays_is_settled_by_all_images_together(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, level in (("bright", 200.0), ("dark", 1.0)):
+        np.save(tmp_path / "images" / f"{name}.npy", np.full((20, 30), level, np.float32))
+        save(tmp_path / "masks" / f"{name}.png", blocks(0, 1).astype(np.uint8))
+    data = opened(tmp_path)
+    assert [float(data.read(number, SEEN)[0].max()) for number in (0, 1)] == pytest.approx([200 / 255, 1 / 255])
+
+
 def test_255_is_a_class_beside_one_other_and_unlabelled_beside_more(tmp_path):
     pair(tmp_path / "two", "a", blocks(0, 255))
     assert opened(tmp_path / "two").values == (0, 255)

@@ -16,6 +16,7 @@ from openjepa.data.decode import opened, orientation_of, turned, upright
 from openjepa.data.folder import FolderSource
 from openjepa.data.listing import Files, scan
 from openjepa.data.pixels import Pixels, nearest
+from openjepa.data.white import CommonWhite
 from openjepa.errors import InputError
 
 MOST_CLASSES = 64
@@ -85,7 +86,8 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
     found_images, found_masks = (_paths(folder, kind) for folder, kind in ((images, "images"), (masks, "masks")))
     pairs = _pairs(found_images, found_masks, images, masks)
     paths = tuple(masks / mask for _, mask in pairs)
-    source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs))
+    white = CommonWhite(str(images), Files.of(found_images))
+    source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs), white=white)
     seen, bits, resized, orientations, unsure = set[int](), set[int](), 0, list[int](), 0
     bad: dict[int, Skipped] = {}
     for number, path in enumerate(paths):
