@@ -353,6 +353,11 @@ def test_one_file_of_features_is_split(tmp_path, splits):
     alone = Splits(train=splits.train, test=None, sentence="")
     found = assess_given(given, alone, entries=quick())
     assert {row["features"] for row in found["rows"]} == {GIVEN, PIXELS}
+    labels[[3, 50]] = -1
+    np.save(tmp_path / "one" / "labels.npy", labels)
+    found = assess_given(read_given(tmp_path / "one" / "mine.npy"), alone, entries=quick())
+    assert {row["features"] for row in found["rows"]} == {GIVEN, PIXELS}
+    assert found["train_images"] + found["test_images"] == 88
 
 
 @pytest.mark.parametrize(

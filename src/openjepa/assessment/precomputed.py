@@ -24,11 +24,13 @@ _LARGEST = np.float64(1e15)
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Two parts of features, how they were told apart, and the rows of the one file that they are, if it was one."""
+    """Two parts of features, how they were told apart, the number of images in each file, and the rows of the one file
+    that they are, if it was one (those without a class are in neither part)."""
 
     train: Features
     test: Features
     sentence: str
+    images: tuple[int, ...]
     rows: tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]] | None
 
 
@@ -48,9 +50,11 @@ def read_given(path: Path) -> Given:
         labelled = np.flatnonzero(whole.labels >= 0)
         train, test = (labelled[part] for part in split(whole.labels[labelled]))
         sentence = "A fifth of each class was held out to test on."
-        return Given(train=whole.take(train), test=whole.take(test), sentence=sentence, rows=(train, test))
+        parts = whole.take(train), whole.take(test)
+        return Given(train=parts[0], test=parts[1], sentence=sentence, images=(len(whole),), rows=(train, test))
     parts = [Features(*_pair(path / f"{part}.npy", path / f"{part}_labels.npy"), GIVEN) for part in ("train", "test")]
-    return Given(train=parts[0], test=parts[1], sentence="Train and test are the files' own.", rows=None)
+    images, sentence = tuple(map(len, parts)), "Train and test are the files' own."
+    return Given(train=parts[0], test=parts[1], sentence=sentence, images=images, rows=None)
 
 
 def pixels_of(given: Given, splits: Splits) -> tuple[tuple[Features, Features], tuple[int, int]]:
@@ -61,16 +65,15 @@ def pixels_of(given: Given, splits: Splits) -> tuple[tuple[Features, Features], 
     """
     train, test = splits.train, splits.test
     if given.rows is not None:
-        sources, rows = (train, train), given.rows
-        counts, have = (len(given.train) + len(given.test),), (len(train),)
+        sources, rows, have = (train, train), given.rows, (len(train),)
     elif test is not None:
         sources, rows = (train, test), (np.arange(len(train)), np.arange(len(test)))
-        counts, have = (len(given.train), len(given.test)), (len(train), len(test))
+        have = len(train), len(test)
     else:
         raise InputError(f"{train.name} has no test part; the features have one. Leave DATA out, or give both parts")
-    if counts != have:
+    if given.images != have:
         raise InputError(
-            f"{train.name} has {_told(have)} images, and the features are of {_told(counts)}: "
+            f"{train.name} has {_told(have)} images, and the features are of {_told(given.images)}: "
             "give the images that the features are of, or leave DATA out"
         )
     look = survey(train)
