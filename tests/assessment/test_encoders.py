@@ -239,6 +239,16 @@ def test_a_timm_model(tmp_path, splits, timm_directory):
     assert len(assess(panel, splits)["rows"]) == 2 * 5 + 3
 
 
+def test_the_registers_of_a_timm_model_are_not_its_class_token(tmp_path, timm_directory):
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    registers = {"class_token": False, "reg_tokens": 4, "global_pool": "avg"}
+    model = timm_directory(tmp_path / "model", **size, **registers)
+    panel = open_panel(tmp_path / "model")
+    assert panel.subjects == (PATCHES,)
+    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape[1] == 4 + 16
+    assert panel.tokens == (16, 24)
+
+
 def test_a_convolutional_timm_model_has_no_blocks_and_no_class_token(tmp_path, splits, timm_directory):
     timm_directory(tmp_path / "model", "resnet10t")
     panel = open_panel(tmp_path / "model")

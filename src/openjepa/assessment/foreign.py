@@ -244,13 +244,14 @@ def _extents(patch: Any) -> tuple[int, int]:
 def _read_timm(model: Any) -> Read:
     model.eval()
     prefix = int(getattr(model, "num_prefix_tokens", 0))
+    has_class = bool(prefix) and getattr(model, "cls_token", None) is not None  # or they are registers alone
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
 
     @torch.inference_mode()
     def read(x: Tensor, blocks: int) -> Reading:
         if blocks > 1:
             found = model.forward_intermediates(x, indices=blocks, norm=True, output_fmt="NLC", intermediates_only=True)
-            token = None if not prefix else model.forward_features(x)[:, 0]
+            token = model.forward_features(x)[:, 0] if has_class else None
             return Reading(list(found), token, _grid(x.shape[2:], patch, found[-1].shape[1]))
         last = model.forward_features(x)
         if last.ndim == 4:
@@ -258,7 +259,7 @@ def _read_timm(model: Any) -> Read:
             grid = _extents(last.shape[2:] if first else last.shape[1:3])
             return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None, grid)
         tokens = last[:, prefix:]
-        return Reading([tokens], last[:, 0] if prefix else None, _grid(x.shape[2:], patch, tokens.shape[1]))
+        return Reading([tokens], last[:, 0] if has_class else None, _grid(x.shape[2:], patch, tokens.shape[1]))
 
     return read
 
