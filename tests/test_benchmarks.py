@@ -197,7 +197,7 @@ def test_time_to_accuracy_trains_judges_and_goes_on(run, photos, tmp_path):
     assert "| linear probe | 0.01 min |" in again
 
 
-@pytest.mark.parametrize(("study", "count"), [("fresh-2", 72), ("pixel-r2", 216)])
+@pytest.mark.parametrize(("study", "count"), [("fresh-2", 72), ("pixel-r2", 216), ("turned", 72)])
 def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(study, count, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS / "collapse")
     analyse, results = importlib.import_module("analyse"), BENCHMARKS / "collapse" / "results"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from openjepa import draws
 from openjepa.diagnosis.findings import diagnose
@@ -167,6 +168,13 @@ def alarms(runs: Sequence[Studied], outcome: str, *, labels: bool) -> dict[str, 
     }
 
 
+def ranks(runs: Sequence[Studied], outcome: str, signs: dict[str, int]) -> dict[str, float]:
+    """Spearman's correlation of each measure with the accuracy at the runs' ends, both against the untrained one's."""
+    ends = [run.judged[outcome][-1] - run.judged[outcome][0] for run in runs]
+    found = measures(runs).items()
+    return {name: float(spearmanr([signs[name] * own(run, 10) for run in runs], ends)[0]) for name, own in found}
+
+
 def choices(runs: Sequence[Studied], outcome: str, signs: dict[str, int]) -> dict[str, Any]:
     """Points that a choice among the ten checkpoints loses against the one that is best by the evaluation."""
 
@@ -191,18 +199,19 @@ def markdown(found: dict[str, Any]) -> str:
         )
         parts.append(
             "| measure | AUC at 1/10 | 2/10 (95%) | 5/10 | 10/10 | all runs, 2/10 | clear ends, 2/10 | points lost "
-            "(most) |"
+            "(most) | rank correlation of the ends |"
         )
-        parts.append("|---|---|---|---|---|---|---|---|")
+        parts.append(f"|{'---|' * 9}")
         for name, auc in part["separation"].items():
             own, every, lost, clear = auc["reported"], auc["all"], part["choices"][name], auc["clear"][1]
             parts.append(
                 f"| {name} | {own[0][0]:.2f} | {own[1][0]:.2f} ({own[1][1]:.2f} to {own[1][2]:.2f}) | {own[4][0]:.2f} "
                 f"| {own[9][0]:.2f} | {every[1][0]:.2f} ({every[1][1]:.2f} to {every[1][2]:.2f}) "
-                f"| {clear[0]:.2f} ({clear[1]:.2f} to {clear[2]:.2f}) | {lost['mean']:.1f} ({lost['most']:.1f}) |"
+                f"| {clear[0]:.2f} ({clear[1]:.2f} to {clear[2]:.2f}) | {lost['mean']:.1f} ({lost['most']:.1f}) "
+                f"| {part['ranks'][name]:.2f} |"
             )
         last = part["choices"]["last checkpoint"]
-        parts.append(f"| last checkpoint | | | | | | | {last['mean']:.1f} ({last['most']:.1f}) |")
+        parts.append(f"| last checkpoint | | | | | | | {last['mean']:.1f} ({last['most']:.1f}) | |")
         for told, whose in ((part["alarms"], "with labels"), (part["alarms without labels"], "without labels")):
             for kind in ("bad", "good"):
                 shares = " ".join(f"{100 * share:.0f}" for share in told[f"share_of_{kind}_in_trouble"])
@@ -276,6 +285,7 @@ def main() -> None:
             "separation": separated,
             "alarms": alarms(runs, outcome, labels=True),
             "alarms without labels": alarms(runs, outcome, labels=False),
+            "ranks": ranks(runs, outcome, signs),
             "choices": choices(reported, outcome, signs),
             "choices_all": choices(runs, outcome, signs),
         }
