@@ -137,6 +137,16 @@ def test_a_path_that_is_not_text_is_survived(parts):
     assert "run?" in written(parts).text
 
 
+def test_what_needs_no_labels_does_not_stand_for_what_does(parts):
+    parts.plan["data"]["labelled"] = False
+    parts.evaluation |= {"rows": [row | {"task": "rotation"} for row in parts.evaluation["rows"]], "command": "again"}
+    page = written(parts)
+    assert "Not evaluated: training finished" in page.text
+    assert "Which way up they are, a stand-in that needs no labels, is below." in page.text
+    assert "Repeat the evaluation" in page.text
+    assert "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS" in page.text
+
+
 def test_no_labels(parts):
     parts.plan["data"]["labelled"] = False
     parts.evaluation = None

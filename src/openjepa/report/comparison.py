@@ -37,6 +37,7 @@ _PREDICTS = {
 _MAIN = (("classes", "k-NN"), ("classes", "linear probe"))
 _TASKS = {
     "classes": "Semantic: the classes of whole images",
+    "rotation": "Without labels: which way up an image is",
     "scenes": "Local: scenes of several objects (count, distance, place)",
     "segmentation": "Dense: the class of every pixel",
     "robustness": "Robustness: fitted to clean images, asked about spoilt ones",
@@ -120,9 +121,13 @@ def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
         parts = [_told(name, objectives[0], row) for name in objectives[1:]]
         spoken = evaluator if evaluator == "k-NN" else f"the {evaluator}"
         said.append(f"<p>By <b>{escape(spoken)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
-    return "".join(said) or (
-        f"<p>{_unjudged(content)}, so which objective suits them best could not be measured. What follows is of scenes "
-        "drawn from the bundled sample, not of your images; RankMe is in each run's report.</p>"
+    if said:
+        return "".join(said)
+    turned = any(row["task"].startswith("rotation") for row in content["summary"])
+    stand_in = " Which way up they are, a stand-in, stands below." if turned else ""
+    return (
+        f"<p>{_unjudged(content)}, so which objective suits them best could not be measured.{stand_in} Scenes are "
+        "drawn from the bundled sample, not from your images; RankMe is in each run's report.</p>"
     )
 
 

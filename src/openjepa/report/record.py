@@ -20,6 +20,7 @@ from openjepa.report.formats import (
     table,
 )
 from openjepa.report.run_folder import RunFolder, nested
+from openjepa.report.verdict import scores
 
 _MOST_BAD = 100
 
@@ -202,13 +203,15 @@ def next_section(run: RunFolder) -> str:
     if run.finished is False and run.stopped_by is None:
         steps.append(("Go on with the training", f"openjepa resume {folder}"))
     command = nested(run.evaluation, "command")
-    if isinstance(command, str) and command and nested(run.evaluation, "rows"):
-        steps.append(
-            ("Evaluate the encoder that the run holds now" if run.outdated else "Repeat the evaluation", command)
-        )
-    else:
-        labelled = "" if run.planned("data", "labelled") else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
-        steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{labelled}"))
+    tasks = {score.task for score in scores(run)}
+    repeatable = isinstance(command, str) and command and tasks
+    if repeatable:
+        again = "Evaluate the encoder that the run holds now" if run.outdated else "Repeat the evaluation"
+        steps.append((again, command))
+    labelled = bool(run.planned("data", "labelled"))
+    if not repeatable or (not labelled and "classes" not in tasks):
+        given = "" if labelled else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
+        steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{given}"))
     steps.append(("Write this page again", f"openjepa report {folder}"))
     if compared := _compared(run):
         steps.append(("Would predicting pixels be better on these images? As much compute each", compared))

@@ -247,9 +247,12 @@ def _why_unevaluated(run: RunFolder) -> str:
     if len(online):
         values = f" The online k-NN, a rough measure, went from {percent(online[0])} to {percent(online[-1])}."
     if run.planned("data", "labelled") is False:
+        stand_in = any(score.task.startswith("rotation") for score in scores(run))
         return (
             "The images carry no labels (no class folders), so no accuracy can be measured on them; "
-            "evaluate on any labelled images of the same kind." + values
+            "evaluate on any labelled images of the same kind."
+            + stand_in * " Which way up they are, a stand-in that needs no labels, is below."
+            + values
         )
     return (
         "There is no evaluation.json with accuracies in this run: the command at the end makes it, or says why these "
