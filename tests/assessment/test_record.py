@@ -107,11 +107,13 @@ def test_images_without_labels_are_compared_by_what_needs_none(tmp_path, capfd):
     asked = ("--objectives", "mae", "--steps", "2", "--scene-count", "200", "200")
     assert call("compare", tmp_path / "images", "--out", out, *asked) == 0
     content = json.loads((out / "compare.json").read_text())
-    assert {r["task"].split(":")[0] for r in content["runs"][0]["rows"]} == {"scenes"}
+    assert {r["task"].split(":")[0] for r in content["runs"][0]["rows"]} == {"rotation", "scenes"}
     page = (out / "mae-seed0" / "report.html").read_text()
     assert "scenes: position" in page
-    assert "Not measured" in page or "no labels" in page
-    assert "no labels" in (out / "compare.html").read_text()
+    assert "asked which way up images are" in page
+    page = (out / "compare.html").read_text()
+    assert "Your images have no labels. Which way up an image is stands in for labels" in page
+    assert "By <b>the linear probe</b>: MAE" in page
     capfd.readouterr()
     assert call("evaluate", out / "mae-seed0", "--only", "robustness") == 2
     assert "have no labels" in capfd.readouterr().err

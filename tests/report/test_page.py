@@ -137,12 +137,17 @@ def test_a_path_that_is_not_text_is_survived(parts):
     assert "run?" in written(parts).text
 
 
-def test_what_needs_no_labels_does_not_stand_for_what_does(parts):
+def test_what_needs_no_labels_stands_in_for_what_does_and_is_called_so(parts):
     parts.plan["data"]["labelled"] = False
-    parts.evaluation |= {"rows": [row | {"task": "rotation"} for row in parts.evaluation["rows"]], "command": "again"}
+    rows = [row | {"task": "rotation"} for row in parts.evaluation["rows"]]
+    turned = {"data": "shapes", "classes": 4, "train_images": 80, "test_images": 20, "split": "A fifth."}
+    parts.evaluation |= {"rows": rows, "differences": [], "command": "again", "classes": 0, "test_images": 0}
+    parts.evaluation["tasks"] = {"rotation": turned}
     page = written(parts)
-    assert "Not evaluated: training finished" in page.text
-    assert "Which way up they are, a stand-in that needs no labels, is below." in page.text
+    assert "asked which way up images are, the encoder scores" in page.text
+    assert "Which way up an image is stands in for labels, which would say more." in page.text
+    assert "Guessing among 4 ways of turning gives 25.0%." in page.text
+    assert "80 images to fit; 20 to test; 4 ways of turning" in page.text
     assert "Repeat the evaluation" in page.text
     assert "FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS" in page.text
 

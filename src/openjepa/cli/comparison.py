@@ -95,8 +95,8 @@ def _compare(given: Any, command: str) -> int:
     out, splits = given.out.expanduser(), open_data(given.data)
     if splits.train.labels is None:
         print(
-            f"openjepa compare: {splits.train.name} has no labels ({splits.train.unlabelled}), so which objective "
-            f"suits these images best cannot be measured; what follows is of scenes drawn from the bundled sample",
+            f"openjepa compare: {splits.train.name} has no labels ({splits.train.unlabelled}): the objectives are "
+            f"compared by which way up its images are, a stand-in, and on scenes drawn from the bundled sample",
             file=sys.stderr,
         )
     check_free(out)

@@ -25,6 +25,7 @@ from openjepa.report.formats import (
     table,
 )
 from openjepa.report.series import COLOURS, Line, lines_svg
+from openjepa.report.verdict import STAND_IN
 
 REFERENCES = ("random encoder", "raw pixels", "from scratch")
 _CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
@@ -34,7 +35,7 @@ _PREDICTS = {
     "mae": "pixels of the hidden patches",
     "denoising": "the clean pixels of all patches",
 }
-_MAIN = (("classes", "k-NN"), ("classes", "linear probe"))
+_MAIN = ("k-NN", "linear probe")
 _TASKS = {
     "classes": "Semantic: the classes of whole images",
     "rotation": "Without labels: which way up an image is",
@@ -111,8 +112,20 @@ def _equal(content: dict[str, Any]) -> str:
 
 def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
     """One sentence for each main evaluator: the means, and which differences are clear over the seeds."""
+    said = _sentences(content, objectives, "classes")
+    if said:
+        return said
+    said = _sentences(content, objectives, STAND_IN)
+    stand_in = "Which way up an image is stands in for labels, which would say more. " if said else ""
+    return (
+        f"<p>{_unjudged(content)}. {stand_in}Scenes are drawn from the bundled sample, not from your images; RankMe is "
+        f"in each run's report.</p>{said}"
+    )
+
+
+def _sentences(content: dict[str, Any], objectives: Sequence[str], task: str) -> str:
     said = []
-    for task, evaluator in _MAIN:
+    for evaluator in _MAIN:
         row = next((r for r in content["summary"] if (r["task"], r["evaluator"]) == (task, evaluator)), None)
         if row is None:
             continue
@@ -121,14 +134,7 @@ def _verdict(content: dict[str, Any], objectives: Sequence[str]) -> str:
         parts = [_told(name, objectives[0], row) for name in objectives[1:]]
         spoken = evaluator if evaluator == "k-NN" else f"the {evaluator}"
         said.append(f"<p>By <b>{escape(spoken)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
-    if said:
-        return "".join(said)
-    turned = any(row["task"].startswith("rotation") for row in content["summary"])
-    stand_in = " Which way up they are, a stand-in, stands below." if turned else ""
-    return (
-        f"<p>{_unjudged(content)}, so which objective suits them best could not be measured.{stand_in} Scenes are "
-        "drawn from the bundled sample, not from your images; RankMe is in each run's report.</p>"
-    )
+    return "".join(said)
 
 
 def _unjudged(content: dict[str, Any]) -> str:

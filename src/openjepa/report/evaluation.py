@@ -5,7 +5,7 @@ from typing import Any
 
 from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import PIXELS, RANDOM, TARGET, Score, leading, outdated, relate, scores
+from openjepa.report.verdict import PIXELS, RANDOM, STAND_IN, TARGET, Score, leading, outdated, relate, scores
 
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
@@ -39,7 +39,7 @@ def evaluation_section(run: RunFolder) -> str:
 
 def _others(rest: list[Score], run: RunFolder) -> str:
     """All other measures, a table for each task: a row for each measure, a column for each kind of features."""
-    tables = []
+    tables, shown = [], {score.task for score in leading(scores(run))}
     for task in dict.fromkeys(score.task for score in rest):
         own = [score for score in rest if score.task == task]
         columns = list(dict.fromkeys(score.features for score in own))
@@ -51,9 +51,7 @@ def _others(rest: list[Score], run: RunFolder) -> str:
             name = f"<b>{escape(evaluator)}</b>" if evaluator != before else ""
             rows.append([name, escape(metric), *(_cell(run, score, random) for score in line)])
             before = evaluator
-        tables.append(
-            f"<h3>{escape(task)}{': all other measures' if task == 'classes' else ''}</h3>{_about(run, task)}"
-        )
+        tables.append(f"<h3>{escape(task)}{': all other measures' if task in shown else ''}</h3>{_about(run, task)}")
         tables.append(table(["evaluator", "measure", *map(escape, columns)], rows, kind="suite"))
     said = _notes(run)
     marks = '<p class="quiet">An arrow says that the 95% interval of the difference from a random encoder leaves out 0.'
@@ -112,19 +110,39 @@ def _absent(run: RunFolder) -> str:
 
 
 def _setting(run: RunFolder) -> str:
-    evaluation = run.evaluation or {}
+    evaluation, (ways, called) = _facts(run), _ways(run)
     parts = []
     if evaluation.get("data"):
         parts.append(f"Data: {escape(evaluation['data'])}")
-    for name, text in (("train_images", "{} labelled images to fit"), ("test_images", "{} to test")):
+    fitted = "{} images to fit" if _turned(run) else "{} labelled images to fit"
+    for name, text in (("train_images", fitted), ("test_images", "{} to test")):
         if is_number(evaluation.get(name)):
             parts.append(text.format(count(evaluation[name])))
-    if class_count(run):
-        parts.append(f"{class_count(run)} classes")
+    if ways:
+        parts.append(f"{ways} {called}")
     if is_number(evaluation.get("seconds")):
         parts.append(f"took {duration(evaluation['seconds'])}")
     split = f" {escape(evaluation['split']).rstrip('.')}." if evaluation.get("split") else ""  # sentences of their own
     return (f" {'; '.join(parts)}." if parts else "") + split
+
+
+def _turned(run: RunFolder) -> bool:
+    """Whether the cards are of turned images, for want of classes."""
+    return any(score.task == STAND_IN for score in leading(scores(run)))
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """What the record says of the images that the cards are of."""
+    found = nested(run.evaluation, "tasks", STAND_IN) if _turned(run) else run.evaluation
+    return found if isinstance(found, dict) else {}
+
+
+def _ways(run: RunFolder) -> tuple[int | None, str]:
+    """Among how many answers an evaluator of the cards chooses, and what they are called."""
+    if not _turned(run):
+        return class_count(run), "classes"
+    ways = _facts(run).get("classes")
+    return int(ways) if is_number(ways) else None, "ways of turning"
 
 
 def class_count(run: RunFolder) -> int | None:
@@ -145,8 +163,9 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     random = next((row for row in rows if row.features == RANDOM), None)
     body = "".join(_row(row, _gap(run, row, random, shares), (low, high), lines, shares) for row in rows)
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
-    classes = class_count(run)
-    chance = f" Guessing among {classes} equal classes gives {percent(1 / classes)}." if shares and classes else ""
+    ways, called = _ways(run)
+    equal = called if _turned(run) else f"equal {called}"
+    chance = f" Guessing among {ways} {equal} gives {percent(1 / ways)}." if shares and ways else ""
     return (
         f'<div class="card"><h3>{escape(evaluator)}: {escape(metric)}</h3>'
         f'<div class="hint">{_meaning(evaluator)}{chance}</div><div class="forest">{body}'

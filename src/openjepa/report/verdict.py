@@ -14,6 +14,8 @@ Standing = Literal["good", "mixed", "bad", "unknown"]
 Outcome = Literal["above", "part", "level", "short", "below"]
 PAIR = ("k-NN", "linear probe")
 TARGET, RANDOM, PIXELS = "trained encoder", "random encoder", "raw pixels"
+# The task that stands for the classes of images where these are not known: which way up images are.
+STAND_IN = "rotation"
 # Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
 _COLLAPSED_RANK = 2.0
 _COLLAPSED_STD = 0.02
@@ -85,8 +87,13 @@ def scores(run: RunFolder) -> tuple[Score, ...]:
 
 
 def leading(found: Sequence[Score]) -> tuple[Score, ...]:
-    """The accuracies that the verdict goes by: of the pair that every run is judged by, else of the first two."""
-    found = [score for score in found if score.metric == "accuracy" and score.task == "classes"]
+    """The accuracies that the verdict goes by: of the pair that every run is judged by, else of the first two.
+
+    They are of the images' classes, or of which way up images are where no classes were asked about.
+    """
+    accuracies = [score for score in found if score.metric == "accuracy"]
+    task = next((task for task in ("classes", STAND_IN) if any(score.task == task for score in accuracies)), None)
+    found = [score for score in accuracies if score.task == task]
     names = list(dict.fromkeys(score.evaluator for score in found))
     wanted = [name for name in names if name in PAIR] or names[:2]
     return tuple(score for score in found if score.evaluator in wanted)
@@ -107,6 +114,8 @@ def judge(run: RunFolder) -> Verdict:
         return Verdict(headline=_unevaluated(run), qualification=_why_unevaluated(run), answers=answers)
     headline = _evaluated(targets, found, pairs[RANDOM])
     qualification = _beside_pixels(pairs[PIXELS])
+    if targets[0].task == STAND_IN:
+        qualification = f"Which way up an image is stands in for labels, which would say more. {qualification}"
     step = run.steps_done if run.evaluated_step is None else run.evaluated_step
     if run.outdated:
         headline, qualification = f"At step {count(step)}: {headline}", f"{outdated(run)} {qualification}"
@@ -188,7 +197,8 @@ def _answer(question: str, pairs: Sequence[Pair], other: str) -> Answer:
     if outcome == "level" and any(None in (s.low, s.high) for pair in pairs for s in (pair.score, pair.other)):
         said = "Without 95% intervals the difference cannot be judged."
     gaps = listed([f"{points(p.score.value - p.other.value)} points on {_spoken(p.score.evaluator)}" for p in pairs])
-    because = f"{gaps} against {other}. {said}"
+    asked = ", asked which way up images are" if pairs[0].score.task == STAND_IN else ""
+    because = f"{gaps} against {other}{asked}. {said}"
     return Answer(question=question, answer=answer, because=because, standing=standing)
 
 
@@ -210,7 +220,10 @@ def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence
     random = listed([percent(pair.other.value) for pair in pairs])
     pixels = [score for score in found if score.features == PIXELS and score.metric == "accuracy"]
     beside = f" and raw pixels {listed([percent(score.value) for score in pixels])}" if pixels else ""
-    return f"{lead}: the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
+    asked = "asked which way up images are, " if targets[0].task == STAND_IN else ""
+    return (
+        f"{lead}: {asked}the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
+    )
 
 
 def _beside_pixels(pairs: Sequence[Pair]) -> str:
@@ -247,12 +260,9 @@ def _why_unevaluated(run: RunFolder) -> str:
     if len(online):
         values = f" The online k-NN, a rough measure, went from {percent(online[0])} to {percent(online[-1])}."
     if run.planned("data", "labelled") is False:
-        stand_in = any(score.task.startswith("rotation") for score in scores(run))
         return (
-            "The images carry no labels (no class folders), so no accuracy can be measured on them; "
-            "evaluate on any labelled images of the same kind."
-            + stand_in * " Which way up they are, a stand-in that needs no labels, is below."
-            + values
+            "The images carry no labels (no class folders): the command at the end asks which way up they are, which "
+            "needs none; labelled images of the same kind say more." + values
         )
     return (
         "There is no evaluation.json with accuracies in this run: the command at the end makes it, or says why these "
