@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from openjepa import draws
 from openjepa.diagnosis.findings import diagnose
@@ -170,9 +170,9 @@ def alarms(runs: Sequence[Studied], outcome: str, *, labels: bool) -> dict[str, 
 
 def ranks(runs: Sequence[Studied], outcome: str, signs: dict[str, int]) -> dict[str, float]:
     """Spearman's correlation of each measure with the accuracy at the runs' ends, both against the untrained one's."""
-    ends = [run.judged[outcome][-1] - run.judged[outcome][0] for run in runs]
-    found = measures(runs).items()
-    return {name: float(spearmanr([signs[name] * own(run, 10) for run in runs], ends)[0]) for name, own in found}
+    ends = rankdata([run.judged[outcome][-1] - run.judged[outcome][0] for run in runs])
+    values = {name: [signs[name] * own(run, 10) for run in runs] for name, own in measures(runs).items()}
+    return {name: float(np.corrcoef(rankdata(own), ends)[0, 1]) for name, own in values.items()}
 
 
 def choices(runs: Sequence[Studied], outcome: str, signs: dict[str, int]) -> dict[str, Any]:

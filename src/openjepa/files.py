@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever stops the one who writes them."""
+"""Paths as people type them, and files that are there whole or not at all, whatever stops the one who writes them."""
 
 import contextlib
 import os
@@ -14,6 +14,21 @@ from openjepa.errors import InputError
 
 # What this process has locked.
 _HELD: dict[Path, IO[str]] = {}
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` or ``~user`` at its beginning written out.
+
+    Raises:
+        InputError: there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} begins with the home folder of a user who is not known here: write the path in full (or ./{path}, "
+            f"where ~ belongs to the name)"
+        ) from error
 
 
 @cache

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from openjepa.data.decode import decode, standard, upright
 from openjepa.data.pixels import Pixels, alike
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
+from openjepa.files import expanded
 from openjepa.grid import TokenGrid
 from openjepa.interop import huggingface
 
@@ -143,7 +143,7 @@ def load(path: str | PathLike[str]) -> Pretrained:
     Raises:
         InputError: there is no encoder; the message says what was found.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     directory = folder / "encoder" if (folder / "encoder").is_dir() else folder
     if (folder / "experiment.json").is_file() and directory is folder:
         raise InputError(

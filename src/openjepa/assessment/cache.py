@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from openjepa.errors import InputError
-from openjepa.files import whole_file, write_whole
+from openjepa.files import expanded, whole_file, write_whole
 
 # All entries together; the ones longest unused go first.
 LIMIT = 4 * 2**30
@@ -122,7 +122,7 @@ def remove_oldest(entries: Sequence[tuple[int, int, tuple[Path, ...]]], limit: i
 
 def cache_at(folder: Path, note: Callable[[str], None]) -> FeatureCache:
     """The cache in ``folder``; InputError where that is a file."""
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--cache {folder} is a file: name a folder, or use --no-cache")
     return FeatureCache(folder=folder, note=note)

@@ -17,6 +17,7 @@ from openjepa.encoder import Encoder
 from openjepa.errors import InputError
 from openjepa.evaluation.features import patch_pixels, raw_pixels
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
+from openjepa.files import expanded
 from openjepa.grid import TokenGrid, sincos_positions
 from openjepa.pretrained import Pretrained, load
 
@@ -106,7 +107,7 @@ def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
     Raises:
         InputError: there is no encoder, or the library that it needs is not installed.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     config = folder / "config.json"
     if config.is_file() and not (folder / "encoder").is_dir() and not (folder / "experiment.json").is_file():
         try:

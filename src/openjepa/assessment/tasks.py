@@ -24,6 +24,7 @@ from openjepa.data.base import Splits
 from openjepa.errors import InputError
 from openjepa.evaluation.finetune import FineTuning
 from openjepa.evaluation.suite import Entry, Progress
+from openjepa.files import expanded
 
 # The tasks beside the classes of whole images, by the names that --only knows them by.
 TASKS = (ROTATION, "robustness", "scenes", "finetune")
@@ -176,7 +177,7 @@ def _asked(
             note=note,
         )
     if tasks.segmentation is not None:
-        pictures, masks = (path.expanduser() for path in tasks.segmentation)
+        pictures, masks = (expanded(path) for path in tasks.segmentation)
         found["segmentation"] = partial(
             assess_segmentation,
             panel,

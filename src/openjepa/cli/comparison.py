@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 
 from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.errors import InputError
+from openjepa.files import expanded
 
 
 def compare_verb(arguments: list[str]) -> int:
@@ -91,8 +92,8 @@ def _compare(given: Any, command: str) -> int:
     wishes = _wishes(given)
     bad_images = share_of_bad(given.bad_images, wishes.experiment)
     if given.segmentation is not None:  # masks by which no run could be judged are told before the first is trained
-        open_parts(*(path.expanduser() for path in given.segmentation), bad_images=bad_images)
-    out, splits = given.out.expanduser(), open_data(given.data)
+        open_parts(*(expanded(path) for path in given.segmentation), bad_images=bad_images)
+    out, splits = expanded(given.out), open_data(given.data)
     if splits.train.labels is None:
         print(
             f"openjepa compare: {splits.train.name} has no labels ({splits.train.unlabelled}): the objectives are "
@@ -140,7 +141,7 @@ def _judging(given: Any) -> tuple[str, ...]:
     arguments = ["--suite", "full"] if given.suite == "full" else ["--only", "robustness", "scenes"]
     arguments += ["--scene-count", *map(str, given.scene_count)]
     if given.segmentation is not None:
-        arguments += ["--segmentation", *(str(path.expanduser().resolve()) for path in given.segmentation)]
+        arguments += ["--segmentation", *(str(expanded(path).resolve()) for path in given.segmentation)]
     return tuple(arguments)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
-from openjepa.files import write_whole
+from openjepa.files import expanded, write_whole
 from openjepa.progress import stages
 
 
@@ -85,7 +85,7 @@ def evaluate_verb(arguments: list[str]) -> int:
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written: {given.json}")
-    folder = given.encoder.expanduser()
+    folder = expanded(given.encoder)
     if (folder / "experiment.json").is_file():
         if _reports(folder, given.data):
             for path in renewed(folder, found):
@@ -148,7 +148,7 @@ def _for_others(data: str) -> str:
     """What the data are called where the folder that they are in says nothing, and perhaps too much."""
     from openjepa.assessment.segmentation import WITH_MASKS
 
-    folders = (Path(part).expanduser() for part in data.split(WITH_MASKS))
+    folders = (expanded(part) for part in data.split(WITH_MASKS))
     return WITH_MASKS.join(path.name if path.is_absolute() or path.exists() else str(path) for path in folders)
 
 
@@ -159,7 +159,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
     from openjepa.data.sources import open_data
     from openjepa.training import distributed
 
-    folder = given.encoder.expanduser()
+    folder = expanded(given.encoder)
     if given.limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {given.limit}")
     share_of_bad(given.bad_images, None)  # a wrong one is told before anything is read
@@ -172,7 +172,7 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         finetune_epochs=given.finetune_epochs,
         finetune_images=given.finetune_images,
         segmentation=given.segmentation,
-        pictures=given.pictures and given.pictures.expanduser(),
+        pictures=given.pictures and expanded(given.pictures),
     )
     if is_precomputed(folder):
         if (given.only and names) or given.segmentation:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from openjepa.cli.parsing import parse
+from openjepa.files import expanded
 
 
 def report_verb(arguments: list[str]) -> int:
@@ -23,7 +24,7 @@ def report_verb(arguments: list[str]) -> int:
     given = parse(Report, "report", arguments)
     from openjepa.report import write_report
 
-    print(write_report(given.run.expanduser()))
+    print(write_report(expanded(given.run)))
     return 0
 
 
@@ -49,7 +50,7 @@ def import_verb(arguments: list[str]) -> int:
     given = parse(Import, "import", arguments)
     from openjepa.interop.imported import import_checkpoint
 
-    path, out = given.checkpoint.expanduser(), given.out.expanduser()
+    path, out = expanded(given.checkpoint), expanded(given.out)
     facts = import_checkpoint(path, out, heads=given.num_heads, predictor_heads=given.predictor_heads)
     for name, value in facts.items():
         print(f"{name}: {value}")

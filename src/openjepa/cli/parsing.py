@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from openjepa.errors import InputError
+from openjepa.files import expanded
 
 # Options that are followed by words, not by files; and those that are followed by several words or numbers.
 _WORDS = {"--only", "--suite", "--device", "--recipe", "--objectives"}
@@ -44,7 +45,6 @@ def unchecked(kind: Any, default: Any) -> tuple[Any, Any]:
 
 def read_saved(path: Path | None) -> Any:
     """The experiment in a file that was named with --experiment, if any."""
-    from openjepa.data.sources import expanded
     from openjepa.experiment import Experiment
 
     if path is None:
@@ -81,7 +81,7 @@ def from_anywhere(verb: str, arguments: list[str], named: Iterable[str | Path | 
     Raises:
         InputError: a path begins with the home folder of nobody.
     """
-    from openjepa.data.sources import expanded, in_full
+    from openjepa.data.sources import in_full
 
     whole = {
         str(Path(one)): str(expanded(one).resolve()) if isinstance(one, Path) else in_full(one)

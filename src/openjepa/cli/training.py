@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import parse, read_saved, share_of_bad, unchecked
 from openjepa.cli.tables import print_evaluation, print_plan
 from openjepa.errors import InputError
+from openjepa.files import expanded
 
 
 def pretrain_verb(arguments: list[str]) -> int:
     import tyro
 
     from openjepa.data.augmentation import Augmentation
-    from openjepa.data.sources import expanded
     from openjepa.encoder import EncoderConfig, PredictorConfig
     from openjepa.experiment import Experiment, Method
     from openjepa.masks import MultiBlockConfig
@@ -329,7 +329,6 @@ def resume_verb(arguments: list[str]) -> int:
 
     given = parse(Resume, "resume", arguments)
     from openjepa.claiming import held
-    from openjepa.data.sources import expanded
     from openjepa.running import moved, read_experiment
     from openjepa.training import distributed
 

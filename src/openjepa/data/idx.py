@@ -106,7 +106,7 @@ def open_idx(name: str, folder: Path, classes: tuple[str, ...] | None = None) ->
             raise InputError(f"{folder}: images of shape {images.shape} and labels of shape {labels.shape} don't match")
         names = classes or tuple(str(number) for number in range(int(arrays[1].max()) + 1))
         sources.append(ArraySource(name, images[..., None], labels.astype(np.int64), names))
-    sentence = f"Train and test are the data set's own ({len(sources[0])} and {len(sources[1])} images)."
+    sentence = f"Train and test are the data set's own ({len(sources[0]):,} and {len(sources[1]):,} images)."
     return Splits(train=sources[0], test=sources[1], sentence=sentence)
 
 

@@ -12,6 +12,7 @@ from openjepa.data.idx import ArraySource, has_idx_files, open_fashion_mnist, op
 from openjepa.data.listing import Files, scan
 from openjepa.data.parquet import ParquetSource, images_in, open_parquet
 from openjepa.errors import InputError
+from openjepa.files import expanded
 
 __all__ = [
     "ArraySource",
@@ -23,27 +24,11 @@ __all__ = [
     "Skipped",
     "Source",
     "Splits",
-    "expanded",
     "in_full",
     "open_data",
 ]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with ``~`` or ``~user`` at its beginning written out.
-
-    Raises:
-        InputError: there is no such home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(
-            f"{path} begins with the home folder of a user who is not known here: write the path in full (or ./{path}, "
-            f"where ~ belongs to the name)"
-        ) from error
 
 
 def in_full(data: str | None) -> str | None:

@@ -141,7 +141,7 @@ def _ways(run: RunFolder) -> tuple[int | None, str]:
     """Among how many answers an evaluator of the cards chooses, and what they are called."""
     if not _turned(run):
         return class_count(run), "classes"
-    ways = _facts(run).get("classes")
+    ways: Any = _facts(run).get("classes")
     return int(ways) if is_number(ways) else None, "ways of turning"
 
 
