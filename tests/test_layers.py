@@ -51,7 +51,7 @@ ONLY = {
     "report": {"errors", "files", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),
-    "pretrained": {"errors", "grid", "encoder", "interop", "data"},
+    "pretrained": {"errors", "files", "grid", "encoder", "interop", "data"},
     "assessment": {"errors", "files", "progress", "draws", "grid", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},
 }
