@@ -152,7 +152,8 @@ def _told(name: str, first: str, row: dict[str, Any]) -> str:
     """How an objective stands against the first one by a row of the summary."""
     value, low, high = (row["differences"][name][key] for key in ("value", "low", "high"))
     apart = f"{abs(100 * value):.1f} points {'above' if value > 0 else 'below'}"
-    text = f"{_CALLED[name]} is {'level with' if points(value) == '0.0' else apart} {_CALLED[first]}"
+    named = f"The {_CALLED[name]}" if name == "denoising" else _CALLED[name]
+    text = f"{named} is {'level with' if points(value) == '0.0' else apart} {_CALLED[first]}"
     if low is None or high is None:
         if min(row["values"][each]["n"] for each in (name, first)) > 1:
             return f"{text}; all seeds gave the same, so there is no interval."
