@@ -104,7 +104,8 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
     if source.fingerprint != plan["data"]["fingerprint"]:
         raise InputError(
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
-            f"{len(source)} now, or other names or sizes): restore them, or begin a new run"
+            f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
+            f"another version of openjepa took other folders for the train part: CHANGELOG.md)"
         )
     return splits
 

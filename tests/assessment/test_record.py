@@ -92,6 +92,28 @@ def test_a_note_on_images_goes_with_them():
     assert joined(unlabelled, record([], test_images=0, images=None))["notes"] == []
 
 
+def unlabelled(evaluator, value, images="own", **rest):
+    facts = {"images": images, "train_images": 80, "test_images": 20}
+    return record([row("rotation", evaluator, value)], test_images=0, images=None, tasks={"rotation": facts}, **rest)
+
+
+def test_turned_images_of_two_sets_are_not_mixed():
+    before = joined(unlabelled("k-NN", 0.5), unlabelled("linear probe", 0.6))
+    assert [r["evaluator"] for r in before["rows"]] == ["k-NN", "linear probe"]
+    after = joined(before, unlabelled("k-NN", 0.9, images="others"))
+    assert [(r["evaluator"], r["value"]) for r in after["rows"]] == [("k-NN", 0.9)]
+    assert after["tasks"]["rotation"]["images"] == "others"
+    labelled = joined(before, record([row("classes", "k-NN")]))
+    assert {r["task"] for r in labelled["rows"]} == {"classes", "rotation"}
+
+
+def test_a_task_alone_leaves_the_head_of_images_without_labels():
+    before = unlabelled("k-NN", 0.5, notes=["5 of 100 images could not be read."], summary="head")
+    whole = joined(before, record([row("scenes: count", "k-NN")], train=0, summary=""))
+    assert (whole["summary"], whole["train_images"], whole["notes"]) == ("head", 100, before["notes"])
+    assert len(whole["rows"]) == 2
+
+
 def call(*arguments) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])

@@ -122,7 +122,10 @@ def test_test_comes_before_val_and_val_is_not_trained_on(tmp_path):
         (("train2017", "val2017"), ("train2017", "val2017")),
         (("train2014", "train2017", "val2014", "val2017"), ("train2017", "val2017")),
         (("train", "train_v2", "val", "val_256"), ("train", "val")),
-        (("Training (2)", "test-256"), ("Training (2)", "test-256")),
+        (("Training_2", "test-256"), ("Training_2", "test-256")),
+        (("train_images", "train_masks", "test_images", "test_masks"), ("train_images", "test_images")),
+        (("train_labels", "val_labels"), None),
+        (("train_station", "test_tube", "dog"), None),
         (("trains", "tester"), None),
     ],
 )

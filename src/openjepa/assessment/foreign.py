@@ -244,7 +244,10 @@ def _extents(patch: Any) -> tuple[int, int]:
 def _read_timm(model: Any) -> Read:
     model.eval()
     prefix = int(getattr(model, "num_prefix_tokens", 0))
-    has_class = bool(prefix) and getattr(model, "cls_token", None) is not None  # or they are registers alone
+    # Or they are registers alone; a NaFlexViT has the token in its embedding.
+    has_class = bool(prefix) and any(
+        getattr(part, "cls_token", None) is not None for part in (model, getattr(model, "embeds", None))
+    )
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
 
     @torch.inference_mode()

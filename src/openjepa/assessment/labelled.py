@@ -88,7 +88,7 @@ def assess(
     found = run_suite(subjects, entries, progress, remembering(cache))
     return facts | {
         "classes": judged_classes,
-        "images": _digest(learn, held),
+        "images": digest_of(learn, held),
         "train_images": len(trained[main]),
         "test_images": len(tested[main]),
         "split": sentence,
@@ -212,13 +212,12 @@ def of_classes(part: AnyPart, classes: Int64[np.ndarray, "K"]) -> AnyPart:
     return part if within.all() else part.take(np.flatnonzero(within))
 
 
-def _digest(*parts: Chosen) -> str:
+def digest_of(*parts: Chosen) -> str:
     """Which images, with which labels: by their sets' identity, not by where they lie or how that is spelled."""
     digest = hashlib.sha256()
     for part in parts:
-        assert part.source.labels is not None
         digest.update(part.source.fingerprint.encode())
-        digest.update(np.stack([part.indices, part.source.labels[part.indices]]).tobytes())
+        digest.update(np.stack([part.indices, part.labels(part.indices)]).tobytes())
     return digest.hexdigest()[:32]
 
 

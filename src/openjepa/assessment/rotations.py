@@ -18,7 +18,7 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen, Images, extract_kinds, unreadable
-from openjepa.assessment.labelled import by_subject, kinds_for
+from openjepa.assessment.labelled import by_subject, digest_of, kinds_for
 from openjepa.assessment.outcomes import remembering
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
@@ -29,8 +29,8 @@ from openjepa.evaluation.split import at_most
 from openjepa.evaluation.suite import Entry, run_suite
 
 TASK = "rotation"
-# Of images, so that each way of turning has some to learn on and to test on.
-_FEWEST = 40
+# Of images to learn on, and of four times those to test on: each way of turning has some of both.
+_FEWEST = 32
 _HELD_OUT = 5  # one in so many is to test on, where the data bring no test part
 
 
@@ -103,9 +103,12 @@ def assess_rotations(
     """
     begin = time.perf_counter()
     (learn, held), sentence = _parts(splits, limit, trained_on)
-    if min(len(learn.indices), len(held.indices)) < _FEWEST // _HELD_OUT:
-        count = len(learn.indices) + len(held.indices)
-        raise InputError(f"{count} images are too few to ask which way up they are: it takes {_FEWEST}")
+    counts = len(learn.indices), len(held.indices)
+    if counts[0] < _FEWEST or counts[1] < _FEWEST // 4:
+        raise InputError(
+            f"{counts[0]} images to learn on and {counts[1]} to test on are too few to ask which way up they are: it "
+            f"takes {_FEWEST} and {_FEWEST // 4} (--limit is {limit:,})"
+        )
     entries = entries or quick(panel.device)
     size = panel.preprocessing.size
     turned = [Turned.of_square(part, size) for part in (learn, held)]
@@ -124,6 +127,7 @@ def assess_rotations(
         "train_images": len(next(iter(taken[0].parts.values()))),
         "test_images": len(main),
         "split": sentence,
+        "images": digest_of(learn, held),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
         "rows": [row | {"task": TASK} for row in record["rows"]],
         "differences": [row | {"task": TASK} for row in record["differences"]],
@@ -140,10 +144,8 @@ def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, C
     if test is not None:
         learn, held, sentence = np.arange(len(train)), np.arange(len(test)), splits.sentence
     else:
-        order, sentence = (
-            draws.permutation(len(train), "rotation split"),
-            "A fifth of the images was held out to test on.",
-        )
+        order = draws.permutation(len(train), "rotation split")
+        sentence = "A fifth of the images was held out to test on."
         few = len(train) // _HELD_OUT
         test, learn, held = train, np.sort(order[few:]), np.sort(order[:few])
         if trained_on and trained_on == train.fingerprint:

@@ -135,7 +135,7 @@ def judge(
         found["rows"] = [*found["rows"], *part["rows"]]
         found["differences"] = [*found.get("differences", []), *part["differences"]]
         notes += [f"{name}: {said}" for said in part.get("notes", ()) if said not in notes]
-        facts = ("data", "classes", "train_images", "test_images")
+        facts = ("data", "images", "classes", "train_images", "test_images")
         facts += ("split", "chance", "summary", "pictures", "seconds")
         found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part} | {"command": command}
     if not found["rows"] and not asked and not entries:
@@ -216,21 +216,33 @@ def _measure(row: dict[str, Any]) -> tuple[str, str]:
     return row.get("task", "classes"), row["evaluator"]
 
 
+_LABELLED = 2
+
+
+def _whole(record: dict[str, Any]) -> int:
+    """What a record says of whole images: of labelled ones (2), of others (1), nothing (0)."""
+    return _LABELLED if record.get("test_images") else int(bool(record.get("train_images")))
+
+
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A record of what was measured ``now``, and of what was measured ``before`` and not now.
 
     Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
-    behind. A look at images without labels leaves what was measured on labelled ones.
+    behind, as is what was asked of other images that were turned. A look at images without labels leaves what was
+    measured on labelled ones, and one at no whole images what was measured on any.
     """
     if before.get("encoder") != now.get("encoder"):
         return now
-    fresh, stale = bool(now["test_images"]), bool(before.get("test_images"))
-    other = fresh and stale and before.get("images") != now.get("images")
+    fresh, stale = _whole(now), _whole(before)
+    other = fresh == stale == _LABELLED and before.get("images") != now.get("images")
+    turned = [record.get("tasks", {}).get(ROTATION) for record in (before, now)]
+    turned_others = None not in turned and turned[0].get("images") != turned[1].get("images")
     measured = set(map(_measure, now["rows"]))
 
     def kept(row: dict[str, Any]) -> bool:
-        own = row.get("task", "classes").split(":")[0] in ("scenes", "segmentation")
-        return (own or not other) and _measure(row) not in measured
+        task = row.get("task", "classes").split(":")[0]
+        left = turned_others if task == ROTATION else other and task not in ("scenes", "segmentation")
+        return not left and _measure(row) not in measured
 
     rows = [*(row for row in before.get("rows", []) if kept(row)), *now["rows"]]
     differences = [*(row for row in before.get("differences", []) if kept(row)), *now.get("differences", [])]
@@ -245,10 +257,11 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         """Whether a note of before still stands: of a task, while its rows do; else while the images are the same."""
         if note.startswith(of_tasks):
             return note.startswith(of_kept)
-        return stale and not other and not note.startswith(mended)
+        standing = not other if stale == _LABELLED else stale > fresh
+        return standing and not note.startswith(mended)
 
     notes = list(dict.fromkeys([*filter(holds, before.get("notes", [])), *now.get("notes", [])]))
-    head = (now if fresh or not stale else before) | {"notes": notes}
+    head = (now if fresh >= stale else before) | {"notes": notes}
     place = {name: number for number, name in enumerate(dict.fromkeys(map(_measure, before.get("rows", []))))}
     rows.sort(key=lambda row: (kinds.index(_measure(row)[0].split(":")[0]), place.get(_measure(row), len(place))))
     spectrum = head.get("spectrum") or before.get("spectrum", {})

@@ -36,8 +36,10 @@ _MADV_HUGEPAGE = 14
 _MOST_ROOM = 2**34
 _HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 # What a disk or its owner says, and no program can mend; and a name that no file can have.
-_ON_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
-_REFUSED = {*_ON_DISK, errno.ENAMETOOLONG}
+_REFUSED = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    errno.ENAMETOOLONG,
+}
 # Verb, and the file that holds the function of its name.
 _VERBS = {
     "pretrain": "training",

@@ -17,8 +17,8 @@ from openjepa.data.white import CommonWhite
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-# As test_images, trainset, val2017 or train_v2.
-_SPLIT_FOLDER = re.compile(rf"({'|'.join(TRAIN_NAMES + TEST_NAMES)})(images|imgs|set|data|[\W\d_].*)?")
+# As test_images, trainset, val2017 or train_v2; but train_masks and train_station are something else.
+_SPLIT_FOLDER = re.compile(rf"({'|'.join(TRAIN_NAMES + TEST_NAMES)})([-_ ]?(images|imgs|set|data))?([-_ ]?v?\d+)?")
 
 
 class FolderSource(Source):

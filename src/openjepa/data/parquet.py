@@ -220,9 +220,18 @@ def _label(train: ParquetSource, test: ParquetSource | None, columns: Columns) -
     sources = [train] if test is None else [train, test]
     values = []
     for source in sources:
-        tables = [open_file(source.root / file).read(columns=[columns.label]) for file in source.files]
-        values.append([value for table in tables for value in labels_in(table.column(0))])
+        labels = [_column_of(source.root / file, columns.label) for file in source.files]
+        values.append([value for column in labels for value in labels_in(column)])
     give_labels(sources, columns.label, class_numbers(values, columns.classes))
+
+
+def _column_of(path: Path, name: str) -> "pa.ChunkedArray":
+    import pyarrow as pa
+
+    try:
+        return open_file(path).read(columns=[name]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"the column {name!r} of {path} cannot be read: {error}; fetch the file again") from error
 
 
 def _split_word(file: str) -> str | None:

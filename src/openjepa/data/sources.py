@@ -62,7 +62,7 @@ def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
         if path.exists():
             return _open_file(name, path)
     except OSError as error:  # no right to it, or no name that a file can have
-        raise InputError(f"{name} cannot be read: {error.strerror}") from error
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
     if name.lower() == "fashion-mnist":
         return open_fashion_mnist()
     if _HUB_ID.fullmatch(name):

@@ -101,10 +101,10 @@ def _cell(run: RunFolder, score: Score | None, random: Score | None) -> str:
 def _absent(run: RunFolder) -> str:
     if run.planned("data", "labelled") is False:
         return (
-            "Not measured. The images have no labels (labels come from class folders or a label column), and accuracy "
-            "needs some. Labels of a few hundred images of the same kind are enough for a first answer; "
-            'the command is under <a href="#next">what next</a>. Without labels, RankMe and the feature maps below '
-            "can show that an encoder has collapsed, but not that it is good."
+            "Not measured. The images have no labels (labels come from class folders or a label column). Without any, "
+            "the features can be asked which way up images are; labels of a few hundred images of the same kind say "
+            'more. Both commands are under <a href="#next">what next</a>. RankMe and the feature maps below can show '
+            "that an encoder has collapsed, but not that it is good."
         )
     return 'Not measured yet: the run holds no evaluation. The command is under <a href="#next">what next</a>.'
 

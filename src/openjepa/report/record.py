@@ -20,7 +20,7 @@ from openjepa.report.formats import (
     table,
 )
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import scores
+from openjepa.report.verdict import STAND_IN, scores
 
 _MOST_BAD = 100
 
@@ -209,6 +209,8 @@ def next_section(run: RunFolder) -> str:
         again = "Evaluate the encoder that the run holds now" if run.outdated else "Repeat the evaluation"
         steps.append((again, command))
     labelled = bool(run.planned("data", "labelled"))
+    if not labelled and not tasks & {"classes", STAND_IN}:
+        steps.append(("Ask which way up the images are, which needs no labels", f"openjepa evaluate {folder}"))
     if not repeatable or (not labelled and "classes" not in tasks):
         given = "" if labelled else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
         steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{given}"))

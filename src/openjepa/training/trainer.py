@@ -89,7 +89,9 @@ class Trainer:
         self.seconds = 0.0
         self.energy, self.joules = EnergyMeter(processes.device), 0.0
         self.best: int | None = None
+        # Why images could not be read: of the whole run, and those met since it was begun or resumed.
         self.bad: dict[str, str] = {}
+        self._met: dict[str, str] = {}
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint; returns a sentence for every damaged one that was passed over."""
@@ -219,21 +221,23 @@ class Trainer:
         return batch, self.preprocessing.normalise(images), masks
 
     def _note_bad(self, batch: Batch) -> None:
-        own = {bad.reference: bad.reason for bad in batch.bad if bad.reference not in self.bad}
+        own = {bad.reference: bad.reason for bad in batch.bad if bad.reference not in self._met}
         if not self.processes.any(bool(own)):
             return
-        fresh = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
-        if self.processes.first:
+        met = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
+        self._met |= met
+        fresh = {reference: reason for reference, reason in met.items() if reference not in self.bad}
+        if self.processes.first and fresh:
             with (self.run / "bad_images.jsonl").open("a") as file:
                 for reference, reason in fresh.items():
                     file.write(json.dumps({"reference": reference, "reason": reason}) + "\n")
         self.bad |= fresh
-        # Only where there are new ones: those of before may be readable again, and a run that is resumed can go on.
-        if len(self.bad) > self.training.bad_images * self.images:
+        # Of those met since it was resumed: the ones of before may be readable again.
+        if len(self._met) > self.training.bad_images * self.images:
             self.save()
-            example, reason = next(iter(fresh.items()))
+            example, reason = next(iter(met.items()))
             raise InputError(
-                f"{len(self.bad)} of {self.images} images could not be read, more than "
+                f"{len(self._met)} of {self.images} images could not be read, more than "
                 f"{100 * self.training.bad_images:g}%: for example {example} ({reason}). They are listed in "
                 f"{self.run / 'bad_images.jsonl'}, and the run so far is kept (step {self.done}). Put the same files "
                 f"back, or allow more: openjepa resume {shlex.quote(str(self.run))} --bad-images SHARE (from 0 to 1)"
