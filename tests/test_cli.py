@@ -740,10 +740,11 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     assert call(*arguments) == 0
     said = capsys.readouterr()
     found = json.loads((copy / "evaluation.json").read_text())
-    assert found == json.loads((tmp_path / "found.json").read_text())
+    exported = json.loads((copy / "exported.json").read_text())["step"]
+    assert found == json.loads((tmp_path / "found.json").read_text()) | {"step": exported}
     rows = found["rows"]
     assert rows[: len(before["rows"])] == before["rows"]  # the quick ones are the same, and come first
-    assert {row["task"].split(":")[0] for row in rows} == {"classes", "robustness", "scenes", "fine-tuning"}
+    assert {row["task"].split(":")[0] for row in rows} == {"classes", "rotation", "robustness", "scenes", "fine-tuning"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     rows = [row for row in rows if row["task"] == "classes"]
     evaluators = {row["evaluator"] for row in rows}

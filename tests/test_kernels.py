@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.encoder import Encoder, EncoderConfig
-from openjepa.kernels import Linear, padding, softmax
+from openjepa.kernels import Linear, _has_onednn, padding, softmax
 from openjepa.transformer import MLP, attention
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
@@ -42,6 +42,11 @@ def error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact).abs().max() / exact.abs().max()).item()
 
 
+def inside_or_after() -> float:
+    """The error of GELU inside a product, which is rounded once, or after it where the processor has no bfloat16."""
+    return 2**-8 if _has_onednn() else 2**-7
+
+
 @pytest.mark.parametrize("shape", [(70, 24), (5, 14, 24), (2, 5, 7, 24)])
 @pytest.mark.parametrize(("outputs", "bias"), [(96, True), (8, True), (24, False)])
 def test_a_layer_is_exact_to_bfloat16(shape: tuple[int, ...], outputs: int, bias: bool) -> None:
@@ -52,7 +57,7 @@ def test_a_layer_is_exact_to_bfloat16(shape: tuple[int, ...], outputs: int, bias
     assert y.dtype == activated.dtype == torch.bfloat16
     assert y.shape == exact.shape
     assert error(y, exact) < 2**-8
-    assert error(activated, F.gelu(exact)) < 2**-8
+    assert error(activated, F.gelu(exact)) < inside_or_after()
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="oneDNN's bfloat16 is x86's")
@@ -106,7 +111,7 @@ def test_gelu_inside_the_product_is_gelu() -> None:
             assert torch.equal(mlp(x), narrow(inside))
     assert asked.requires_grad
     assert not inside.requires_grad
-    assert error(inside, exact.detach()) < 2**-8
+    assert error(inside, exact.detach()) < inside_or_after()
     assert error(inside, exact.detach()) <= error(asked.detach(), exact.detach())
     assert set(mlp.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
 
