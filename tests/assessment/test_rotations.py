@@ -40,7 +40,7 @@ def alone(source: ArraySource) -> Splits:
 def test_every_image_is_turned_as_often_as_its_label_says(height, angles):
     preprocessing = ours(height).preprocessing
     part = Chosen(source=images(40, height=height), indices=np.arange(0, 40, 2), name="test")
-    turned = Turned.of_square(part, preprocessing.size)
+    turned = Turned.for_size(part, preprocessing.size)
     (upright,), (batch,) = (list(one.batches(part.indices, preprocessing)) for one in (part, turned))
     labels = turned.labels(batch.samples.numpy())
     assert sorted(set(labels.tolist())) == list(range(angles))

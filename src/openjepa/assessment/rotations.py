@@ -42,8 +42,8 @@ class Turned(Images):
     quarters: int
 
     @classmethod
-    def of_square(cls, clean: Images, size: tuple[int, int]) -> "Turned":
-        """All of the images, turned as their ``size`` (height, width) allows."""
+    def for_size(cls, clean: Images, size: tuple[int, int]) -> "Turned":
+        """All of the images, turned as the encoder's input of ``size`` (height, width) allows."""
         quarters = 1 if size[0] == size[1] else 2
         return cls(indices=clean.indices, name=f"turned {clean.name}", clean=clean, quarters=quarters)
 
@@ -111,7 +111,7 @@ def assess_rotations(
         )
     entries = entries or quick(panel.device)
     size = panel.preprocessing.size
-    turned = [Turned.of_square(part, size) for part in (learn, held)]
+    turned = [Turned.for_size(part, size) for part in (learn, held)]
     kinds = kinds_for(panel, entries)
     note("features of turned images")
     taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
@@ -131,7 +131,6 @@ def assess_rotations(
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
         "rows": [row | {"task": TASK} for row in record["rows"]],
         "differences": [row | {"task": TASK} for row in record["differences"]],
-        "spectrum": record["spectrum"],
         "chance": {TASK: chance},
         "summary": f"{_asked(turned[0].ways)} {record['summary']}",
         "seconds": time.perf_counter() - begin,
