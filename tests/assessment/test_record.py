@@ -135,7 +135,7 @@ def test_images_without_labels_are_compared_by_what_needs_none(tmp_path, capfd):
     assert "asked which way up images are" in page
     page = (out / "compare.html").read_text()
     assert "Your images have no labels. Which way up an image is stands in for labels" in page
-    assert "By <b>the linear probe</b>: MAE" in page
+    assert "By <b>k-NN</b>: MAE" in page
     capfd.readouterr()
     assert call("evaluate", out / "mae-seed0", "--only", "robustness") == 2
     assert "have no labels" in capfd.readouterr().err

@@ -26,7 +26,7 @@ def evaluate_verb(arguments: list[str]) -> int:
         with k chosen, logistic regression with less regularisation, SGD probes (with and without BatchNorm; last layer
         and last four blocks), an attentive probe, low-shot probes, retrieval, turned images, spoilt images, scenes of
         several objects, and fine-tuning. All choices are made on a part held out of the training images. Of images
-        without labels the same evaluators are asked which way up they are, a stand-in that needs none.
+        without labels k-NN is asked which way up they are, a stand-in that needs none.
 
         Attributes:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
@@ -38,10 +38,9 @@ def evaluate_verb(arguments: list[str]) -> int:
                 beside them.
             suite: quick or full.
             only: run only these of the full suite: knn, logistic, sgd, attentive, lowshot, retrieval, rotation (which
-                way up images are that were turned), robustness (test images with noise and blur), scenes (how many
-                objects drawn scenes hold, how near, and where) and finetune (all weights trained on some labels, beside
-                the same from random weights). Rotation and scenes are judged by the evaluators named beside them, else
-                by the suite's.
+                way up images are that were turned, by k-NN), robustness (test images with noise and blur), scenes (how
+                many objects drawn scenes hold, how near, and where; judged by the evaluators named beside it, else by
+                the suite's) and finetune (all weights trained on some labels, beside the same from random weights).
             limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
                 test on (.npy features: all are used).
             bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own

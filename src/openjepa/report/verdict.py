@@ -95,7 +95,8 @@ def leading(found: Sequence[Score]) -> tuple[Score, ...]:
     task = next((task for task in ("classes", STAND_IN) if any(score.task == task for score in accuracies)), None)
     found = [score for score in accuracies if score.task == task]
     names = list(dict.fromkeys(score.evaluator for score in found))
-    wanted = [name for name in names if name in PAIR] or names[:2]
+    pair = PAIR if task == "classes" else PAIR[:1]
+    wanted = [name for name in names if name in pair] or names[: len(pair)]
     return tuple(score for score in found if score.evaluator in wanted)
 
 
@@ -105,7 +106,7 @@ def judge(run: RunFolder) -> Verdict:
     pairs = {other: _pairs(run, found, other) for other in (RANDOM, PIXELS)}
     answers = (
         _dated(run, _answer("Did it learn?", pairs[RANDOM], "a random encoder")),
-        _dated(run, _answer("Better than raw pixels?", pairs[PIXELS], "raw pixels")),
+        _dated(run, _than_pixels(pairs[PIXELS])),
         _collapse(run, [] if run.outdated else pairs[RANDOM]),
         _cost(run),
     )
@@ -113,9 +114,11 @@ def judge(run: RunFolder) -> Verdict:
     if not targets:
         return Verdict(headline=_unevaluated(run), qualification=_why_unevaluated(run), answers=answers)
     headline = _evaluated(targets, found, pairs[RANDOM])
-    qualification = _beside_pixels(pairs[PIXELS])
-    if targets[0].task == STAND_IN:
-        qualification = f"Which way up an image is stands in for labels, which would say more. {qualification}"
+    qualification = (
+        "Which way up an image is stands in for labels, which would say more."
+        if targets[0].task == STAND_IN
+        else _beside_pixels(pairs[PIXELS])
+    )
     step = run.steps_done if run.evaluated_step is None else run.evaluated_step
     if run.outdated:
         headline, qualification = f"At step {count(step)}: {headline}", f"{outdated(run)} {qualification}"
@@ -202,6 +205,17 @@ def _answer(question: str, pairs: Sequence[Pair], other: str) -> Answer:
     return Answer(question=question, answer=answer, because=because, standing=standing)
 
 
+def _than_pixels(pairs: Sequence[Pair]) -> Answer:
+    question = "Better than raw pixels?"
+    if not pairs or pairs[0].score.task != STAND_IN:
+        return _answer(question, pairs, "raw pixels")
+    because = (
+        "It takes labels: which way up an image is, pixels tell by the light and by traces of how the picture was made "
+        f"({listed([percent(pair.other.value) for pair in pairs])})."
+    )
+    return Answer(question=question, answer="Not measured", because=because, standing="unknown")
+
+
 def _spoken(evaluator: str) -> str:
     return evaluator if evaluator == "k-NN" else f"the {evaluator}"
 
@@ -219,8 +233,9 @@ def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence
     }[_outcome(pairs)]
     random = listed([percent(pair.other.value) for pair in pairs])
     pixels = [score for score in found if score.features == PIXELS and score.metric == "accuracy"]
-    beside = f" and raw pixels {listed([percent(score.value) for score in pixels])}" if pixels else ""
-    asked = "asked which way up images are, " if targets[0].task == STAND_IN else ""
+    stand_in = targets[0].task == STAND_IN
+    beside = f" and raw pixels {listed([percent(s.value) for s in pixels])}" if pixels and not stand_in else ""
+    asked = "asked which way up images are, " if stand_in else ""
     return (
         f"{lead}: {asked}the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
     )
