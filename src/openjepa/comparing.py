@@ -17,6 +17,7 @@ from typing import Any
 from openjepa.claiming import LOCK, claimed, make_run
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
+from openjepa.evaluation.intervals import NO_SPREAD
 from openjepa.experiment import Experiment, Method
 from openjepa.files import names_in, write_whole
 from openjepa.planning import Plan, Wishes, plan
@@ -25,8 +26,6 @@ from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
 FILE = "compare.json"
-# The standard deviation that rounding alone leaves of equal numbers.
-_NO_SPREAD = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +257,7 @@ def _difference(values: Sequence[float], against: Sequence[float]) -> dict[str, 
     one, other = _spread(values), _spread(against)
     difference = one["mean"] - other["mean"]
     # Seeds that all give the same, as of few test images that are all right, show no spread, which is not to have none.
-    if len(values) < 2 or len(against) < 2 or max(one["std"], other["std"]) <= _NO_SPREAD:
+    if len(values) < 2 or len(against) < 2 or max(one["std"], other["std"]) ** 2 <= NO_SPREAD:
         return {"value": difference, "low": None, "high": None}
     from scipy.stats import ttest_ind
 

@@ -98,6 +98,23 @@ class Chosen(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Altered(Images):
+    """All of some other images, each altered in a way of its own."""
+
+    clean: Images
+
+    @property
+    def data(self) -> str:
+        return self.clean.data
+
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        return self.clean.labels(samples)
+
+    def reference(self, sample: int) -> str:
+        return self.clean.reference(sample)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Extracted:
     """Every kind of features of one part, and which of its images could not be read."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
-from openjepa.assessment.extraction import BAD_IMAGES, Extracted, Images, extract_kinds
+from openjepa.assessment.extraction import BAD_IMAGES, Altered, Extracted, Images, extract_kinds
 from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.outcomes import remembering
 from openjepa.data.augmentation import Preprocessing, to_unit
@@ -61,10 +61,9 @@ CORRUPTIONS = tuple(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spoilt(Images):
+class Spoilt(Altered):
     """Images of which every one is spoilt by its place among them."""
 
-    clean: Images
     corruption: Corruption
 
     @classmethod
@@ -72,10 +71,6 @@ class Spoilt(Images):
         """All of the images, spoilt."""
         name = f"{clean.name}, {corruption.name}"
         return cls(indices=clean.indices, name=name, clean=clean, corruption=corruption)
-
-    @property
-    def data(self) -> str:
-        return self.clean.data
 
     @property
     def content(self) -> Any:
@@ -88,12 +83,6 @@ class Spoilt(Images):
                 yield replace(batch, images=self.corruption(to_unit(batch.images), places))
             else:
                 yield batch
-
-    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
-        return self.clean.labels(samples)
-
-    def reference(self, sample: int) -> str:
-        return self.clean.reference(sample)
 
 
 def assess_robustness(

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
-from openjepa.assessment.extraction import BAD_IMAGES, Chosen, Images, extract_kinds, unreadable
+from openjepa.assessment.extraction import BAD_IMAGES, Altered, Chosen, Images, extract_kinds, unreadable
 from openjepa.assessment.labelled import by_subject, digest_of, kinds_for
 from openjepa.assessment.outcomes import remembering
 from openjepa.data.augmentation import Preprocessing
@@ -31,17 +31,15 @@ from openjepa.evaluation.split import at_most
 from openjepa.evaluation.suite import Entry, run_suite
 
 TASK = "rotation"
-KEY = "knn"  # of the evaluators that are asked
 # Of images to learn on, and of four times those to test on: each way of turning has some of both.
 _FEWEST = 32
 _HELD_OUT = 5  # one in so many is to test on, where the data bring no test part
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turned(Images):
+class Turned(Altered):
     """Images, each turned once, by quarters or (``quarters`` 2: an oblong input) by halves; how often is its label."""
 
-    clean: Images
     quarters: int
 
     @classmethod
@@ -56,10 +54,6 @@ class Turned(Images):
         return 4 // self.quarters
 
     @property
-    def data(self) -> str:
-        return self.clean.data
-
-    @property
     def content(self) -> Any:
         return [self.clean.content, TASK, self.quarters]
 
@@ -71,9 +65,6 @@ class Turned(Images):
 
     def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
         return (draws.uniform("turned", samples) * self.ways).astype(np.int64)
-
-    def reference(self, sample: int) -> str:
-        return self.clean.reference(sample)
 
 
 def assess_rotations(
@@ -97,7 +88,7 @@ def assess_rotations(
         limit: at most so many images to learn on, and a quarter of it to test on.
         bad_images: share of the images (0 to 1) that may be unreadable.
         trained_on: fingerprint of the images that the encoder was trained on, where it is known.
-        entries: the evaluators (k-NN).
+        entries: evaluators, of which k-NN and its kin are asked (without any: k-NN).
         cache: where features, and what evaluators found in them, are looked for and kept; none are without it.
         note: told what is being done, for whoever waits.
 
@@ -112,16 +103,16 @@ def assess_rotations(
             f"{counts[0]} images to learn on and {counts[1]} to test on are too few to ask which way up they are: it "
             f"takes {_FEWEST} and {_FEWEST // 4} (--limit is {limit:,})"
         )
-    entries = entries or [entry for entry in quick(panel.device) if entry.key == KEY]
+    nearest = _nearest(entries) or _nearest(quick(panel.device))
     size = panel.preprocessing.size
     turned = [Turned.for_size(part, size) for part in (learn, held)]
-    kinds = kinds_for(panel, entries)
+    kinds = kinds_for(panel, nearest)
     note("features of turned images")
     taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
     notes = unreadable([*taken[0].bad, *taken[1].bad], len(learn.indices) + len(held.indices), bad_images)
     subjects, bounded = by_subject(taken[0].parts, taken[1].parts)
     note("which way up the turned images are")
-    record = run_suite(subjects, entries, judged=remembering(cache)).record()
+    record = run_suite(subjects, nearest, judged=remembering(cache)).record()
     main = next(iter(taken[1].parts.values())).labels
     chance = float(np.bincount(main).max() / len(main))
     return {
@@ -138,6 +129,10 @@ def assess_rotations(
         "summary": f"{_asked(turned[0].ways)} {record['summary']}",
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _nearest(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if entry.key == "knn"]
 
 
 def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, Chosen], str]:

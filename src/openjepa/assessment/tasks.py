@@ -15,8 +15,8 @@ from openjepa.assessment.finetuning import assess_finetuning
 from openjepa.assessment.labelled import assess, silent
 from openjepa.assessment.patch_features import grid_of
 from openjepa.assessment.robustness import assess_robustness
-from openjepa.assessment.rotations import KEY, assess_rotations
 from openjepa.assessment.rotations import TASK as ROTATION
+from openjepa.assessment.rotations import assess_rotations
 from openjepa.assessment.scenes import FEWEST_SCENES, assess_scenes
 from openjepa.assessment.segmentation import assess_segmentation
 from openjepa.assessment.sheets import new_picture
@@ -159,8 +159,9 @@ def _asked(
     pretrained = panel.pretrained
     images = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
     if ROTATION in tasks.names and splits is not None:
-        nearest = [entry for entry in tasks.entries if entry.key == KEY]
-        found[ROTATION] = partial(assess_rotations, panel, splits, limit=limit, entries=nearest, cache=cache, **images)
+        found[ROTATION] = partial(
+            assess_rotations, panel, splits, limit=limit, entries=tasks.entries, cache=cache, **images
+        )
     if "robustness" in tasks.names and splits is not None and labelled:
         found["robustness"] = partial(assess_robustness, panel, splits, limit=limit, cache=cache, **images)
     if "scenes" in tasks.names:

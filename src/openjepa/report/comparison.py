@@ -25,7 +25,7 @@ from openjepa.report.formats import (
     table,
 )
 from openjepa.report.series import COLOURS, Line, lines_svg
-from openjepa.report.verdict import STAND_IN
+from openjepa.report.verdict import STAND_IN, spoken
 
 REFERENCES = ("random encoder", "raw pixels", "from scratch")
 _CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
@@ -132,8 +132,7 @@ def _sentences(content: dict[str, Any], objectives: Sequence[str], task: str) ->
         named = [f"{_CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
         named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
         parts = [_told(name, objectives[0], row) for name in objectives[1:]]
-        spoken = evaluator if evaluator == "k-NN" else f"the {evaluator}"
-        said.append(f"<p>By <b>{escape(spoken)}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
+        said.append(f"<p>By <b>{escape(spoken(evaluator))}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
     return "".join(said)
 
 

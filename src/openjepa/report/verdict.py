@@ -199,7 +199,7 @@ def _answer(question: str, pairs: Sequence[Pair], other: str) -> Answer:
     answer, standing, said = _SAID[outcome]
     if outcome == "level" and any(None in (s.low, s.high) for pair in pairs for s in (pair.score, pair.other)):
         said = "Without 95% intervals the difference cannot be judged."
-    gaps = listed([f"{points(p.score.value - p.other.value)} points on {_spoken(p.score.evaluator)}" for p in pairs])
+    gaps = listed([f"{points(p.score.value - p.other.value)} points on {spoken(p.score.evaluator)}" for p in pairs])
     asked = ", asked which way up images are" if pairs[0].score.task == STAND_IN else ""
     because = f"{gaps} against {other}{asked}. {said}"
     return Answer(question=question, answer=answer, because=because, standing=standing)
@@ -216,12 +216,13 @@ def _than_pixels(pairs: Sequence[Pair]) -> Answer:
     return Answer(question=question, answer="Not measured", because=because, standing="unknown")
 
 
-def _spoken(evaluator: str) -> str:
+def spoken(evaluator: str) -> str:
+    """An evaluator's name in a sentence."""
     return evaluator if evaluator == "k-NN" else f"the {evaluator}"
 
 
 def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence[Pair]) -> str:
-    mine = listed([f"{percent(score.value)} on {_spoken(score.evaluator)}" for score in targets])
+    mine = listed([f"{percent(score.value)} on {spoken(score.evaluator)}" for score in targets])
     if not pairs:
         return f"The encoder scores {mine}; no random encoder was evaluated beside it, so this does not show learning."
     lead = {
@@ -245,7 +246,7 @@ def _beside_pixels(pairs: Sequence[Pair]) -> str:
     if not pairs:
         return "Raw pixels were not evaluated, so whether an encoder is needed at all for this task is open."
     words = {"above": "ahead of them", "below": "behind them", "level": "not distinguishable from them"}
-    standings = [(pair.relation, _spoken(pair.score.evaluator)) for pair in pairs]
+    standings = [(pair.relation, spoken(pair.score.evaluator)) for pair in pairs]
     if len({word for word, _ in standings}) == 1:
         where = f"{words[standings[0][0]]} on {listed([name for _, name in standings])}"
     else:
@@ -309,7 +310,7 @@ def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
     troubles = [one for one in findings(run) if one.severity != "explained"]
     if troubles:
         lead = min(troubles, key=lambda one: one.severity == "recovering")  # the first that is getting no better
-        ahead = [_spoken(pair.score.evaluator) for pair in pairs if pair.relation == "above"]
+        ahead = [spoken(pair.score.evaluator) for pair in pairs if pair.relation == "above"]
         answer, standing = _said_of(lead, doubted=bool(ahead))
         doubt = f" Yet on {listed(ahead)} the encoder is above a random one." if ahead else ""
         return Answer(question=question, answer=answer, because=lead.seen + doubt, standing=standing)

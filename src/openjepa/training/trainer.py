@@ -89,9 +89,9 @@ class Trainer:
         self.seconds = 0.0
         self.energy, self.joules = EnergyMeter(processes.device), 0.0
         self.best: int | None = None
-        # Why images could not be read: of the whole run, and those met since it was begun or resumed.
+        # Why images of the run could not be read, and which of them were met since it was begun or resumed.
         self.bad: dict[str, str] = {}
-        self._met: dict[str, str] = {}
+        self._met: set[str] = set()
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint; returns a sentence for every damaged one that was passed over."""
@@ -225,7 +225,7 @@ class Trainer:
         if not self.processes.any(bool(own)):
             return
         met = {reference: reason for part in self.processes.gather(own) for reference, reason in part.items()}
-        self._met |= met
+        self._met |= met.keys()
         fresh = {reference: reason for reference, reason in met.items() if reference not in self.bad}
         if self.processes.first and fresh:
             with (self.run / "bad_images.jsonl").open("a") as file:
