@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from openjepa.assessment import Tasks, extraction, judge
+from openjepa.assessment import Tasks, extraction, judge, rotations
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen
@@ -12,9 +13,11 @@ from openjepa.assessment.rotations import TASK, Turned, assess_rotations
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
+from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import choose, quick
+from openjepa.evaluation.intervals import wilson
 from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET
 from openjepa.pretrained import Pretrained
 
@@ -37,16 +40,23 @@ def alone(source: ArraySource) -> Splits:
 
 
 @pytest.mark.parametrize(("height", "angles"), [(16, 4), (24, 2)])
-def test_every_image_is_turned_as_often_as_its_label_says(height, angles):
+@pytest.mark.parametrize("times", [1, 3])
+def test_every_image_is_turned_as_often_as_its_label_says(height, angles, times):
     preprocessing = ours(height).preprocessing
     part = Chosen(source=images(40, height=height), indices=np.arange(0, 40, 2), name="test")
-    turned = Turned.for_size(part, preprocessing.size)
-    (upright,), (batch,) = (list(one.batches(part.indices, preprocessing)) for one in (part, turned))
-    labels = turned.labels(batch.samples.numpy())
+    turned = Turned.for_size(part, preprocessing.size, times)
+    (upright,) = part.batches(part.indices, preprocessing)
+    batches = list(turned.batches(turned.indices, preprocessing))
+    assert all(len(batch.samples) <= len(part.indices) for batch in batches)
+    numbers = np.concatenate([batch.samples for batch in batches])
+    assert numbers.tolist() == turned.indices.tolist() == sorted(set(numbers.tolist()))
+    times = min(times, angles)
+    assert (numbers // angles).tolist() == np.repeat(part.indices, times).tolist()
+    labels = turned.labels(numbers)
     assert sorted(set(labels.tolist())) == list(range(angles))
-    for before, after, label in zip(upright.images, batch.images, labels, strict=True):
+    for place, (after, label) in enumerate(zip(torch.cat([b.images for b in batches]), labels, strict=True)):
+        before = upright.images[place // times]
         assert torch.equal(torch.rot90(before, int(label) * 4 // angles, (1, 2)), after)
-    assert turned.labels(part.indices).tolist() == labels.tolist()
 
 
 def test_images_with_an_up_are_told_beside_a_random_encoder_and_pixels():
@@ -59,6 +69,36 @@ def test_images_with_an_up_are_told_beside_a_random_encoder_and_pixels():
     assert {row["against"] for row in found["differences"]} == {RANDOM, PIXELS}
     assert "turned by a quarter, a half or three quarters or not at all" in found["summary"]
     assert found["notes"] == []
+    assert "in 4 ways" in found["summary"]
+
+
+def test_few_images_are_asked_about_in_every_way_and_their_number_bounds_the_interval():
+    source = images()
+    many = assess_rotations(panel_of(ours()), alone(source))
+    once = assess_rotations(panel_of(ours()), alone(source), limit=160)  # a quarter of it is the images to test on
+    assert (many["test_images"], once["test_images"]) == (40, 40)
+    assert "ways" not in once["summary"]
+    width = [{row["features"]: row["high"] - row["low"] for row in found["rows"]} for found in (many, once)]
+    assert width[0][RANDOM] < 0.75 * width[1][RANDOM]
+    (random,) = (row["value"] for row in many["rows"] if row["features"] == RANDOM)
+    low, high = wilson(round(random * 160), 160)
+    assert width[0][RANDOM] > high - low - 1e-9
+    assert {row["metric"] for row in many["differences"]} == {"accuracy"}
+    for difference in many["differences"]:
+        assert difference["low"] <= difference["value"] <= difference["high"]
+
+
+def test_an_image_that_cannot_be_read_is_counted_once(tmp_path):
+    for number, image in enumerate(images(100).images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number:03}.png")
+    splits = open_data(tmp_path)
+    (_, held), _ = rotations._parts(splits, 20_000, "")
+    broken = int(held.indices[3])
+    (tmp_path / f"{broken:03}.png").write_bytes((tmp_path / f"{broken:03}.png").read_bytes()[:60])
+    found = assess_rotations(panel_of(ours()), splits, bad_images=0.011)
+    assert found["test_images"] == 19
+    (note,) = found["notes"]
+    assert note.startswith("1 of 100 images could not be read")
 
 
 def test_images_without_an_up_say_that_nothing_can_be_said():

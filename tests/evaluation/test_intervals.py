@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from openjepa.evaluation.intervals import Difference, crossed_mean, graded_difference, paired_difference, wilson
+from openjepa.evaluation.intervals import (
+    Difference,
+    crossed_mean,
+    graded_difference,
+    paired_difference,
+    wilson,
+    wilson_of_groups,
+)
 
 
 def test_wilson_of_known_cases():
@@ -23,6 +30,30 @@ def test_wilson_covers_the_truth_95_times_of_100(share, total):
     hits = np.random.default_rng(0).binomial(total, share, 4000)
     covered = np.mean([low <= share <= high for low, high in (wilson(int(h), total) for h in hits)])
     assert 0.93 <= covered <= 0.975
+
+
+@pytest.mark.parametrize(("share", "images"), [(0.3, 60), (0.6, 40), (0.9, 60), (0.97, 60)])
+@pytest.mark.parametrize("alike", [0.05, 0.3, 0.8])
+def test_an_interval_of_images_asked_several_times_covers_the_truth_too(share, images, alike):
+    generator = np.random.default_rng(2)
+    each = (1 - alike) / alike
+    covered, wide = [], []
+    for own in generator.beta(share * each, (1 - share) * each, (1500, images)):
+        low, high = wilson_of_groups(generator.random((images, 4)) < own[:, None])
+        covered.append(low <= share <= high)
+        wide.append(high - low)
+    assert 0.935 <= np.mean(covered) <= 0.992
+    once = np.subtract(*wilson(round(share * images), images)[::-1])
+    assert np.mean(wide) < {0.05: 0.75, 0.3: 0.85, 0.8: 1.0}[alike] * once
+
+
+def test_answers_that_are_all_alike_count_as_one():
+    hits = np.arange(40)[:, None] < np.full(4, 30)
+    assert wilson_of_groups(hits) == pytest.approx(wilson(30, 40), abs=0.01)
+    assert wilson_of_groups(np.ones((40, 4), bool)) == wilson(40, 40)
+    assert wilson_of_groups(np.tile(np.eye(4, dtype=bool), (100, 1))) == wilson(400, 1600)  # no more than there are
+    with pytest.raises(ValueError, match="got 0 and 4"):
+        wilson_of_groups(np.zeros((0, 4), bool))
 
 
 @pytest.mark.parametrize(("both", "first", "second"), [(0.7, 0.1, 0.05), (0.5, 0.02, 0.02), (0.2, 0.4, 0.1)])

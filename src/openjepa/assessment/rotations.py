@@ -27,8 +27,10 @@ from openjepa.data.base import Splits
 from openjepa.data.loader import Batch
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
+from openjepa.evaluation.features import Evaluator, Part
+from openjepa.evaluation.intervals import wilson_of_groups
 from openjepa.evaluation.split import at_most
-from openjepa.evaluation.suite import Entry, run_suite
+from openjepa.evaluation.suite import Entry, Found, Judge, run_suite
 
 TASK = "rotation"
 # Of images to learn on, and of four times those to test on: each way of turning has some of both.
@@ -38,15 +40,25 @@ _HELD_OUT = 5  # one in so many is to test on, where the data bring no test part
 
 @dataclass(frozen=True, kw_only=True)
 class Turned(Altered):
-    """Images, each turned once, by quarters or (``quarters`` 2: an oblong input) by halves; how often is its label."""
+    """Images, turned by quarters or (``quarters`` 2: an oblong input) by halves; how often is the label.
+
+    A turned image's number is ``ways`` times its image's, and its label.
+    """
 
     quarters: int
+    times: int
 
     @classmethod
-    def for_size(cls, clean: Images, size: tuple[int, int]) -> "Turned":
-        """All of the images, turned as the encoder's input of ``size`` (height, width) allows."""
+    def for_size(cls, clean: Images, size: tuple[int, int], times: int = 1) -> "Turned":
+        """All of the images, turned as the encoder's input of ``size`` (height, width) allows, each once or (``times``)
+        in so many different ways, if there are that many."""
         quarters = 1 if size[0] == size[1] else 2
-        return cls(indices=clean.indices, name=f"turned {clean.name}", clean=clean, quarters=quarters)
+        ways = 4 // quarters
+        times = min(times, ways)
+        first = (draws.uniform("turned", clean.indices) * ways).astype(np.int64)
+        turns = np.sort((first[:, None] + np.arange(times)) % ways, axis=1)
+        numbers = (clean.indices[:, None] * ways + turns).ravel()
+        return cls(indices=numbers, name=f"turned {clean.name}", clean=clean, quarters=quarters, times=times)
 
     @property
     def ways(self) -> int:
@@ -58,13 +70,31 @@ class Turned(Altered):
         return [self.clean.content, TASK, self.quarters]
 
     def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
-        for batch in self.clean.batches(indices, preprocessing):
-            turns = self.labels(batch.samples.numpy()) * self.quarters
-            turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(batch.images, turns, strict=True)]
-            yield replace(batch, images=torch.stack(turned) if turned else batch.images)
+        images = indices // self.ways
+        for batch in self.clean.batches(np.unique(images), preprocessing):
+            upright = batch.samples.numpy()
+            reasons = {one.sample: one for one in batch.bad}
+            bad = tuple(
+                reasons[image]._replace(sample=number)
+                for number, image in zip(indices.tolist(), images.tolist(), strict=True)
+                if image in reasons
+            )
+            # No more at a time than the clean images come by.
+            for numbers in np.array_split(indices[np.isin(images, upright)], self.times):
+                places = np.searchsorted(upright, numbers // self.ways)
+                turned = [
+                    torch.rot90(batch.images[place], int(label) * self.quarters, (1, 2))
+                    for place, label in zip(places, self.labels(numbers), strict=True)
+                ]
+                samples, labels = torch.from_numpy(numbers), torch.from_numpy(self.labels(numbers))
+                yield Batch(torch.stack(turned) if turned else batch.images[:0], samples, labels, bad=bad)
+                bad = ()
 
     def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
-        return (draws.uniform("turned", samples) * self.ways).astype(np.int64)
+        return samples % self.ways
+
+    def reference(self, sample: int) -> str:
+        return self.clean.reference(sample // self.ways)
 
 
 def assess_rotations(
@@ -81,7 +111,9 @@ def assess_rotations(
     """How often an evaluator tells by how much an image was turned, as entries of ``evaluation.json``.
 
     Every image is turned once, by 0, 90, 180 or 270 degrees (0 or 180 where the encoder's input is oblong) as a
-    function of its number, after it was prepared for the encoder, so that no edge or interpolation gives it away.
+    function of its number, after it was prepared for the encoder, so that no edge or interpolation gives it away. Where
+    there are fewer to test on than ``limit`` allows, each is asked about in as many of these ways as it does allow, and
+    the intervals are of the images: it is their number that says how far an answer could move.
 
     Args:
         splits: the test part is the data's own, or a fifth of the train part; labels play no part.
@@ -105,28 +137,30 @@ def assess_rotations(
         )
     nearest = _nearest(entries) or _nearest(quick(panel.device))
     size = panel.preprocessing.size
-    turned = [Turned.for_size(part, size) for part in (learn, held)]
+    turned = [Turned.for_size(learn, size), Turned.for_size(held, size, _tested(limit) // counts[1])]
     kinds = kinds_for(panel, nearest)
     note("features of turned images")
     taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
-    notes = unreadable([*taken[0].bad, *taken[1].bad], len(learn.indices) + len(held.indices), bad_images)
+    bad = {one.reference: one for part in taken for one in part.bad}  # once, in however many ways it was asked for
+    notes = unreadable([*bad.values()], sum(counts), bad_images)
     subjects, bounded = by_subject(taken[0].parts, taken[1].parts)
     note("which way up the turned images are")
-    record = run_suite(subjects, nearest, judged=remembering(cache)).record()
+    times = turned[1].times
+    record = run_suite(subjects, nearest, judged=_by_image(remembering(cache), times)).record()
     main = next(iter(taken[1].parts.values())).labels
     chance = float(np.bincount(main).max() / len(main))
     return {
         "data": splits.train.name,
         "classes": turned[0].ways,
         "train_images": len(next(iter(taken[0].parts.values()))),
-        "test_images": len(main),
+        "test_images": len(main) // times,
         "split": sentence,
         "images": digest_of(learn, held),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
         "rows": [row | {"task": TASK} for row in record["rows"]],
         "differences": [row | {"task": TASK} for row in record["differences"]],
         "chance": {TASK: chance},
-        "summary": f"{_asked(turned[0].ways)} {record['summary']}",
+        "summary": f"{_asked(turned[1])} {record['summary']}",
         "seconds": time.perf_counter() - begin,
     }
 
@@ -149,13 +183,35 @@ def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, C
             sentence += " The encoder saw these images in training, upright."
     return (
         Chosen(source=train, indices=at_most(learn, limit), name="train"),
-        Chosen(source=test, indices=at_most(held, max(2, limit // 4)), name="test"),
+        Chosen(source=test, indices=at_most(held, _tested(limit)), name="test"),
     ), sentence
 
 
-def _asked(ways: int) -> str:
-    turns = "a quarter, a half or three quarters" if ways == 4 else "a half"
-    return f"Each image was turned by {turns} or not at all, and the features asked which."
+def _tested(limit: int) -> int:
+    """How many turned images are tested on, at most."""
+    return max(2, limit // 4)
+
+
+def _by_image(judged: Judge, times: int) -> Judge:
+    """Judges of images each of which is there ``times`` over: its grade is the share of right answers."""
+    if times == 1:
+        return judged
+
+    def grouped(evaluator: Evaluator, train: Part, test: Part) -> Found:
+        found = judged(evaluator, train, test)
+        answers = {name: right.reshape(-1, times) for name, right in found.correct.items()}
+        scores = dict(found.scores)
+        for name, right in answers.items():
+            scores[f"{name}_low"], scores[f"{name}_high"] = wilson_of_groups(right)
+        return replace(found, scores=scores, correct={}, grades={name: a.mean(1)[None] for name, a in answers.items()})
+
+    return grouped
+
+
+def _asked(turned: Turned) -> str:
+    turns = "a quarter, a half or three quarters" if turned.ways == 4 else "a half"
+    said = f"Each image was turned by {turns} or not at all, and the features asked which."
+    return said + (f" Those to test on are few, so each was in {turned.times} ways." if turned.times > 1 else "")
 
 
 def _warned(rows: Sequence[dict[str, Any]], chance: float) -> list[str]:

@@ -25,7 +25,26 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return equal_grades(hits / total, total)
 
 
-def equal_grades(share: float, images: int) -> tuple[float, float]:
+def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
+    """The 95% interval of the share of right answers where each of n images was asked about K times.
+
+    Wilson's, for as many answers as would have the images' spread if none depended on another (Korn and Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data"):
+    at least n, as where an image's answers are all alike, and never more than there are. An image all right and one all
+    wrong are added to those by which the spread is measured: of few images whose answers happen not to be alike it
+    would say too little. Raises ValueError for no images.
+    """
+    images, each = right.shape
+    if images < 1 or each < 1:
+        raise ValueError(f"a proportion needs an image and an answer at least, got {images} and {each}")
+    own = right.mean(1)
+    added = np.append(own, [0.0, 1.0])
+    share = float(added.mean())
+    independent = images * share * (1 - share) / float(added.var(ddof=1))
+    return equal_grades(float(own.mean()), min(max(independent, images), images * each))
+
+
+def equal_grades(share: float, images: int | float) -> tuple[float, float]:
     """The 95% interval of a mean in [0, 1] that all images have alike, as where all is right: Wilson's.
 
     Their own spread is 0, which of few images says no more than that the true one is small; that of a proportion is the
