@@ -1,15 +1,18 @@
 """Which way up an image is: asked of turned images, without labels, beside a random encoder and raw pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from openjepa.assessment import Tasks, extraction, judge, rotations
+from openjepa.assessment import Tasks, extraction, judge
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen
 from openjepa.assessment.rotations import TASK, Turned, assess_rotations
+from openjepa.assessment.tasks import joined
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
@@ -69,7 +72,7 @@ def test_images_with_an_up_are_told_beside_a_random_encoder_and_pixels():
     assert {row["against"] for row in found["differences"]} == {RANDOM, PIXELS}
     assert "turned by a quarter, a half or three quarters or not at all" in found["summary"]
     assert found["notes"] == []
-    assert "in 4 ways" in found["summary"]
+    assert "Each image to test on was turned in 4 ways." in found["split"]
 
 
 def test_few_images_are_asked_about_in_every_way_and_their_number_bounds_the_interval():
@@ -77,7 +80,7 @@ def test_few_images_are_asked_about_in_every_way_and_their_number_bounds_the_int
     many = assess_rotations(panel_of(ours()), alone(source))
     once = assess_rotations(panel_of(ours()), alone(source), limit=160)  # a quarter of it is the images to test on
     assert (many["test_images"], once["test_images"]) == (40, 40)
-    assert "ways" not in once["summary"]
+    assert "ways" not in once["split"]
     width = [{row["features"]: row["high"] - row["low"] for row in found["rows"]} for found in (many, once)]
     assert width[0][RANDOM] < 0.75 * width[1][RANDOM]
     (random,) = (row["value"] for row in many["rows"] if row["features"] == RANDOM)
@@ -88,17 +91,45 @@ def test_few_images_are_asked_about_in_every_way_and_their_number_bounds_the_int
         assert difference["low"] <= difference["value"] <= difference["high"]
 
 
-def test_an_image_that_cannot_be_read_is_counted_once(tmp_path):
-    for number, image in enumerate(images(100).images):
-        Image.fromarray(image[..., 0]).save(tmp_path / f"{number:03}.png")
-    splits = open_data(tmp_path)
-    (_, held), _ = rotations._parts(splits, 20_000, "")
-    broken = int(held.indices[3])
-    (tmp_path / f"{broken:03}.png").write_bytes((tmp_path / f"{broken:03}.png").read_bytes()[:60])
-    found = assess_rotations(panel_of(ours()), splits, bad_images=0.011)
-    assert found["test_images"] == 19
+def pngs(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number, image in enumerate(images(count).images):
+        Image.fromarray(image[..., 0]).save(folder / f"{number:03}.png")
+    return folder
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def test_an_image_that_cannot_be_read_is_counted_once_in_each_part(tmp_path):
+    learn, test = pngs(tmp_path / "learn", 80), pngs(tmp_path / "test", 20)
+    cut_short(learn / "003.png")
+    cut_short(test / "003.png")
+    splits = Splits(train=open_data(learn).train, test=open_data(test).train, sentence="Their own.")
+    found = assess_rotations(panel_of(ours()), splits, bad_images=0.021)
+    assert (found["train_images"], found["test_images"], found["times"]) == (79, 19, 4)
     (note,) = found["notes"]
-    assert note.startswith("1 of 100 images could not be read")
+    assert note.startswith("2 of 100 images could not be read")
+
+
+def test_too_few_that_can_be_read_are_refused_and_nothing_else_is_lost(tmp_path):
+    learn, test = pngs(tmp_path / "learn", 40), pngs(tmp_path / "test", 10)
+    for path in sorted(test.iterdir())[1:]:
+        cut_short(path)
+    splits = Splits(train=open_data(learn).train, test=open_data(test).train, sentence="Their own.")
+    found = judge(panel_of(ours()), splits, entries=quick(), tasks=Tasks(), bad_images=0.5)
+    assert found["spectrum"]
+    assert any("40 images that can be read to learn on and 1 to test on are too few" in note for note in found["notes"])
+
+
+def test_what_was_asked_of_the_same_images_in_other_ways_does_not_stand_beside(tmp_path):
+    panel = panel_of(ours())
+    before = judge(panel, alone(images()), entries=choose("full", ("knn",)), tasks=Tasks(), limit=160)
+    now = judge(panel, alone(images()), entries=quick(), tasks=Tasks())
+    assert before["tasks"][TASK]["images"] == now["tasks"][TASK]["images"]
+    assert {row["evaluator"] for row in joined(before, now)["rows"]} == {"k-NN"}
+    assert len({row["evaluator"] for row in joined(before, before | {"rows": now["rows"]})["rows"]}) > 1
 
 
 def test_images_without_an_up_say_that_nothing_can_be_said():

@@ -69,6 +69,33 @@ def test_the_paired_interval_covers_the_true_difference(both, first, second):
     assert 0.93 <= covered / runs <= 0.98
 
 
+@pytest.mark.parametrize(("won", "lost"), [(0.05, 0.01), (0.1, 0.0), (0.2, 0.2), (0.5, 0.1)])
+@pytest.mark.parametrize(("images", "alike"), [(20, 0.4), (60, 0.4), (60, 0.9)])
+def test_the_paired_interval_of_images_asked_several_times_covers_the_truth_too(won, lost, images, alike):
+    generator = np.random.default_rng(3)
+    covered, wide, once = [], [], []
+    for _ in range(600):
+        # Of each image's four answers so many are one and the same, and the others drawn alone.
+        same, own = generator.random((images, 1)), generator.random((images, 4))
+        u = np.where(generator.random((images, 4)) < alike, same, own)
+        a, b = u < won, (u >= won) & (u < won + lost)
+        found, single = paired_difference(a, b), paired_difference(a[:, 0], b[:, 0])
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        covered.append(found.low <= won - lost <= found.high)
+        wide.append(found.high - found.low)
+        once.append(single.high - single.low)
+    assert np.mean(covered) >= 0.925
+    assert np.mean(wide) < (0.9 if alike < 0.5 else 1.0) * np.mean(once)
+
+
+def test_one_answer_an_image_is_the_plain_paired_difference():
+    a, b = (np.random.default_rng(seed).random(50) < 0.6 for seed in (0, 1))
+    assert paired_difference(a[:, None], b[:, None]) == paired_difference(a, b)
+    # Answers all alike say no more than one of them.
+    found, plain = paired_difference(np.tile(a[:, None], 4), np.tile(b[:, None], 4)), paired_difference(a, b)
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=0.01)
+
+
 def test_pairs_that_agree_make_the_interval_narrow():
     a = np.arange(1000) < 800
     b = np.arange(1000) < 780  # right on a subset of the same images

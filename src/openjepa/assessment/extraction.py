@@ -99,7 +99,7 @@ class Chosen(Images):
 
 @dataclass(frozen=True, kw_only=True)
 class Altered(Images):
-    """All of some other images, each altered in a way of its own."""
+    """All of some other images, altered, each in a way of its own or in several."""
 
     clean: Images
 

@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
-from openjepa.assessment.encoders import Panel
+from openjepa.assessment.encoders import Kind, Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Altered, Chosen, Images, extract_kinds, unreadable
 from openjepa.assessment.labelled import by_subject, digest_of, kinds_for
 from openjepa.assessment.outcomes import remembering
@@ -30,7 +30,7 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.intervals import wilson_of_groups
 from openjepa.evaluation.split import at_most
-from openjepa.evaluation.suite import Entry, Found, Judge, run_suite
+from openjepa.evaluation.suite import LAST, Entry, Found, Judge, run_suite
 
 TASK = "rotation"
 # Of images to learn on, and of four times those to test on: each way of turning has some of both.
@@ -70,25 +70,26 @@ class Turned(Altered):
         return [self.clean.content, TASK, self.quarters]
 
     def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
-        images = indices // self.ways
-        for batch in self.clean.batches(np.unique(images), preprocessing):
-            upright = batch.samples.numpy()
-            reasons = {one.sample: one for one in batch.bad}
-            bad = tuple(
-                reasons[image]._replace(sample=number)
-                for number, image in zip(indices.tolist(), images.tolist(), strict=True)
-                if image in reasons
-            )
+        for batch in self.clean.batches(np.unique(indices // self.ways), preprocessing):
+            upright, bad = batch.samples.numpy(), {one.sample: one for one in batch.bad}
+            met = np.array([*upright, *bad], np.int64)
+            if not len(met):
+                continue
+            # Images come in their order, so those of a batch have numbers that stand together.
+            own = indices[np.searchsorted(indices, met.min() * self.ways) :]
+            own = own[: np.searchsorted(own, (met.max() + 1) * self.ways)]
+            records = [(number, bad.get(int(number) // self.ways)) for number in own] if bad else []
+            spoilt = tuple(one._replace(sample=int(number)) for number, one in records if one is not None)
             # No more at a time than the clean images come by.
-            for numbers in np.array_split(indices[np.isin(images, upright)], self.times):
+            for numbers in np.array_split(own[np.isin(own // self.ways, upright)], self.times):
                 places = np.searchsorted(upright, numbers // self.ways)
                 turned = [
                     torch.rot90(batch.images[place], int(label) * self.quarters, (1, 2))
                     for place, label in zip(places, self.labels(numbers), strict=True)
                 ]
                 samples, labels = torch.from_numpy(numbers), torch.from_numpy(self.labels(numbers))
-                yield Batch(torch.stack(turned) if turned else batch.images[:0], samples, labels, bad=bad)
-                bad = ()
+                yield Batch(torch.stack(turned) if turned else batch.images[:0], samples, labels, bad=spoilt)
+                spoilt = ()
 
     def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
         return samples % self.ways
@@ -110,10 +111,10 @@ def assess_rotations(
 ) -> dict[str, Any]:
     """How often an evaluator tells by how much an image was turned, as entries of ``evaluation.json``.
 
-    Every image is turned once, by 0, 90, 180 or 270 degrees (0 or 180 where the encoder's input is oblong) as a
-    function of its number, after it was prepared for the encoder, so that no edge or interpolation gives it away. Where
-    there are fewer to test on than ``limit`` allows, each is asked about in as many of these ways as it does allow, and
-    the intervals are of the images: it is their number that says how far an answer could move.
+    An image is turned by 0, 90, 180 or 270 degrees (0 or 180 where the encoder's input is oblong) as a function of its
+    number, after it was prepared for the encoder, so that no edge or interpolation gives it away. Each is turned once,
+    but where there are fewer to test on than ``limit`` allows turned ones, each of these in as many ways as it does
+    allow. The intervals are of the images then: it is their number that says how far an answer could move.
 
     Args:
         splits: the test part is the data's own, or a fifth of the train part; labels play no part.
@@ -130,37 +131,38 @@ def assess_rotations(
     begin = time.perf_counter()
     (learn, held), sentence = _parts(splits, limit, trained_on)
     counts = len(learn.indices), len(held.indices)
-    if counts[0] < _FEWEST or counts[1] < _FEWEST // 4:
-        raise InputError(
-            f"{counts[0]} images to learn on and {counts[1]} to test on are too few to ask which way up they are: it "
-            f"takes {_FEWEST} and {_FEWEST // 4} (--limit is {limit:,})"
-        )
+    _refuse_few(*counts, limit)
     nearest = _nearest(entries) or _nearest(quick(panel.device))
     size = panel.preprocessing.size
     turned = [Turned.for_size(learn, size), Turned.for_size(held, size, _tested(limit) // counts[1])]
     kinds = kinds_for(panel, nearest)
     note("features of turned images")
     taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
-    bad = {one.reference: one for part in taken for one in part.bad}  # once, in however many ways it was asked for
+    # An image that cannot be read is one, in however many ways it was asked for.
+    bad = {(place, one.sample // turned[0].ways): one for place, part in enumerate(taken) for one in part.bad}
     notes = unreadable([*bad.values()], sum(counts), bad_images)
+    main, times = Kind(panel.subjects[0], LAST), turned[1].times
+    labels = [part.parts[main].labels for part in taken]
+    _refuse_few(len(labels[0]), len(labels[1]) // times, limit, " that can be read")
+    if times > 1:
+        sentence += f" Each image to test on was turned in {times} ways."
     subjects, bounded = by_subject(taken[0].parts, taken[1].parts)
     note("which way up the turned images are")
-    times = turned[1].times
     record = run_suite(subjects, nearest, judged=_by_image(remembering(cache), times)).record()
-    main = next(iter(taken[1].parts.values())).labels
-    chance = float(np.bincount(main).max() / len(main))
+    chance = float(np.bincount(labels[1]).max() / len(labels[1]))
     return {
         "data": splits.train.name,
         "classes": turned[0].ways,
-        "train_images": len(next(iter(taken[0].parts.values()))),
-        "test_images": len(main) // times,
+        "train_images": len(labels[0]),
+        "test_images": len(labels[1]) // times,
+        "times": times,
         "split": sentence,
         "images": digest_of(learn, held),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
         "rows": [row | {"task": TASK} for row in record["rows"]],
         "differences": [row | {"task": TASK} for row in record["differences"]],
         "chance": {TASK: chance},
-        "summary": f"{_asked(turned[1])} {record['summary']}",
+        "summary": f"{_asked(turned[1].ways)} {record['summary']}",
         "seconds": time.perf_counter() - begin,
     }
 
@@ -187,13 +189,21 @@ def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, C
     ), sentence
 
 
+def _refuse_few(learn: int, test: int, limit: int, which: str = "") -> None:
+    if learn < _FEWEST or test < _FEWEST // 4:
+        raise InputError(
+            f"{learn} images{which} to learn on and {test} to test on are too few to ask which way up they are: it "
+            f"takes {_FEWEST} and {_FEWEST // 4} (--limit is {limit:,})"
+        )
+
+
 def _tested(limit: int) -> int:
     """How many turned images are tested on, at most."""
     return max(2, limit // 4)
 
 
 def _by_image(judged: Judge, times: int) -> Judge:
-    """Judges of images each of which is there ``times`` over: its grade is the share of right answers."""
+    """A judge of images each of which is there ``times`` over, one after the other."""
     if times == 1:
         return judged
 
@@ -203,15 +213,14 @@ def _by_image(judged: Judge, times: int) -> Judge:
         scores = dict(found.scores)
         for name, right in answers.items():
             scores[f"{name}_low"], scores[f"{name}_high"] = wilson_of_groups(right)
-        return replace(found, scores=scores, correct={}, grades={name: a.mean(1)[None] for name, a in answers.items()})
+        return replace(found, scores=scores, correct=answers)
 
     return grouped
 
 
-def _asked(turned: Turned) -> str:
-    turns = "a quarter, a half or three quarters" if turned.ways == 4 else "a half"
-    said = f"Each image was turned by {turns} or not at all, and the features asked which."
-    return said + (f" Those to test on are few, so each was in {turned.times} ways." if turned.times > 1 else "")
+def _asked(ways: int) -> str:
+    turns = "a quarter, a half or three quarters" if ways == 4 else "a half"
+    return f"Each image was turned by {turns} or not at all, and the features asked which."
 
 
 def _warned(rows: Sequence[dict[str, Any]], chance: float) -> list[str]:

@@ -135,7 +135,7 @@ def judge(
         found["rows"] = [*found["rows"], *part["rows"]]
         found["differences"] = [*found.get("differences", []), *part["differences"]]
         notes += [f"{name}: {said}" for said in part.get("notes", ()) if said not in notes]
-        facts = ("data", "images", "classes", "train_images", "test_images")
+        facts = ("data", "images", "classes", "train_images", "test_images", "times")
         facts += ("split", "chance", "summary", "pictures", "seconds")
         found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part} | {"command": command}
     if not found["rows"] and not asked and not entries:
@@ -228,15 +228,16 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A record of what was measured ``now``, and of what was measured ``before`` and not now.
 
     Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
-    behind, as is what was asked of other images that were turned. A look at images without labels leaves what was
-    measured on labelled ones, and one at no whole images what was measured on any.
+    behind, as is what was asked of other images that were turned, or of the same more or less often. A look at images
+    without labels leaves what was measured on labelled ones, and one at no whole images what was measured on any.
     """
     if before.get("encoder") != now.get("encoder"):
         return now
     fresh, stale = _whole(now), _whole(before)
     other = fresh == stale == _LABELLED and before.get("images") != now.get("images")
     turned = [record.get("tasks", {}).get(ROTATION) for record in (before, now)]
-    turned_others = None not in turned and turned[0].get("images") != turned[1].get("images")
+    asked = [(facts.get("images"), facts.get("times", 1)) for facts in turned if facts is not None]
+    turned_others = len(set(asked)) == 2
     measured = set(map(_measure, now["rows"]))
 
     def kept(row: dict[str, Any]) -> bool:

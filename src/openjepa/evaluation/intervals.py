@@ -28,11 +28,10 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
     """The 95% interval of the share of right answers where each of n images was asked about K times.
 
-    Wilson's, for as many answers as would have the images' spread if none depended on another (Korn and Graubard 1998,
-    "Confidence intervals for proportions with small expected number of positive counts estimated from survey data"):
-    at least n, as where an image's answers are all alike, and never more than there are. An image all right and one all
-    wrong are added to those by which the spread is measured: of few images whose answers happen not to be alike it
-    would say too little. Raises ValueError for no images.
+    Wilson's, for as many answers as would have the images' spread if none depended on another (the effective sample
+    size of Korn and Graubard 1998): at least n, as where an image's answers are all alike, and never more than there
+    are. An image all right and one all wrong are added to those by which the spread is measured: of few images whose
+    answers happen not to be alike it would say too little. Raises ValueError for no images.
     """
     images, each = right.shape
     if images < 1 or each < 1:
@@ -40,8 +39,18 @@ def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
     own = right.mean(1)
     added = np.append(own, [0.0, 1.0])
     share = float(added.mean())
-    independent = images * share * (1 - share) / float(added.var(ddof=1))
-    return equal_grades(float(own.mean()), min(max(independent, images), images * each))
+    return equal_grades(float(own.mean()), _independent(share * (1 - share), added, each))
+
+
+def _independent(variance: float, own: Float[np.ndarray, "n_and_2"], each: int) -> float:
+    """How many answers, none of which depends on another, say as much as ``each`` of n images do.
+
+    Args:
+        variance: of one answer.
+        own: the mean answer of every image, and of two that are added.
+    """
+    images = len(own) - 2
+    return float(min(max(images * variance / own.var(ddof=1), images), images * each))
 
 
 def equal_grades(share: float, images: int | float) -> tuple[float, float]:
@@ -73,16 +82,24 @@ class Difference:
         return "below" if self.high < 0 else "unclear"
 
 
-def paired_difference(correct: Bool[np.ndarray, "n"], against: Bool[np.ndarray, "n"]) -> Difference:
+def paired_difference(correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarray, "n *K"]) -> Difference:
     """The difference of two accuracies measured on the same images, with its 95% interval.
 
     Adjusted Wald interval for paired proportions (Bonett and Price 2012): like McNemar's test it uses only the images
-    on which the two disagree, so it is narrower than comparing two separate intervals. Raises ValueError for no images.
+    on which the two disagree, so it is narrower than comparing two separate intervals. Where each image was asked about
+    K times, it is that of as many answers as would have the images' spread if none depended on another, an image won
+    whole and one lost whole added to them (:func:`wilson_of_groups`). Raises ValueError for no images.
     """
     if correct.size < 1:
         raise ValueError("a difference needs at least one test image, got 0")
-    total = correct.size
-    return _paired(int((correct & ~against).sum()), int((against & ~correct).sum()), total)
+    wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
+    images, each = len(correct), correct.size // len(correct)
+    if each == 1:
+        return _paired(wins, losses, images)
+    apart = (correct.astype(np.float64) - against).reshape(images, each).mean(1)
+    more, fewer = ((count / each + 1) / (images + 2) for count in (wins, losses))
+    answers = _independent(more + fewer - (more - fewer) ** 2, np.append(apart, [1.0, -1.0]), each)
+    return _paired(wins * answers / correct.size, losses * answers / correct.size, answers)
 
 
 def equal_differences(value: float, images: int) -> Difference:
@@ -91,7 +108,7 @@ def equal_differences(value: float, images: int) -> Difference:
     return _paired(images * max(value, 0.0), images * max(-value, 0.0), images)
 
 
-def _paired(wins: int | float, losses: int | float, total: int) -> Difference:
+def _paired(wins: int | float, losses: int | float, total: int | float) -> Difference:
     value = (wins - losses) / total
     more, fewer = (wins + 1) / (total + 2), (losses + 1) / (total + 2)
     half = Z95 * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))

@@ -122,10 +122,10 @@ def _measures(scores: Mapping[str, float]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One evaluator's result on one kind of features, with its grades image by image where it has them."""
+    """One evaluator's result on one kind of features, with its answers or grades image by image where it has them."""
 
     scores: dict[str, float]
-    correct: dict[str, Bool[np.ndarray, "n"]]
+    correct: dict[str, Bool[np.ndarray, "n *_K"]]
     grades: dict[str, Float[np.ndarray, "_R n"]]
     dimensions: int
 
