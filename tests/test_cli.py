@@ -259,8 +259,8 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(images, tmp_path, 
     assert set(tried[tried.index((0, 3)) :]) == {(0, 3)}
 
 
-# A small step in one way only, so that little is measured.
-ONE_WAY = ("--training.batch", "8", "--training.replicas", "1", "--training.threads", "1", "--workers", "0")
+# One way to compute only, so that little is measured.
+ONE_WAY = ("--training.replicas", "1", "--training.threads", "1", "--workers", "0")
 
 
 def planned_run(tmp_path: Path, images: Path, *arguments: str) -> tuple[Experiment, str]:
@@ -285,14 +285,15 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
         assert ("room for 10,000 steps, so a wider encoder" in why) == (made.encoder.width == 256)
         return made.encoder.width, made.ijepa.target_norm, made.ijepa.variance_covariance, made.schedule.lr
 
+    few = ("--training.batch", "8", *ONE_WAY)
     rate = pytest.approx(1e-3 * (8 / 64) ** 0.5)
-    assert settled("--steps", "9999", *ONE_WAY) == (192, "whiten", 0.01, rate)
-    assert settled("--steps", "10000", *ONE_WAY) == (256, "feature", 0.005, rate)
-    assert settled("--steps", "10000", *ONE_WAY, "--objective", "mae")[0] == 256
+    assert settled("--steps", "9999", *few) == (192, "whiten", 0.01, rate)
+    assert settled("--steps", "10000", *few) == (256, "feature", 0.005, rate)
+    assert settled("--steps", "10000", *few, "--objective", "mae")[0] == 256
     # What is asked for stays, and the shape of the encoder is one's own as soon as a part of it is.
     asked = ("--encoder.width", "96", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
-    assert settled("--steps", "10000", *ONE_WAY, *asked) == (96, "layer", 0.005, 2e-3)
-    made, why = planned_run(tmp_path, images, "--steps", "10000", *ONE_WAY, "--encoder.heads", "3")
+    assert settled("--steps", "10000", *few, *asked) == (96, "layer", 0.005, 2e-3)
+    made, why = planned_run(tmp_path, images, "--steps", "10000", *few, "--encoder.heads", "3")
     assert (made.encoder.width, made.encoder.heads) == (192, 3)
     assert "room for 10,000 steps, so targets standardised per feature and a slower teacher; lr 0.00035" in why
     assert made.ijepa.momentum == (0.995, 1.0)
@@ -310,8 +311,8 @@ def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_
 
 
 def test_time_for_a_long_run_is_given_to_the_wider_encoder(images, tmp_path):
-    short, _ = planned_run(tmp_path, images, "--minutes", "0.5", *ONE_WAY)
-    long, why = planned_run(tmp_path, images, "--minutes", "60", *ONE_WAY)
+    short, _ = planned_run(tmp_path, images, "--minutes", "0.5", "--training.batch", "2", *ONE_WAY)
+    long, why = planned_run(tmp_path, images, "--minutes", "60", "--training.batch", "2", *ONE_WAY)
     assert (short.encoder.width, long.encoder.width) == (192, 256)
     assert "targets standardised per feature" in why
     assert long.training.steps > short.training.steps
