@@ -16,6 +16,7 @@ from openjepa.report.comparison import render, write_comparison
 from openjepa.training.distributed import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+WISHES = Wishes(workers=0)
 REQUEST = Request(objectives=("ijepa", "mae"), seeds=2, flops=2e11)
 
 
@@ -27,7 +28,7 @@ def sample():
 @pytest.fixture(scope="module")
 def begun(sample, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparisons") / "one"
-    return folder, begin(folder, REQUEST, Wishes(), sample, None, ALONE)
+    return folder, begin(folder, REQUEST, WISHES, sample, None, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -62,21 +63,21 @@ def test_the_first_objective_decides_on_the_network_of_all(begun, sample, tmp_pa
     planned = begun[1]["plans"]["ijepa"]
     flops = 9e3 * planned["facts"]["flops_per_image"]["step"] * planned["experiment"]["training"]["batch"]
     request = replace(REQUEST, objectives=objectives, flops=flops)
-    plans = begin(tmp_path, request, Wishes(), sample, None, ALONE)["plans"]
+    plans = begin(tmp_path, request, WISHES, sample, None, ALONE)["plans"]
     assert [plans[name]["experiment"]["encoder"]["width"] for name in objectives] == [width] * 2
     assert plans["ijepa"]["experiment"]["ijepa"]["target_norm"] == ("feature" if width == 256 else "whiten")
 
 
 def test_fewer_operations_than_a_step_has_are_refused(sample, tmp_path):
     with pytest.raises(InputError, match=r"--flops 10 is less than one step of ijepa \("):
-        begin(tmp_path, replace(REQUEST, flops=10.0), Wishes(), sample, None, ALONE)
+        begin(tmp_path, replace(REQUEST, flops=10.0), WISHES, sample, None, ALONE)
 
 
 def test_the_same_request_goes_on_and_another_is_refused(begun, sample):
     folder, content = begun
-    assert begin(folder, REQUEST, Wishes(), sample, None, ALONE)["plans"] == content["plans"]
+    assert begin(folder, REQUEST, WISHES, sample, None, ALONE)["plans"] == content["plans"]
     with pytest.raises(InputError, match=r"other settings \(seeds\)"):
-        begin(folder, replace(REQUEST, seeds=3), Wishes(), sample, None, ALONE)
+        begin(folder, replace(REQUEST, seeds=3), WISHES, sample, None, ALONE)
 
 
 def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tmp_path, monkeypatch):
@@ -98,7 +99,7 @@ def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tm
 def test_a_folder_with_something_else_is_left_alone(sample, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="is no comparison"):
-        begin(tmp_path, REQUEST, Wishes(), sample, None, ALONE)
+        begin(tmp_path, REQUEST, WISHES, sample, None, ALONE)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
