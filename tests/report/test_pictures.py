@@ -164,7 +164,8 @@ def test_values_over_several_powers_of_ten_get_a_logarithmic_axis():
 
 def test_numbers_as_people_read_them():
     assert [percent(v) for v in (0.5, 0.0, 0.0001, 1.0)] == ["50.0%", "0.0%", "under 0.1%", "100.0%"]
-    assert [points(v) for v in (0.056, -0.01, 0.0001, -0.0001)] == ["+5.6", "−1.0", "0.0", "0.0"]
+    given = 0.056, -0.01, 0.0001, -0.0001, 0.3025 - 0.265, 0.265 - 0.3025
+    assert [points(v) for v in given] == ["+5.6", "−1.0", "0.0", "0.0", "+3.8", "−3.8"]
     assert [plain(v) for v in (0, 0.00379, 0.1, 10, 1234.5, 1e-6, -2.5)] == [
         "0",
         "0.00379",

@@ -25,7 +25,7 @@ def percent(share: Number) -> str:
 
 def points(difference: Number) -> str:
     """A difference of two shares in percentage points, with its sign; zero after rounding has none."""
-    text = f"{100 * difference:+.1f}"
+    text = f"{round(100 * difference, 6):+.1f}"  # of 30.25 and 26.5% as of the 3.75 between them: +3.8
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
