@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from openjepa import draws
+from openjepa.assessment.rotations import rotated
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import open_data
@@ -143,12 +144,9 @@ class Judge:
 def _turned(part: Labelled) -> Labelled:
     """The images, each turned by quarters; how many is its label."""
     count = sum(map(len, (labels for _, labels in part)))
-    every = torch.from_numpy((4 * draws.uniform("turned", np.arange(count))).astype(np.int64))
-    pieces = zip(part, every.split([len(labels) for _, labels in part]), strict=True)
-    return [
-        (torch.stack([torch.rot90(image, turn, (1, 2)) for image, turn in zip(images, own.tolist(), strict=True)]), own)
-        for (images, _), own in pieces
-    ]
+    every = (4 * draws.uniform("turned", np.arange(count))).astype(np.int64)
+    pieces = np.split(every, np.cumsum([len(labels) for _, labels in part])[:-1])
+    return [(rotated(images, own), torch.from_numpy(own)) for (images, _), own in zip(part, pieces, strict=True)]
 
 
 def _images(source: Source, experiment: Experiment, index: np.ndarray) -> Labelled:

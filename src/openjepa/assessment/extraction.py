@@ -107,12 +107,6 @@ class Altered(Images):
     def data(self) -> str:
         return self.clean.data
 
-    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
-        return self.clean.labels(samples)
-
-    def reference(self, sample: int) -> str:
-        return self.clean.reference(sample)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Extracted:

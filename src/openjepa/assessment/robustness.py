@@ -84,6 +84,12 @@ class Spoilt(Altered):
             else:
                 yield batch
 
+    def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
+        return self.clean.labels(samples)
+
+    def reference(self, sample: int) -> str:
+        return self.clean.reference(sample)
+
 
 def assess_robustness(
     panel: Panel,

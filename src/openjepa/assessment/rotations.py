@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
+from torch import Tensor
 
 from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
@@ -70,25 +71,23 @@ class Turned(Altered):
         return [self.clean.content, TASK, self.quarters]
 
     def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
-        for batch in self.clean.batches(np.unique(indices // self.ways), preprocessing):
+        images, begin = indices // self.ways, 0
+        for batch in self.clean.batches(np.unique(images), preprocessing):
             upright, bad = batch.samples.numpy(), {one.sample: one for one in batch.bad}
-            met = np.array([*upright, *bad], np.int64)
-            if not len(met):
-                continue
-            # Images come in their order, so those of a batch have numbers that stand together.
-            own = indices[np.searchsorted(indices, met.min() * self.ways) :]
-            own = own[: np.searchsorted(own, (met.max() + 1) * self.ways)]
-            records = [(number, bad.get(int(number) // self.ways)) for number in own] if bad else []
-            spoilt = tuple(one._replace(sample=int(number)) for number, one in records if one is not None)
+            # Images come in their order, readable or not, and so do the numbers of them turned.
+            end = int(np.searchsorted(images, max([*upright, *bad]), side="right"))
+            own, of, begin = indices[begin:end], images[begin:end], end
+            spoilt = tuple(
+                bad[image]._replace(sample=number)
+                for number, image in zip(own.tolist(), of.tolist(), strict=True)
+                if image in bad
+            )
             # No more at a time than the clean images come by.
-            for numbers in np.array_split(own[np.isin(own // self.ways, upright)], self.times):
-                places = np.searchsorted(upright, numbers // self.ways)
-                turned = [
-                    torch.rot90(batch.images[place], int(label) * self.quarters, (1, 2))
-                    for place, label in zip(places, self.labels(numbers), strict=True)
-                ]
-                samples, labels = torch.from_numpy(numbers), torch.from_numpy(self.labels(numbers))
-                yield Batch(torch.stack(turned) if turned else batch.images[:0], samples, labels, bad=spoilt)
+            for numbers in np.array_split(own[np.isin(of, upright)], self.times):
+                places = torch.from_numpy(np.searchsorted(upright, numbers // self.ways))
+                labels = self.labels(numbers)
+                turned = rotated(batch.images[places], labels * self.quarters)
+                yield Batch(turned, torch.from_numpy(numbers), torch.from_numpy(labels), bad=spoilt)
                 spoilt = ()
 
     def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
@@ -96,6 +95,12 @@ class Turned(Altered):
 
     def reference(self, sample: int) -> str:
         return self.clean.reference(sample // self.ways)
+
+
+def rotated(images: Shaped[Tensor, "B C H W"], quarters: Int64[np.ndarray, "B"]) -> Shaped[Tensor, "B C H W"]:
+    """Each of the images turned by so many quarters: square ones, or all by halves."""
+    turned = [torch.rot90(image, number, (1, 2)) for image, number in zip(images, quarters.tolist(), strict=True)]
+    return torch.stack(turned) if turned else images
 
 
 def assess_rotations(

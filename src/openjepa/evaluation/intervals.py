@@ -37,20 +37,20 @@ def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
     if images < 1 or each < 1:
         raise ValueError(f"a proportion needs an image and an answer at least, got {images} and {each}")
     own = right.mean(1)
-    added = np.append(own, [0.0, 1.0])
-    share = float(added.mean())
-    return equal_grades(float(own.mean()), _independent(share * (1 - share), added, each))
+    share = (float(own.sum()) + 1) / (images + 2)
+    return equal_grades(float(own.mean()), _independent(own, (0.0, 1.0), share * (1 - share), each))
 
 
-def _independent(variance: float, own: Float[np.ndarray, "n_and_2"], each: int) -> float:
+def _independent(own: Float[np.ndarray, "n"], added: tuple[float, float], variance: float, each: int) -> float:
     """How many answers, none of which depends on another, say as much as ``each`` of n images do.
 
     Args:
+        own: the mean answer of every image.
+        added: those of two more, by which few images do not seem more alike than they are.
         variance: of one answer.
-        own: the mean answer of every image, and of two that are added.
     """
-    images = len(own) - 2
-    return float(min(max(images * variance / own.var(ddof=1), images), images * each))
+    images, spread = len(own), np.append(own, added).var(ddof=1)
+    return float(min(max(images * variance / spread, images), images * each))
 
 
 def equal_grades(share: float, images: int | float) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def paired_difference(correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarra
         return _paired(wins, losses, images)
     apart = (correct.astype(np.float64) - against).reshape(images, each).mean(1)
     more, fewer = ((count / each + 1) / (images + 2) for count in (wins, losses))
-    answers = _independent(more + fewer - (more - fewer) ** 2, np.append(apart, [1.0, -1.0]), each)
+    answers = _independent(apart, (1.0, -1.0), more + fewer - (more - fewer) ** 2, each)
     return _paired(wins * answers / correct.size, losses * answers / correct.size, answers)
 
 
