@@ -11,6 +11,7 @@ from PIL import Image
 
 from openjepa.assessment import assess, assess_given, open_panel
 from openjepa.assessment.encoders import Kind, panel_of
+from openjepa.assessment.parts import HELD_OUT, IN_FOLDS
 from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders
 from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
 from openjepa.data.augmentation import Preprocessing
@@ -352,14 +353,14 @@ def splits_of_other_labels(splits: Splits, folder: Path) -> Splits:
     return Splits(train=parts["train"], test=parts["test"], sentence="")
 
 
-def test_one_file_of_features_is_split(tmp_path, splits):
+def test_one_file_of_features_is_judged_in_folds_and_many_are_split(tmp_path, splits):
     saved(tmp_path, splits)
     (tmp_path / "one").mkdir()
     values, labels = np.load(tmp_path / "train.npy"), np.load(tmp_path / "train_labels.npy")
     np.save(tmp_path / "one" / "mine.npy", values)
     np.save(tmp_path / "one" / "labels.npy", labels)
     given = read_given(tmp_path / "one" / "mine.npy")
-    assert (len(given.train), len(given.test)) == (72, 18)
+    assert (len(given.train), len(given.test)) == (90, 90)
     alone = Splits(train=splits.train, test=None, sentence="")
     found = assess_given(given, alone, entries=quick())
     assert {row["features"] for row in found["rows"]} == {GIVEN, PIXELS}
@@ -367,7 +368,15 @@ def test_one_file_of_features_is_split(tmp_path, splits):
     np.save(tmp_path / "one" / "labels.npy", labels)
     found = assess_given(read_given(tmp_path / "one" / "mine.npy"), alone, entries=quick())
     assert {row["features"] for row in found["rows"]} == {GIVEN, PIXELS}
-    assert found["train_images"] + found["test_images"] == 88
+    assert (found["train_images"], found["test_images"]) == (71, 88)
+    assert found["split"] == IN_FOLDS
+    np.save(tmp_path / "one" / "mine.npy", np.tile(values, (60, 1)))  # 5,400 are more than are tested on
+    np.save(tmp_path / "one" / "labels.npy", np.tile(labels, 60))
+    given = read_given(tmp_path / "one" / "mine.npy")
+    assert not set(given.rows[0]) & set(given.rows[1])
+    found = assess_given(given, None, entries=quick())
+    assert found["train_images"] + found["test_images"] == 60 * 88
+    assert found["split"] == HELD_OUT
 
 
 @pytest.mark.parametrize(

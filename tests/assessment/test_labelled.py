@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from openjepa.assessment import assess
-from openjepa.assessment.labelled import chosen_parts
+from openjepa.assessment.parts import HELD_OUT, IN_FOLDS, chosen_parts
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
@@ -34,26 +34,30 @@ def ours() -> Pretrained:
 def test_that_the_encoder_saw_the_images_is_said_only_where_it_is_known(trained_on, known):
     train = source([0, 1, 2] * 20)
     fingerprint = train.fingerprint if trained_on == "own" else trained_on
-    sentence = chosen_parts(Splits(train=train, test=None, sentence=""), 100, trained_on=fingerprint)[1]
-    assert sentence.startswith("A fifth of each class was held out to test on.")
-    assert (SEEN in sentence) == known
+    splits = Splits(train=train, test=None, sentence="")
+    for folded, begin in ((False, HELD_OUT), (True, IN_FOLDS)):
+        sentence = chosen_parts(splits, 300, folded=folded, trained_on=fingerprint).sentence
+        assert sentence.startswith(begin)
+        assert (SEEN in sentence) == known
 
 
 def test_of_a_test_part_of_its_own_nothing_is_said_that_holds_of_the_train_part():
     train = source([0, 1, 2] * 20)
     splits = Splits(train=train, test=source([0, 1, 2] * 5, 1), sentence="Two parts.")
-    assert chosen_parts(splits, 100, trained_on=train.fingerprint)[1] == "Two parts."
+    parts = chosen_parts(splits, 300, folded=True, trained_on=train.fingerprint)
+    assert (parts.sentence, parts.folded) == ("Two parts.", False)
 
 
 def test_a_test_part_without_labels_is_not_passed_over_in_silence():
     train = source([0, 1, 2] * 20)
     splits = Splits(train=train, test=source(None), sentence="Two parts.")
-    (learn, held), sentence = chosen_parts(splits, 100)
-    assert sentence.startswith("Two parts. But the test images have no labels")
-    assert held.source is train
-    assert not set(learn.indices) & set(held.indices)
-    assert SEEN not in sentence
-    assert SEEN in chosen_parts(splits, 100, trained_on=train.fingerprint)[1]
+    parts = chosen_parts(splits, 100, folded=True)  # 60 are more than the 25 that may be tested on
+    assert parts.sentence.startswith("Two parts. But the test images have no labels")
+    assert HELD_OUT in parts.sentence
+    assert parts.held.source is train
+    assert not set(parts.learn.indices) & set(parts.held.indices)
+    assert SEEN not in parts.sentence
+    assert SEEN in chosen_parts(splits, 100, trained_on=train.fingerprint).sentence
 
 
 @pytest.mark.parametrize(

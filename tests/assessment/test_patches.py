@@ -13,12 +13,14 @@ from openjepa.assessment import open_panel
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel, panel_of
 from openjepa.assessment.image_tools import ForeignPreprocessing, TimmTools
+from openjepa.assessment.parts import IN_FOLDS
 from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders, patch_of
-from openjepa.assessment.segmentation import assess_segmentation
+from openjepa.assessment.segmentation import assess_segmentation, open_parts
 from openjepa.cli import main
 from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
+from openjepa.evaluation.dense import Fitted, PatchKNN
 from openjepa.evaluation.suite import PIXELS, RANDOM, TARGET
 from openjepa.pretrained import Pretrained
 
@@ -195,22 +197,24 @@ def test_a_second_run_takes_features_of_patches_from_the_cache(masked, tmp_path)
         return assess_segmentation(counting(seed, seen), *masked, cache=cache, **more) | {"seconds": 0}
 
     first = assessed()
-    both = [TARGET, RANDOM] * 2  # to learn on, to test on
-    assert seen == both
+    both = [TARGET, RANDOM]
+    assert seen == both * 6  # to learn on, to test on in each fold
     assert assessed() == first
-    assert seen == both
+    assert seen == both * 6
     assert assessed(cache=None) == first
     del seen[:]
     assert assessed(seed=4)["rows"] != first["rows"]
-    assert seen == [TARGET] * 2, "the random encoder is the same"
+    assert seen == [TARGET] * 6, "the random encoder is the same"
     del seen[:]
-    assessed(seed=4, limit=9)  # other images to learn on and to test on
-    assert seen == both
+    found = assessed(seed=4, limit=9)  # other images to learn on and to test on
+    assert (found["train_images"], found["test_images"]) == (9, 2)
+    assert "A fifth of the images was held out" in found["split"]
+    assert seen == both * 2
     del seen[:]
     photo = masked[0] / "3.png"
     Image.fromarray(255 - np.asarray(Image.open(photo))).save(photo)
     assessed()
-    assert seen == [TARGET, RANDOM], "of the part that the photo is in"
+    assert seen == both * 2, "of the parts that the photo is in"
 
 
 def test_images_that_cannot_be_read_are_left_out_from_the_cache_too(masked, tmp_path):
@@ -223,5 +227,34 @@ def test_images_that_cannot_be_read_are_left_out_from_the_cache_too(masked, tmp_
         for one in (cache, cache, None)
     ]
     assert found[0] == found[1] == found[2]
-    assert seen == [TARGET, RANDOM] * 4
-    assert found[0]["train_images"] + found[0]["test_images"] == 12
+    assert seen == [TARGET, RANDOM] * 12
+    assert (found[0]["train_images"], found[0]["test_images"]) == (10, 12)
+
+
+def test_every_image_with_a_mask_is_tested_on_by_what_was_learned_on_the_others(masked):
+    learned, tested = list[set[int]](), list[set[int]]()
+
+    class Seeing(PatchKNN):
+        def fit(self, train):
+            learned.append(set(train.image.tolist()))
+            bank = set(map(bytes, train.values.numpy()))
+            fitted = super().fit(train)
+
+            def score(tokens):
+                assert not bank & set(map(bytes, tokens.flatten(0, 1).numpy()))
+                tested.append(len(tokens))
+                return fitted.score(tokens)
+
+            return Fitted(score=score, settings=fitted.settings | {"C": float(len(learned))})
+
+    found = assess_segmentation(counting(3, []), *masked, segmenters=(Seeing(),))
+    parts = open_parts(*masked)
+    images = set(range(len(parts.data)))
+    for learn, test in zip(parts.learn, parts.test, strict=True):
+        assert set(learn.tolist()) == images - set(test.tolist())
+    assert sorted(number for test in parts.test for number in test.tolist()) == sorted(images)
+    assert learned == [set(learn.tolist()) for learn in parts.learn for _ in range(3)]
+    assert sum(tested) == 3 * len(images)
+    assert found["test_images"] == len(images)
+    assert found["split"].count(IN_FOLDS) == 1
+    assert [row["settings"]["C"] for row in found["rows"]] == [7.0, 8.0, 9.0], "of five folds the third"

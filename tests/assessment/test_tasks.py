@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openjepa.assessment.parts import IN_FOLDS
 from openjepa.cli import main
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.interop import huggingface
@@ -79,16 +80,15 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
     whole = json.loads(written.read_text())
     assert shlex.join(["--segmentation", *map(str, masked)]) in whole["command"], "as it can be given in any folder"
     facts = whole["tasks"]["segmentation"]
-    assert (facts["train_images"], facts["test_images"]) == (24, 6)
+    assert (facts["train_images"], facts["test_images"]) == (24, 30)
     assert 0.15 < facts["chance"]["segmentation"] < 0.4  # half of the pixels of one class, none of the other
     assert "30 images with a mask of 2 classes (values 0, 200); 255 is taken as not labelled" in facts["split"]
     assert {(row["against"], row["evaluator"]) for row in whole["differences"]} == {
         (name, evaluator) for name in NAMES[1:] for evaluator in segmenters
     }
     said = capsys.readouterr()
-    few = "segmentation: with 6 test images the intervals of the mIoU mean little"
-    assert any(note.startswith(few) for note in whole["notes"])
-    assert few in " ".join(said.out.split())
+    assert IN_FOLDS in facts["split"]
+    assert not any(note.startswith("segmentation") for note in whole["notes"])
     assert "mIoU" in said.out
     assert "Traceback" not in said.err
     assert np.asarray(Image.open(pictures / "segmentation.png")).std() > 20
@@ -104,8 +104,13 @@ def test_ten_test_images_are_enough_and_what_cannot_be_read_is_counted(encoder, 
             path = source / f"{number % 30}{'.jpg' if folder is images else '.png'}"
             (folder / f"{number}{path.suffix}").write_bytes(path.read_bytes())
     asked = (encoder, "--segmentation", images, masks, "--json", written)
-    assert call(*asked) == 0
-    assert not any(note.startswith("segmentation") for note in json.loads(written.read_text())["notes"])
+    few = "segmentation: with 9 test images the intervals of the mIoU mean little"
+    for limit, mean_little in ((40, False), (36, True)):
+        capsys.readouterr()
+        assert call(*asked, "--limit", str(limit)) == 0
+        notes = json.loads(written.read_text())["notes"]
+        assert any(note.startswith("segmentation") for note in notes) == mean_little
+        assert (few in " ".join(capsys.readouterr().out.split())) == mean_little
     content = (images / "7.jpg").read_bytes()
     (images / "7.jpg").write_bytes(content[:-60])  # the header is whole
     assert call(*asked) == 2
@@ -116,7 +121,7 @@ def test_ten_test_images_are_enough_and_what_cannot_be_read_is_counted(encoder, 
         note.startswith("segmentation: 1 of 52 images could not be read (first: 7.jpg: ") for note in found["notes"]
     )
     facts = found["tasks"]["segmentation"]
-    assert facts["train_images"] + facts["test_images"] == 51
+    assert (facts["train_images"], facts["test_images"]) == (41, 51)
 
 
 def test_scenes_are_judged_for_three_questions(encoder, tmp_path, capsys):
@@ -184,8 +189,8 @@ def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
     assert "scenes: count" in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
     for line in (
-        "- classes: data, 48 images to learn on, 12 to test on, 2 classes",
-        "- robustness: data, 48 images to learn on, 12 to test on, 2 classes",
+        "- classes: data, 48 images to learn on, 60 to test on, 2 classes",
+        "- robustness: data, 48 images to learn on, 60 to test on, 2 classes",
         "- scenes: scenes of 16 x 16 px, seed 0, 200 images to learn on, 200 to test on",
     ):
         assert card.count(line + "\n") == 1

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from openjepa.assessment.extraction import BAD_IMAGES
+from openjepa.assessment.parts import IN_FOLDS
 from openjepa.cli import main
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.interop import huggingface
@@ -80,9 +81,9 @@ def test_one_of_many_is_left_out_counted_and_named_also_from_the_cache(encoder, 
         (note,) = [note for note in found["notes"] if "could not be read" in note]
         assert note.startswith(f"1 of {3 * EACH} images could not be read (first: b/07.png: ")
         assert note in said(capsys)
-        assert found["train_images"] + found["test_images"] == 3 * EACH - 1
+        assert (found["train_images"], found["test_images"]) == (96, 3 * EACH - 1)
         assert found["classes"] == 3
-    assert read == ["train", "test"], "the second time all features came from the cache"
+    assert read == ["labelled"], "the second time all features came from the cache"
 
 
 def test_too_many_are_refused_unless_they_are_allowed(encoder, images, tmp_path, capsys):
@@ -110,10 +111,10 @@ def test_a_class_of_too_few_readable_images_is_not_judged_by_any_task(left, enco
     notes = " ".join(found["notes"])
     assert ("Not judged: 1 of 3 classes, of too few readable images (c)." in notes) == (left < EACH)
     assert (f"{EACH - left} of {3 * EACH} images could not be read" in notes) == (left < EACH)
-    classes = 3 if left == EACH else 2
-    for facts in (found, found["tasks"]["robustness"], found["tasks"]["fine-tuning"]):
+    classes, tasks = 3 if left == EACH else 2, found["tasks"]
+    for facts, folded in ((found, True), (tasks["robustness"], True), (tasks["fine-tuning"], False)):
         assert facts["classes"] == classes
-        assert (facts["train_images"], facts["test_images"]) == (classes * 32, classes * 8)
+        assert (facts["train_images"], facts["test_images"]) == (classes * 32, classes * (EACH if folded else 8))
     knn = {(row["task"], row["features"]): row["value"] for row in found["rows"] if row["evaluator"] == "k-NN"}
     for name in ("trained encoder", "random encoder", "raw pixels"):
         assert knn["robustness: clean", name] == knn["classes", name]
@@ -159,7 +160,7 @@ def test_of_images_with_masks_a_bad_one_of_either_is_counted(encoder, tmp_path, 
     found = json.loads(written.read_text())
     assert "2 of 16 images could not be read (first: " in " ".join(found["notes"])
     facts = found["tasks"]["segmentation"]
-    assert facts["train_images"] + facts["test_images"] == 14
+    assert (facts["train_images"], facts["test_images"]) == (12, 14)
 
 
 def test_without_labels_only_what_was_read_is_counted(encoder, images, tmp_path, capsys):
@@ -191,16 +192,16 @@ def test_of_a_run_the_report_says_it_and_its_own_share_is_allowed(images, tmp_pa
     seen = "The encoder saw these images in training, without labels."
     text = said(capsys)
     assert note in text
-    assert f"A fifth of each class was held out to test on. {seen}" in text
+    assert f"{IN_FOLDS} {seen}" in text
     assert note in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
-    assert f"- classes: {images.name}, 94 images to learn on, 23 to test on, 3 classes\n" in card
+    assert f"- classes: {images.name}, 94 images to learn on, 117 to test on, 3 classes\n" in card
     assert "| classes | trained encoder | k-NN | accuracy |" in card
     assert call("evaluate", run, images, "--json", written) == 0  # the same, named
     assert seen in json.loads(written.read_text())["split"]
     (images / "b" / "08.png").unlink()  # so they are others
     assert call("evaluate", run, images, "--json", written) == 0
-    assert json.loads(written.read_text())["split"] == "A fifth of each class was held out to test on."
+    assert json.loads(written.read_text())["split"] == IN_FOLDS
     assert call("evaluate", run / "encoder", images, "--json", written, "--bad-images", "0.05") == 0
     assert "training" not in json.loads(written.read_text())["split"]
     assert call("evaluate", run, images, "--bad-images", "0.01") == 2

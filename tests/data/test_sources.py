@@ -95,7 +95,7 @@ def test_a_split_without_classes_has_no_labels(tmp_path):
     splits = open_data(str(tmp_path))
     assert splits.train.labels is not None
     assert splits.test.labels is None
-    assert "the test images have no labels (no class folders, no label column), so a fifth" in splits.said
+    assert "the test images have no labels (no class folders, no label column), so accuracies" in splits.said
     assert splits.sentence in splits.said
 
 

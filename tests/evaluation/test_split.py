@@ -3,7 +3,7 @@ import pytest
 
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features
-from openjepa.evaluation.split import at_most, check_parts, set_aside, split
+from openjepa.evaluation.split import FOLDS, at_most, check_parts, folds, learned_at_once, set_aside, split
 
 LABELS = np.repeat([0, 1, 2, 3, -1], [100, 33, 2, 1, 10])
 
@@ -94,3 +94,21 @@ def test_one_class_that_can_be_learned_is_not_enough():
         set_aside(np.array([0, 0, 1, 2]), np.array([0]), str)
     with pytest.raises(InputError, match=r"1 of 3 test image\(s\) are of classes that can be judged"):
         set_aside(np.array([0, 0, 1, 1]), np.array([0, 2, 3]), str)
+
+
+@pytest.mark.parametrize("sizes", [[100, 33, 3, 7, 3, 3], [3, 3], [50, 51]])
+def test_folds_have_their_share_of_every_class_and_leave_two_of_each_to_learn_on(sizes):
+    labels = np.random.default_rng(0).permutation(np.repeat([*range(len(sizes)), -1], [*sizes, 10]))
+    dealt = folds(labels)
+    assert ((dealt == -1) == (labels == -1)).all()
+    whole = np.bincount(dealt[labels >= 0], minlength=FOLDS)
+    assert whole.max() - whole.min() <= 1
+    for label, size in enumerate(sizes):
+        own = np.bincount(dealt[labels == label], minlength=FOLDS)
+        assert own.max() - own.min() <= 1
+        assert size - own.max() >= 2
+    for fold in range(FOLDS):
+        outside = int((dealt[labels >= 0] != fold).sum())
+        assert 0 <= learned_at_once(sum(sizes), folded=True) - outside <= 1
+    assert np.array_equal(folds(labels), dealt)
+    assert not np.array_equal(folds(labels, seed=1), dealt) or len(labels) < 20

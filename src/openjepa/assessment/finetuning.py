@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen
-from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
+from openjepa.assessment.parts import Parts, chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.twin import random_twin
 from openjepa.data.base import Splits
 from openjepa.data.loader import BadRecord
@@ -55,7 +55,8 @@ def assess_finetuning(
     settings = settings or FineTuning()
     settings = replace(settings, flip=settings.flip or config.channels == 3)
     _refuse(splits, limit, test_limit)
-    parts, sentence = chosen_parts(splits, limit, test_limit, trained_on=trained_on)
+    # Once: a training in every fold would take five times as long.
+    parts = chosen_parts(splits, limit, test_limit, trained_on=trained_on)
     train, test, notes = _read(pretrained, parts, bad_images)
     weights = {TARGET: pretrained, SCRATCH: random_twin(pretrained)}
     backbones = {
@@ -95,7 +96,7 @@ def assess_finetuning(
         "classes": len(np.unique(test.labels)),
         "train_images": len(train.labels),
         "test_images": len(test.labels),
-        "split": sentence,
+        "split": parts.sentence,
         "notes": notes,
         "rows": rows,
         "differences": [row],
@@ -117,12 +118,10 @@ def _refuse(splits: Splits, limit: int, test_limit: int) -> None:
         raise InputError(f"fine-tuning needs 8 images or more to learn on and to test on, got {limit} and {test_limit}")
 
 
-def _read(
-    pretrained: Pretrained, parts: tuple[Chosen, Chosen], bad_images: float
-) -> tuple[Labelled, Labelled, list[str]]:
+def _read(pretrained: Pretrained, parts: Parts, bad_images: float) -> tuple[Labelled, Labelled, list[str]]:
     """The images to learn on and to test on, prepared, and notes on those that could not be read."""
     bad: list[BadRecord] = []
-    train, test = (_prepared(pretrained, part, bad) for part in parts)
+    train, test = (_prepared(pretrained, part, bad) for part in parts.each)
     classes, notes = left_to_judge(parts, (train.labels, test.labels), bad, bad_images)
     train, test = (of_classes(part, classes) for part in (train, test))
     # The checks are those of the probes; the images' mean colour stands in for features.

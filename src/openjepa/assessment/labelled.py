@@ -1,31 +1,27 @@
 """Judge an encoder on somebody's labelled images, always beside a random encoder of its shape and raw pixels."""
 
-import hashlib
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen, extract_kinds, unreadable
 from openjepa.assessment.outcomes import remembering
+from openjepa.assessment.parts import chosen_parts, digest_of, left_to_judge, of_classes
 from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
-from openjepa.data.loader import BadRecord
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
-from openjepa.evaluation.finetune import Labelled
+from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import at_most, check_parts, set_aside, split
-from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, run_suite
+from openjepa.evaluation.split import at_most, check_parts, learned_at_once, set_aside
+from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
-
-AnyPart = TypeVar("AnyPart", Features, Part, Labelled)
 
 
 def silent(doing: str, done: float, total: float) -> None:
@@ -48,7 +44,8 @@ def assess(
 
     Args:
         judged: an encoder of ours, or any encoder with its baselines (:func:`openjepa.assessment.encoders.open_panel`).
-        splits: the test part is the data's own, or a fifth of each class held out of the train part.
+        splits: the test part is the data's own; without one the images are dealt into five folds, in which each is
+            tested on once, or a fifth of each class is held out where they are more than may be tested on.
         entries: the evaluators (the quick ones).
         limit: at most so many images to learn on (two of every class all the same), and a quarter of it to test on;
             chosen by a fixed seed.
@@ -71,12 +68,13 @@ def assess(
     if train.labels is None or len(train.classes) < 2:
         found = _unlabelled(panel, train, limit, bad_images, cache, progress)
         return facts | found | {"seconds": time.perf_counter() - begin}
-    (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
+    parts = chosen_parts(splits, limit, folded=True, trained_on=trained_on)
     kinds, main = kinds_for(panel, entries), Kind(panel.subjects[0], LAST)
-    taken = [extract_kinds(panel, part, kinds, cache, progress) for part in (learn, held)]
-    labels = taken[0].parts[main].labels, taken[1].parts[main].labels
-    classes, lost = left_to_judge((learn, held), labels, [*taken[0].bad, *taken[1].bad], bad_images)
-    trained, tested = ({kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken)
+    taken = [extract_kinds(panel, part, kinds, cache, progress) for part in parts.each]
+    labels = taken[0].parts[main].labels, taken[-1].parts[main].labels
+    classes, lost = left_to_judge(parts, labels, [one for part in taken for one in part.bad], bad_images)
+    of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
+    trained, tested = of_all[0], of_all[-1]
     subjects, notes = by_subject(trained, tested)
     counts = np.bincount(tested[main].labels)
     commonest, judged_classes = float(counts.max() / counts.sum()), int((counts > 0).sum())
@@ -85,13 +83,14 @@ def assess(
             f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
             f"test images."
         )
-    found = run_suite(subjects, entries, progress, remembering(cache))
+    judged_by = remembering(cache)
+    found = run_suite(subjects, entries, progress, in_folds(judged_by) if parts.folded else judged_by)
     return facts | {
         "classes": judged_classes,
-        "images": digest_of(learn, held),
-        "train_images": len(trained[main]),
+        "images": digest_of(*parts.each),
+        "train_images": learned_at_once(len(trained[main]), folded=parts.folded),
         "test_images": len(tested[main]),
-        "split": sentence,
+        "split": parts.sentence,
         "pixels": list(panel.pixels),
         **found.record(),
         "notes": [*panel.notes, *lost, *notes],
@@ -108,7 +107,7 @@ def assess_given(
         InputError: too few images or classes, or ``splits`` has other images.
     """
     begin = time.perf_counter()
-    enough, seen, left_out = set_aside(given.train.labels, given.test.labels, "class {}".format)
+    enough, seen, left_out = set_aside(given.train.labels, given.test.labels, "class {}".format, folded=given.folded)
     rows = np.flatnonzero(enough), np.flatnonzero(seen)
     train, test = given.train.take(rows[0]), given.test.take(rows[1])
     check_parts(train, test)
@@ -125,12 +124,12 @@ def assess_given(
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
     if not able:
         raise InputError("none of the evaluators asked for can be run on precomputed features: they need the network")
-    found = run_suite(subjects, able, progress)
+    found = run_suite(subjects, able, progress, in_folds(judge) if given.folded else judge)
     return {
         "data": GIVEN if splits is None else splits.train.name,
         "classes": len(np.unique(test.labels)),
         "command": command,
-        "train_images": len(train),
+        "train_images": learned_at_once(len(train), folded=given.folded),
         "test_images": len(test),
         "split": " ".join(filter(None, (given.sentence, left_out))),
         "pixels": None if size is None else list(size),
@@ -138,87 +137,6 @@ def assess_given(
         "notes": notes,
         "seconds": time.perf_counter() - begin,
     }
-
-
-def chosen_parts(
-    splits: Splits, limit: int, test_limit: int | None = None, *, trained_on: str = ""
-) -> tuple[tuple[Chosen, Chosen], str]:
-    """The images to learn on and to test on, and how they were told apart.
-
-    Args:
-        limit: at most so many to learn on, or two of every class.
-        test_limit: at most so many to test on (a quarter of ``limit``).
-        trained_on: as :func:`assess` has it.
-
-    Raises:
-        InputError: fewer than two classes have two images to learn on.
-    """
-    train, test, sentence = splits.train, splits.test, splits.sentence
-    assert train.labels is not None
-    if test is not None and test.labels is not None:
-        learn, held = np.flatnonzero(train.labels >= 0), np.flatnonzero(test.labels >= 0)
-    else:
-        sentence = "A fifth of each class was held out to test on." if test is None else splits.said
-        if trained_on and trained_on == train.fingerprint:
-            sentence += " The encoder saw these images in training, without labels."
-        test, (learn, held) = train, split(train.labels)
-    assert test.labels is not None
-    test_limit = max(2, limit // 4) if test_limit is None else test_limit
-    enough, seen, left_out = set_aside(train.labels[learn], test.labels[held], lambda label: train.classes[label])
-    learn, held = learn[enough], held[seen]
-    return (
-        Chosen(source=train, indices=at_most(learn, limit, train.labels), name="train"),
-        Chosen(source=test, indices=at_most(held, test_limit), name="test"),
-    ), " ".join(filter(None, (sentence, left_out)))
-
-
-def left_to_judge(
-    parts: tuple[Chosen, Chosen],
-    labels: tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]],
-    bad: Sequence[BadRecord],
-    bad_images: float,
-) -> tuple[Int64[np.ndarray, "K"], list[str]]:
-    """The classes that can be judged on the images that could be read, and notes on what could not.
-
-    Args:
-        parts: the images asked for, to learn on and to test on.
-        labels: of those that could be read.
-        bad: the others.
-        bad_images: the share of them that is allowed.
-
-    Raises:
-        InputError: they are more, or fewer than two classes or test images are left.
-    """
-    learn, held = parts
-    notes = unreadable(bad, len(learn.indices) + len(held.indices), bad_images)
-    assert held.source.labels is not None
-    names = learn.source.classes
-    try:
-        enough, seen, _ = set_aside(*labels, lambda label: names[label])
-    except InputError as error:
-        # All that were asked for could be judged: it is for want of those that were left out.
-        said = " ".join(notes).rstrip(".")
-        raise InputError(f"{error}, or mend those that cannot be read: {said}") from error
-    asked, left = np.unique(held.source.labels[held.indices]), np.unique(labels[1][seen])
-    if len(lost := np.setdiff1d(asked, left)):
-        named = ", ".join(names[label] for label in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        notes.append(f"Not judged: {len(lost):,} of {len(asked):,} classes, of too few readable images ({named}).")
-    return np.unique(labels[0][enough]), notes
-
-
-def of_classes(part: AnyPart, classes: Int64[np.ndarray, "K"]) -> AnyPart:
-    """The part without the images of other classes; itself where there are none."""
-    within = np.isin(part.labels, classes)
-    return part if within.all() else part.take(np.flatnonzero(within))
-
-
-def digest_of(*parts: Chosen) -> str:
-    """Which images, with which labels: by their sets' identity, not by where they lie or how that is spelled."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.source.fingerprint.encode())
-        digest.update(np.stack([part.indices, part.labels(part.indices)]).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def kinds_for(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:

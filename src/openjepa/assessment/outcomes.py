@@ -66,7 +66,8 @@ def _read(path: Path) -> Found | None:
         os.utime(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    return Found(scores=words["scores"], dimensions=words["dimensions"], **arrays)
+    correct, grades = arrays["correct"], arrays["grades"]
+    return Found(scores=words["scores"], correct=correct, grades=grades, dimensions=words["dimensions"])
 
 
 def _write(path: Path, found: Found, note: Callable[[str], None]) -> None:

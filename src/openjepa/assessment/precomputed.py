@@ -6,18 +6,21 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from openjepa.assessment.parts import HELD_OUT, IN_FOLDS
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import ordered_batches
 from openjepa.data.survey import survey
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, pixel_size, raw_pixels
-from openjepa.evaluation.split import split
+from openjepa.evaluation.split import FOLDS, split
 from openjepa.evaluation.suite import PIXELS
 
 GIVEN = "given features"
 _WANTED = "a folder with train.npy, test.npy, train_labels.npy and test_labels.npy, or one .npy with its labels.npy"
 
+# As many as may be tested on where an encoder is judged by its images.
+_MOST_IN_FOLDS = 5000
 # Features are judged in float32: squares of larger ones, summed over the dimensions, overflow and leave only chance.
 _LARGEST = np.float64(1e15)
 
@@ -25,13 +28,15 @@ _LARGEST = np.float64(1e15)
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """Two parts of features, how they were told apart, the number of images in each file, and the rows of the one file
-    that they are, if it was one (those without a class are in neither part)."""
+    that they are, if it was one (those without a class are in neither part); ``folded``: both are all of it, in folds.
+    """
 
     train: Features
     test: Features
     sentence: str
     images: tuple[int, ...]
     rows: tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]] | None
+    folded: bool = False
 
 
 def is_precomputed(path: Path) -> bool:
@@ -40,7 +45,8 @@ def is_precomputed(path: Path) -> bool:
 
 
 def read_given(path: Path) -> Given:
-    """The features in a folder with a train and a test part, or in one file, of which a fifth is held out to test on.
+    """The features in a folder with a train and a test part, or in one file, in which each image is tested on in one of
+    five folds; of more than 5,000 a fifth is held out.
 
     Raises:
         InputError: a file is missing, is no array of the right shape, or labels and features do not match.
@@ -48,10 +54,17 @@ def read_given(path: Path) -> Given:
     if path.suffix == ".npy":
         whole = Features(*_pair(path, path.with_name("labels.npy")), GIVEN)
         labelled = np.flatnonzero(whole.labels >= 0)
-        train, test = (labelled[part] for part in split(whole.labels[labelled]))
-        sentence = "A fifth of each class was held out to test on."
-        parts = whole.take(train), whole.take(test)
-        return Given(train=parts[0], test=parts[1], sentence=sentence, images=(len(whole),), rows=(train, test))
+        folded = 2 * FOLDS <= len(labelled) <= _MOST_IN_FOLDS
+        train, test = (labelled, labelled) if folded else (labelled[part] for part in split(whole.labels[labelled]))
+        parts, sentence = (whole.take(train), whole.take(test)), IN_FOLDS if folded else HELD_OUT
+        return Given(
+            train=parts[0],
+            test=parts[1],
+            sentence=sentence,
+            images=(len(whole),),
+            rows=(train, test),
+            folded=folded,
+        )
     parts = [Features(*_pair(path / f"{part}.npy", path / f"{part}_labels.npy"), GIVEN) for part in ("train", "test")]
     images, sentence = tuple(map(len, parts)), "Train and test are the files' own."
     return Given(train=parts[0], test=parts[1], sentence=sentence, images=images, rows=None)

@@ -15,15 +15,17 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Altered, Extracted, Images, extract_kinds
-from openjepa.assessment.labelled import chosen_parts, left_to_judge, of_classes
 from openjepa.assessment.outcomes import remembering
+from openjepa.assessment.parts import chosen_parts, left_to_judge, of_classes
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch
 from openjepa.evaluation.features import Classifier, Features, Part
-from openjepa.evaluation.intervals import paired_difference, wilson
+from openjepa.evaluation.folds import WORTH, in_folds
+from openjepa.evaluation.intervals import equal_grades, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
+from openjepa.evaluation.split import learned_at_once
 from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
 
 
@@ -113,32 +115,35 @@ def assess_robustness(
         InputError: too many images cannot be read, or too few are left.
     """
     begin = time.perf_counter()
-    (learn, held), sentence = chosen_parts(splits, limit, trained_on=trained_on)
+    chosen = chosen_parts(splits, limit, folded=True, trained_on=trained_on)
     kinds = [kind for kind in panel.kinds if kind.view == LAST]
 
     def taken(images: Images) -> Extracted:
         return extract_kinds(panel, images, kinds, cache)
 
     note("features of spoilt images")
-    learned, clean = taken(learn), taken(held)
+    unspoilt = [taken(part) for part in chosen.each]
+    learned, clean = unspoilt[0], unspoilt[-1]
     own = panel.subjects[0]
     labels = _by_subject(learned)[own].labels, _by_subject(clean)[own].labels
-    classes, notes = left_to_judge((learn, held), labels, [*learned.bad, *clean.bad], bad_images)
-    parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, held)) for one in corruptions}
+    classes, notes = left_to_judge(chosen, labels, [one for part in unspoilt for one in part.bad], bad_images)
+    parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, chosen.held)) for one in corruptions}
     train = _by_subject(learned, classes)
     tests = {part: _by_subject(found, classes) for part, found in parts.items()}
     rows, differences = [], []
+    judged, worth = remembering(cache), 1.0
+    if chosen.folded:
+        judged, worth = in_folds(judged), WORTH
     for evaluator in (KNN(device=panel.device), LinearProbe(device=panel.device)):
         note(f"{evaluator.name} on spoilt images")
         right = {
-            name: correct_by_part(
-                evaluator, train[name], {part: found[name] for part, found in tests.items()}, remembering(cache)
-            )
+            name: correct_by_part(evaluator, train[name], {part: found[name] for part, found in tests.items()}, judged)
             for name in train
         }
         for part in tests:
             rows += [
-                _row(part, name, evaluator.name, parts[part], train[name].dimensions) for name, parts in right.items()
+                _row(part, name, evaluator.name, parts[part], train[name].dimensions, worth)
+                for name, parts in right.items()
             ]
         differences += [
             {
@@ -148,7 +153,7 @@ def assess_robustness(
                 "evaluator": evaluator.name,
                 "metric": "accuracy",
             }
-            | asdict(paired_difference(correct, right[against][part]))
+            | asdict(paired_difference(correct, right[against][part], worth))
             for against in BASELINES
             if against in right
             for part, correct in right[own].items()
@@ -156,9 +161,9 @@ def assess_robustness(
     return {
         "data": splits.train.name,
         "classes": len(np.unique(tests["clean"][own].labels)),
-        "train_images": len(train[own]),
+        "train_images": learned_at_once(len(train[own]), folded=chosen.folded),
         "test_images": len(tests["clean"][own]),
-        "split": sentence,
+        "split": chosen.sentence,
         "notes": notes,
         "rows": rows,
         "differences": differences,
@@ -191,8 +196,8 @@ def _task(part: str) -> str:
     return f"robustness: {part}"
 
 
-def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: int) -> dict[str, Any]:
-    low, high = wilson(int(correct.sum()), len(correct))
+def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: int, worth: float) -> dict[str, Any]:
+    low, high = equal_grades(float(correct.mean()), worth * len(correct))
     return {
         "task": _task(part),
         "features": name,

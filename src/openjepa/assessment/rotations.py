@@ -21,22 +21,23 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Altered, Chosen, Images, extract_kinds, unreadable
-from openjepa.assessment.labelled import by_subject, digest_of, kinds_for
+from openjepa.assessment.labelled import by_subject, kinds_for
 from openjepa.assessment.outcomes import remembering
+from openjepa.assessment.parts import IN_FOLDS, Parts, digest_of
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Evaluator, Part
+from openjepa.evaluation.folds import Dealt, in_folds
 from openjepa.evaluation.intervals import wilson_of_groups
-from openjepa.evaluation.split import at_most
+from openjepa.evaluation.split import FOLDS, at_most, learned_at_once
 from openjepa.evaluation.suite import LAST, Entry, Found, Judge, run_suite
 
 TASK = "rotation"
 # Of images to learn on, and of four times those to test on: each way of turning has some of both.
 _FEWEST = 32
-_HELD_OUT = 5  # one in so many is to test on, where the data bring no test part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,35 +135,43 @@ def assess_rotations(
         InputError: too few images, or too many that cannot be read.
     """
     begin = time.perf_counter()
-    (learn, held), sentence = _parts(splits, limit, trained_on)
-    counts = len(learn.indices), len(held.indices)
-    _refuse_few(*counts, limit)
+    parts = _parts(splits, limit, trained_on)
+    tested = len(parts.held.indices)
+    _refuse_few(learned_at_once(len(parts.learn.indices), folded=parts.folded), tested, limit)
     nearest = _nearest(entries) or _nearest(quick(panel.device))
     size = panel.preprocessing.size
-    turned = [Turned.for_size(learn, size), Turned.for_size(held, size, _tested(limit) // counts[1])]
+    turned = [Turned.for_size(parts.learn, size), Turned.for_size(parts.held, size, _tested(limit) // tested)]
     kinds = kinds_for(panel, nearest)
     note("features of turned images")
     taken = [extract_kinds(panel, part, kinds, cache) for part in turned]
     # An image that cannot be read is one, in however many ways it was asked for.
-    bad = {(place, one.sample // turned[0].ways): one for place, part in enumerate(taken) for one in part.bad}
-    notes = unreadable([*bad.values()], sum(counts), bad_images)
+    bad = {
+        (place % len(parts.each), one.sample // turned[0].ways): one
+        for place, part in enumerate(taken)
+        for one in part.bad
+    }
+    notes = unreadable([*bad.values()], sum(len(part.indices) for part in parts.each), bad_images)
     main, times = Kind(panel.subjects[0], LAST), turned[1].times
     labels = [part.parts[main].labels for part in taken]
-    _refuse_few(len(labels[0]), len(labels[1]) // times, limit, " that can be read")
+    learned = learned_at_once(len(labels[0]), folded=parts.folded)
+    tested = len(labels[1]) // times
+    _refuse_few(learned, tested, limit, " that can be read")
+    sentence = parts.sentence
     if times > 1:
         sentence += f" Each image to test on was turned in {times} ways."
     subjects, bounded = by_subject(taken[0].parts, taken[1].parts)
     note("which way up the turned images are")
-    record = run_suite(subjects, nearest, judged=_by_image(remembering(cache), times)).record()
+    judged = in_folds(remembering(cache), _dealt) if parts.folded else remembering(cache)
+    record = run_suite(subjects, nearest, judged=_by_image(judged, times)).record()
     chance = float(np.bincount(labels[1]).max() / len(labels[1]))
     return {
         "data": splits.train.name,
         "classes": turned[0].ways,
-        "train_images": len(labels[0]),
-        "test_images": len(labels[1]) // times,
+        "train_images": learned,
+        "test_images": tested,
         "times": times,
         "split": sentence,
-        "images": digest_of(learn, held),
+        "images": digest_of(*parts.each),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
         "rows": [row | {"task": TASK} for row in record["rows"]],
         "differences": [row | {"task": TASK} for row in record["differences"]],
@@ -176,22 +185,33 @@ def _nearest(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.key == "knn"]
 
 
-def _parts(splits: Splits, limit: int, trained_on: str) -> tuple[tuple[Chosen, Chosen], str]:
-    """The images to learn on and to test on, and how they were told apart."""
+def _parts(splits: Splits, limit: int, trained_on: str) -> Parts:
+    """The images to learn on and to test on."""
     train, test = splits.train, splits.test
+    folded = test is None and len(train) <= _tested(limit)
     if test is not None:
         learn, held, sentence = np.arange(len(train)), np.arange(len(test)), splits.sentence
     else:
         order = draws.permutation(len(train), "rotation split")
-        sentence = "A fifth of the images was held out to test on."
-        few = len(train) // _HELD_OUT
+        few = len(train) // FOLDS
+        sentence = IN_FOLDS if folded else "A fifth of the images was held out to test on."
         test, learn, held = train, np.sort(order[few:]), np.sort(order[:few])
+        if folded:
+            learn = held = np.arange(len(train))
         if trained_on and trained_on == train.fingerprint:
             sentence += " The encoder saw these images in training, upright."
-    return (
-        Chosen(source=train, indices=at_most(learn, limit), name="train"),
-        Chosen(source=test, indices=at_most(held, _tested(limit)), name="test"),
-    ), sentence
+    return Parts(
+        learn=Chosen(source=train, indices=at_most(learn, limit), name="train"),
+        held=Chosen(source=test, indices=at_most(held, _tested(limit)), name="test"),
+        sentence=sentence,
+        folded=folded,
+    )
+
+
+def _dealt(train: Part, test: Part) -> Dealt:
+    """The folds of images each of which the test part has once or several times, one after the other."""
+    folds = draws.permutation(len(train), "rotation folds") % FOLDS
+    return folds, np.repeat(folds, len(test) // len(train))
 
 
 def _refuse_few(learn: int, test: int, limit: int, which: str = "") -> None:
@@ -217,7 +237,7 @@ def _by_image(judged: Judge, times: int) -> Judge:
         answers = {name: right.reshape(-1, times) for name, right in found.correct.items()}
         scores = dict(found.scores)
         for name, right in answers.items():
-            scores[f"{name}_low"], scores[f"{name}_high"] = wilson_of_groups(right)
+            scores[f"{name}_low"], scores[f"{name}_high"] = wilson_of_groups(right, found.worth)
         return replace(found, scores=scores, correct=answers)
 
     return grouped

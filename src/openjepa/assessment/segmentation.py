@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, unreadable
+from openjepa.assessment.parts import IN_FOLDS
 from openjepa.assessment.patch_features import MaskedView, grid_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.loader import BadRecord
 from openjepa.data.masks import MaskedImages, open_masked
 from openjepa.errors import InputError
-from openjepa.evaluation.dense import Fitted, LinearSegmentation, PatchKNN, Segmenter, to_pixels
+from openjepa.evaluation.dense import Fitted, LinearSegmentation, Patches, PatchKNN, Segmenter, to_pixels
+from openjepa.evaluation.folds import WORTH
 from openjepa.evaluation.overlap import IGNORE, Overlap
+from openjepa.evaluation.split import FOLDS, learned_at_once
 from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM
 from openjepa.progress import progress
 
@@ -35,10 +38,30 @@ _FEWEST_TO_TEST = 10
 _PICTURED = 6
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedParts:
+    """Images with masks, which of them are tested on in each fold, and which are learned on for it; without folds
+    (there is one) they are two parts."""
+
+    data: MaskedImages
+    learn: tuple[Int64[np.ndarray, "_L"], ...]
+    test: tuple[Int64[np.ndarray, "_T"], ...]
+
+    @property
+    def folded(self) -> bool:
+        """Whether each image is tested on, by what was learned on those of the other folds."""
+        return len(self.test) > 1
+
+    @property
+    def learned(self) -> Int64[np.ndarray, "_L"]:
+        """All that are learned on."""
+        return np.unique(np.concatenate(self.learn))
+
+
 def open_parts(
     images: Path, masks: Path, *, limit: int = 20_000, seed: int = 0, bad_images: float = BAD_IMAGES
-) -> tuple[MaskedImages, Int64[np.ndarray, "L"], Int64[np.ndarray, "T"]]:
-    """Images with masks, and which of them :func:`assess_segmentation` learns on (L) and tests on (T).
+) -> MaskedParts:
+    """Images with masks, and which of them :func:`assess_segmentation` learns on and tests on.
 
     Raises:
         InputError: the folders don't hold images with masks, or too few that can be read.
@@ -47,12 +70,16 @@ def open_parts(
         data = open_masked(images, masks, advance)
     if len(data) < _FEWEST_IMAGES:
         raise InputError(f"{len(data)} images with masks are too few to judge by: at least {_FEWEST_IMAGES} are needed")
-    held = max(2, len(data) // 5)
-    order = draws.permutation(len(data), "segmentation split", seed)
-    learn, test = np.sort(order[held:][:limit]), np.sort(order[:held][: max(2, limit // 4)])
-    known = [BadRecord(one, *data.bad[one], -1) for one in (*learn.tolist(), *test.tolist()) if one in data.bad]
-    unreadable(known, len(learn) + len(test), bad_images)
-    return data, learn, test
+    order, test_limit = draws.permutation(len(data), "segmentation split", seed), max(2, limit // 4)
+    if len(data) <= test_limit:
+        test = tuple(np.sort(order[fold::FOLDS]) for fold in range(FOLDS))
+        learn = tuple(np.setdiff1d(order, held) for held in test)
+    else:
+        held = max(2, len(data) // 5)
+        learn, test = (np.sort(order[held:][:limit]),), (np.sort(order[:held][:test_limit]),)
+    asked = np.unique(np.concatenate([*learn, *test])).tolist()
+    unreadable([BadRecord(one, *data.bad[one], -1) for one in asked if one in data.bad], len(asked), bad_images)
+    return MaskedParts(data=data, learn=learn, test=test)
 
 
 def assess_segmentation(
@@ -68,7 +95,10 @@ def assess_segmentation(
     cache: FeatureCache | None = None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
-    """mIoU of each segmenter on a fifth of the images, as entries of ``evaluation.json`` with task "segmentation".
+    """mIoU of each segmenter, as entries of ``evaluation.json`` with task "segmentation".
+
+    The images are dealt into five folds, and each is tested on by what was learned on the others; where they are more
+    than may be tested on a fifth of them is held out.
 
     Args:
         images: a folder of images.
@@ -88,38 +118,44 @@ def assess_segmentation(
     begin = time.perf_counter()
     grid_of(panel)
     where = new_picture(pictures, "segmentation.png")
-    data, learn, test = open_parts(images, masks, limit=limit, seed=seed, bad_images=bad_images)
+    parts = open_parts(images, masks, limit=limit, seed=seed, bad_images=bad_images)
+    data = parts.data
     view = MaskedView(panel=panel, data=data, seed=seed, cache=cache)
-    own = next(iter(view.encoders))
-    note(f"features of the patches of {len(learn):,} images to learn on")
-    train = patches_to_learn(view, learn)
-    learned = len(learn) - len(view.bad)
-    fitted: dict[tuple[str, str], Fitted] = {}
-    for segmenter in segmenters:
-        note(segmenter.name)
-        fitted |= {(segmenter.name, name): segmenter.fit(train[name]) for name in view.encoders}
-    note(f"the {len(test):,} images to test on")
-    commonest = int(train[PIXELS].shares.sum(0).argmax())
-    overlaps, shown, constant = _test(view, test, fitted, commonest)
-    tested = len(overlaps[segmenters[0].name, own].union)
-    notes = unreadable(view.bad, len(learn) + len(test), bad_images)
-    if tested < _FEWEST_TO_TEST:
+    note(f"features of the patches of {len(parts.learned):,} images to learn on")
+    train = patches_to_learn(view, parts.learned)
+    learned = len(parts.learned) - len(view.bad)
+    tested = _Tested()
+    for number, (learn, test) in enumerate(zip(parts.learn, parts.test, strict=True), 1):
+        which = f", fold {number} of {len(parts.test)}" if parts.folded else ""
+        own = {name: _of(patches, learn) for name, patches in train.items()}
+        fitted: dict[tuple[str, str], Fitted] = {}
+        for segmenter in segmenters:
+            note(f"{segmenter.name}{which}")
+            fitted |= {(segmenter.name, name): segmenter.fit(own[name]) for name in view.encoders}
+        note(f"the {len(test):,} images to test on{which}")
+        _test(view, test, fitted, int(own[PIXELS].shares.sum(0).argmax()), tested)
+    overlaps, constant = tested.joined()
+    images_tested = len(constant.union)
+    bad = {one.sample: one for one in view.bad}  # met again where an image is tested on as well
+    notes = unreadable([*bad.values()], len(np.unique(np.concatenate([*parts.learn, *parts.test]))), bad_images)
+    if images_tested < _FEWEST_TO_TEST:
         notes.append(
-            f"with {tested} test image{'s' * (tested > 1)} the intervals of the mIoU mean little: they are to be had "
-            f"from {_FEWEST_TO_TEST} test images on, the fifth of {5 * _FEWEST_TO_TEST} images with masks."
+            f"with {images_tested} test image{'s' * (images_tested > 1)} the intervals of the mIoU mean little: they "
+            f"are to be had from {_FEWEST_TO_TEST} test images on."
         )
     if where is not None:
-        _picture(shown, segmenters[-1].name).save(where)
+        _picture(tested.shown, segmenters[-1].name).save(where)
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
+    told = IN_FOLDS if parts.folded else "A fifth of the images was held out to test on."
     return {
         "data": f"{images}{WITH_MASKS}{masks}",
         "classes": len(data.values),
-        "train_images": learned,
-        "test_images": tested,
-        "split": f"{data.sentence} A fifth of the images was held out to test on. Masks are judged at the encoder's "
+        "train_images": learned_at_once(learned, folded=parts.folded),
+        "test_images": images_tested,
+        "split": f"{data.sentence} {told} Masks are judged at the encoder's "
         f"input size, {_times(panel.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
         "notes": notes,
-        **_record(overlaps, fitted, widths, constant.miou()),
+        **_record(overlaps, tested.settings(), widths, constant.miou(), WORTH if parts.folded else 1),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,
     }
@@ -134,53 +170,88 @@ class _Shown:
     made: dict[tuple[str, str], UInt8[np.ndarray, "H W"]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Tested:
+    """What was found, batch by batch: overlaps of every segmenter (first name) on every kind of features and of naming
+    every pixel the commonest class, the first images to look at, and what the segmenters of each fold chose."""
+
+    overlaps: dict[tuple[str, str], list[Overlap]] = field(default_factory=dict)
+    constant: list[Overlap] = field(default_factory=list)
+    shown: list[_Shown] = field(default_factory=list)
+    chosen: dict[tuple[str, str], list[dict[str, float]]] = field(default_factory=dict)
+
+    def joined(self) -> tuple[dict[tuple[str, str], Overlap], Overlap]:
+        """The overlaps of all images; InputError where none can be judged."""
+        joined = {key: Overlap.joined(parts) for key, parts in self.overlaps.items() if parts}
+        if not joined or not all(overlap.union.any() for overlap in joined.values()):
+            raise InputError("no image to test on can be read and has a labelled pixel; give more images with masks")
+        return joined, Overlap.joined(self.constant)
+
+    def settings(self) -> dict[tuple[str, str], dict[str, float]]:
+        """The medians over the folds."""
+        return {
+            key: {name: float(np.median([one[name] for one in every])) for name in every[0]}
+            for key, every in self.chosen.items()
+        }
+
+
+def _of(patches: Patches, images: Int64[np.ndarray, "_L"]) -> Patches:
+    """The patches of some of the images."""
+    inside = torch.isin(patches.image, torch.from_numpy(images))
+    if not inside.any():
+        raise InputError("no pixel of the images to learn on is labelled: every mask holds 255 there")
+    return patches.take(inside)
+
+
 @torch.inference_mode()
 def _test(
-    view: MaskedView, chosen: np.ndarray, fitted: Mapping[tuple[str, str], Fitted], commonest: int
-) -> tuple[dict[tuple[str, str], Overlap], list[_Shown], Overlap]:
-    """The overlaps of every segmenter (first name) on every kind of features, the first images to look at, and the
-    overlap of naming every pixel the ``commonest`` class."""
-    classes, constant = len(view.data.values), list[Overlap]()
-    overlaps: dict[tuple[str, str], list[Overlap]] = {key: [] for key in fitted}
-    shown: list[_Shown] = []
+    view: MaskedView,
+    chosen: np.ndarray,
+    fitted: Mapping[tuple[str, str], Fitted],
+    commonest: int,
+    tested: _Tested,
+) -> None:
+    """Add what the segmenters make of the images that were ``chosen``, and that of naming every pixel the
+    ``commonest`` class."""
+    classes = len(view.data.values)
+    for key, segmenter in fitted.items():
+        tested.overlaps.setdefault(key, [])
+        tested.chosen.setdefault(key, []).append(segmenter.settings)
     preprocessing = view.panel.preprocessing
     for _, images, masks, features in view.encoded(chosen):
-        constant.append(Overlap.of(torch.full(masks.shape, commonest), masks, classes))
+        tested.constant.append(Overlap.of(torch.full(masks.shape, commonest), masks, classes))
         made = {}
         for key, segmenter in fitted.items():
             predicted = to_pixels(segmenter.score(features[key[1]]), view.grid, preprocessing.size)
-            overlaps[key].append(Overlap.of(predicted, masks, classes))
+            tested.overlaps[key].append(Overlap.of(predicted, masks, classes))
             made[key] = predicted.to(torch.uint8).numpy()
         pixels = preprocessing.pictures(images)
-        for number in range(min(len(images), _PICTURED - len(shown))):
+        for number in range(min(len(images), _PICTURED - len(tested.shown))):
             own = {key: predicted[number] for key, predicted in made.items()}
-            shown.append(_Shown(image=pixels[number], mask=masks[number].numpy(), made=own))
-    joined = {key: Overlap.joined(parts) for key, parts in overlaps.items() if parts}
-    if not joined or not all(overlap.union.any() for overlap in joined.values()):
-        raise InputError("no image to test on can be read and has a labelled pixel; give more images with masks")
-    return joined, shown, Overlap.joined(constant)
+            tested.shown.append(_Shown(image=pixels[number], mask=masks[number].numpy(), made=own))
 
 
 def _record(
     overlaps: Mapping[tuple[str, str], Overlap],
-    fitted: Mapping[tuple[str, str], Fitted],
+    settings: Mapping[tuple[str, str], dict[str, float]],
     widths: Mapping[str, int],
     constant: float,
+    worth: int | float,
 ) -> dict[str, Any]:
     """Rows, differences and a sentence for each segmenter, as the classification has them."""
     rows, differences, said = [], [], []
     for (segmenter, name), overlap in overlaps.items():
-        low, high = overlap.interval()
+        low, high = overlap.interval(worth)
         about = {"task": TASK, "features": name, "evaluator": segmenter, "metric": "mIoU"}
         measured = {"value": overlap.miou(), "low": low, "high": high}
-        rest = {"dimensions": widths[name], "settings": fitted[segmenter, name].settings}
+        rest = {"dimensions": widths[name], "settings": settings[segmenter, name]}
         iou = [None if np.isnan(value) else float(value) for value in overlap.iou()]
         rows.append(about | measured | rest | {"iou": iou})
         if name in BASELINES:
             continue
         parts = []
         for baseline in BASELINES:
-            found = overlap.difference(overlaps[segmenter, baseline])
+            found = overlap.difference(overlaps[segmenter, baseline], worth)
             row = {"task": TASK, "features": name, "against": baseline, "evaluator": segmenter, "metric": "mIoU"}
             differences.append(row | asdict(found))
             clear = "" if found.verdict != "unclear" else ", not clear"

@@ -32,7 +32,8 @@ def evaluate_verb(arguments: list[str]) -> int:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
                 need the extra export), a timm model directory (extra parity), or features that are computed already:
                 a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
-                number an image), or one .npy file with labels.npy beside it, of which a fifth is held out to test on.
+                number an image), or one .npy file with labels.npy beside it (tested on in five folds; of more than
+                5,000 images a fifth is).
             data: images, as for pretrain, labelled ones if there are any; for a run, nothing means its own. For .npy
                 features it may be left out, or be the images that they are of, in their order, for raw pixels to stand
                 beside them.
@@ -42,7 +43,8 @@ def evaluate_verb(arguments: list[str]) -> int:
                 many objects drawn scenes hold, how near, and where; judged by the evaluators named beside it, else by
                 the suite's) and finetune (all weights trained on some labels, beside the same from random weights).
             limit: at most this many images to learn on (two of every class all the same), and a quarter of it to
-                test on (.npy features: all are used).
+                test on (.npy features: all are used). Without a test part images that are no more than this quarter
+                are tested on in five folds, each by what was learned on the others; of more a fifth is held out.
             bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own
                 --training.bad-images, else 0.01).
             cache: where features (at most 4 GiB) and what evaluators found in them are kept for the next time, the

@@ -161,8 +161,8 @@ class Splits:
         if self.test is None or self.test.labels is not None or self.train.labels is None:
             return self.sentence
         return (
-            f"{self.sentence} But the test images have no labels ({self.test.unlabelled}), so a fifth of each class of "
-            "the train images is held out to test on."
+            f"{self.sentence} But the test images have no labels ({self.test.unlabelled}), so accuracies are measured "
+            "on the train images alone."
         )
 
 

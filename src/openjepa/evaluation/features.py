@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float16, Float32, Int, Int64, Shaped
 from torch import Tensor
 
 from openjepa.errors import InputError
-from openjepa.evaluation.intervals import crossed_mean, wilson
+from openjepa.evaluation.intervals import crossed_mean, equal_grades
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -122,11 +122,19 @@ class Outcome:
 
     def scores(self) -> dict[str, float]:
         """``accuracy`` (and ``also``) with 95% Wilson intervals, and settings, as :class:`Evaluator` returns them."""
-        found: dict[str, float] = {}
-        for name, right in {"accuracy": self.correct, **self.also}.items():
-            low, high = wilson(int(right.sum()), len(right))
-            found |= {name: float(right.mean()), f"{name}_low": low, f"{name}_high": high}
-        return found | self.settings
+        return shares_of({"accuracy": self.correct, **self.also}) | self.settings
+
+
+def shares_of(correct: Mapping[str, Bool[np.ndarray, "n"]], worth: int | float = 1) -> dict[str, float]:
+    """The share of right answers of every measure, with its 95% Wilson interval as M_low and M_high.
+
+    ``worth`` is that of an image in the intervals (:mod:`openjepa.evaluation.intervals`)."""
+    found: dict[str, float] = {}
+    for name, right in correct.items():
+        share = float(right.mean())
+        low, high = equal_grades(share, worth * len(right))
+        found |= {name: share, f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 @runtime_checkable
@@ -145,11 +153,11 @@ class Grades:
     measures: dict[str, Float[np.ndarray, "_R n"]]
     settings: dict[str, float] = field(default_factory=dict)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, worth: int | float = 1) -> dict[str, float]:
         """Each measure's mean with a 95% interval over draws and test images, and the settings used."""
         found: dict[str, float] = {}
         for name, grades in self.measures.items():
-            value, low, high = crossed_mean(grades)
+            value, low, high = crossed_mean(grades, worth)
             # Grades are shares: an interval of a mean near an end must not leave [0, 1].
             found |= {name: value, f"{name}_low": max(0.0, low), f"{name}_high": min(1.0, high)}
         return found | self.settings

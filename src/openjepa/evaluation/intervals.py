@@ -1,6 +1,8 @@
 """95% intervals of accuracies and other means, and of the difference of two on the same test images.
 
 They cover the choice of test images, not of the training seed: another training run can differ by more.
+``worth`` is how many images, none of which depends on another, an image counts for: less than one where they do
+(:data:`openjepa.evaluation.folds.WORTH`).
 """
 
 import math
@@ -25,7 +27,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return equal_grades(hits / total, total)
 
 
-def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
+def wilson_of_groups(right: Bool[np.ndarray, "n K"], worth: int | float = 1) -> tuple[float, float]:
     """The 95% interval of the share of right answers where each of n images was asked about K times.
 
     Wilson's, for as many answers as would have the images' spread if none depended on another (the effective sample
@@ -38,7 +40,7 @@ def wilson_of_groups(right: Bool[np.ndarray, "n K"]) -> tuple[float, float]:
         raise ValueError(f"a proportion needs an image and an answer at least, got {images} and {each}")
     own = right.mean(1)
     share = (float(own.sum()) + 1) / (images + 2)
-    return equal_grades(float(own.mean()), _independent(own, (0.0, 1.0), share * (1 - share), each))
+    return equal_grades(float(own.mean()), worth * _independent(own, (0.0, 1.0), share * (1 - share), each))
 
 
 def _independent(own: Float[np.ndarray, "n"], added: tuple[float, float], variance: float, each: int) -> float:
@@ -82,7 +84,9 @@ class Difference:
         return "below" if self.high < 0 else "unclear"
 
 
-def paired_difference(correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarray, "n *K"]) -> Difference:
+def paired_difference(
+    correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarray, "n *K"], worth: int | float = 1
+) -> Difference:
     """The difference of two accuracies measured on the same images, with its 95% interval.
 
     Adjusted Wald interval for paired proportions (Bonett and Price 2012): like McNemar's test it uses only the images
@@ -95,14 +99,14 @@ def paired_difference(correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarra
     wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
     images, each = len(correct), correct.size // len(correct)
     if each == 1:
-        return _paired(wins, losses, images)
+        return _paired(worth * wins, worth * losses, worth * images)
     apart = (correct.astype(np.float64) - against).reshape(images, each).mean(1)
     more, fewer = ((count / each + 1) / (images + 2) for count in (wins, losses))
-    answers = _independent(apart, (1.0, -1.0), more + fewer - (more - fewer) ** 2, each)
+    answers = worth * _independent(apart, (1.0, -1.0), more + fewer - (more - fewer) ** 2, each)
     return _paired(wins * answers / correct.size, losses * answers / correct.size, answers)
 
 
-def equal_differences(value: float, images: int) -> Difference:
+def equal_differences(value: float, images: int | float) -> Difference:
     """A difference of means in [0, 1] that all images have alike, with the interval of :func:`paired_difference` for
     as many wins (or losses) more as make it up (:func:`equal_grades` says why)."""
     return _paired(images * max(value, 0.0), images * max(-value, 0.0), images)
@@ -116,7 +120,7 @@ def _paired(wins: int | float, losses: int | float, total: int | float) -> Diffe
     return Difference(value=value, low=min(value, max(-1.0, centre - half)), high=max(value, min(1.0, centre + half)))
 
 
-def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]:
+def crossed_mean(grades: Float[np.ndarray, "R n"], worth: int | float = 1) -> tuple[float, float, float]:
     """The mean of a number in [0, 1] measured on n test images under each of R draws, with its 95% interval.
 
     Both the draws and the images are samples, crossed with each other: the variance of the mean is that of the draws'
@@ -124,12 +128,12 @@ def crossed_mean(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float]
     degrees of freedom of Satterthwaite (1946). With one draw only the images vary. Images that all have the same mean
     have at least the interval of :func:`equal_grades`. Raises ValueError for fewer than two images.
     """
-    value, low, high, alike = _crossed(grades)
-    least = equal_grades(value, grades.shape[1]) if alike else (low, high)
+    value, low, high, alike = _crossed(grades, worth)
+    least = equal_grades(value, worth * grades.shape[1]) if alike else (low, high)
     return value, min(low, least[0]), max(high, least[1])
 
 
-def _crossed(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float, bool]:
+def _crossed(grades: Float[np.ndarray, "R n"], worth: int | float) -> tuple[float, float, float, bool]:
     """:func:`crossed_mean` by the grades' own spread, and whether all images have the same mean."""
     draws, images = grades.shape
     if images < 2 or draws < 1:
@@ -137,7 +141,7 @@ def _crossed(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float, boo
     from scipy.stats import t
 
     value = float(grades.mean())
-    by_image = float(grades.mean(0).var(ddof=1)) / images
+    by_image = float(grades.mean(0).var(ddof=1)) / (worth * images)
     alike = by_image <= NO_SPREAD
     if draws == 1:
         half = float(t.ppf(0.975, images - 1)) * math.sqrt(by_image)
@@ -152,11 +156,13 @@ def _crossed(grades: Float[np.ndarray, "R n"]) -> tuple[float, float, float, boo
     return value, value - half, value + half, alike
 
 
-def graded_difference(grades: Float[np.ndarray, "R n"], against: Float[np.ndarray, "R n"]) -> Difference:
+def graded_difference(
+    grades: Float[np.ndarray, "R n"], against: Float[np.ndarray, "R n"], worth: int | float = 1
+) -> Difference:
     """The difference of two means on the same images and draws, with its 95% interval (:func:`crossed_mean`); where all
     images have the same, it has at least that of :func:`equal_differences`."""
-    value, low, high, alike = _crossed(grades - against)
+    value, low, high, alike = _crossed(grades - against, worth)
     if alike:
-        least = equal_differences(value, grades.shape[1])
+        least = equal_differences(value, worth * grades.shape[1])
         low, high = min(low, least.low), max(high, least.high)
     return Difference(value=value, low=low, high=high)

@@ -70,38 +70,41 @@ class Overlap:
         iou = np.where(seen, intersection / np.maximum(union, 1), 0)
         return iou.sum(1) / np.maximum(seen.sum(1), 1)
 
-    def interval(self) -> tuple[float, float]:
+    def interval(self, worth: int | float = 1) -> tuple[float, float]:
         """How far mIoU would move with another draw of test images, 95%; from 0 to 1 for one image.
 
         Images that are all alike, as where all is right, have at least the interval of a proportion of as many.
+        ``worth`` is what :mod:`openjepa.evaluation.intervals` says.
         """
         value, resampled = self.miou(), self.resampled()
-        low, high = _about(value, resampled, len(self.union))
+        low, high = _about(value, resampled, len(self.union), worth)
         if resampled.var() <= NO_SPREAD:
-            least = equal_grades(value, len(self.union))
+            least = equal_grades(value, worth * len(self.union))
             low, high = min(low, least[0]), max(high, least[1])
         return max(low, 0.0), min(high, 1.0)
 
-    def difference(self, against: "Overlap") -> Difference:
+    def difference(self, against: "Overlap", worth: int | float = 1) -> Difference:
         """How much larger mIoU is than another's on the same images, with the interval of the paired bootstrap."""
         if self.union.shape != against.union.shape:
             raise ValueError(
                 f"mIoU of {self.union.shape} and of {against.union.shape} images and classes can't be paired"
             )
         value, resampled = self.miou() - against.miou(), self.resampled() - against.resampled()
-        low, high = _about(value, resampled, len(self.union))
+        low, high = _about(value, resampled, len(self.union), worth)
         if resampled.var() <= NO_SPREAD:
-            least = equal_differences(value, len(self.union))
+            least = equal_differences(value, worth * len(self.union))
             low, high = min(low, least.low), max(high, least.high)
         return Difference(value=value, low=max(low, -1.0), high=min(high, 1.0))
 
 
-def _about(value: float, resampled: Float64[np.ndarray, "count"], images: int) -> tuple[float, float]:
+def _about(
+    value: float, resampled: Float64[np.ndarray, "count"], images: int, worth: int | float
+) -> tuple[float, float]:
     """The value's 95% interval by its resampled values."""
     if images < 2:
         return -math.inf, math.inf
     from scipy.stats import t
 
     # A draw with replacement varies by (n - 1) / n of what a fresh one does.
-    half = float(t.ppf(0.975, images - 1) * resampled.std() * math.sqrt(images / (images - 1)))
+    half = float(t.ppf(0.975, images - 1) * resampled.std() * math.sqrt(images / (images - 1) / worth))
     return value - half, value + half

@@ -20,7 +20,7 @@ class Retrieval:
 
     Relevant are the train images of its class; average precision is the mean precision at their ranks (Manning et al.
     2008, "Introduction to Information Retrieval", sec. 8.4; no trapezoids). Of equals the earlier image comes first.
-    ``precision at 10`` is the share of relevant ones among the first ten.
+    ``precision at 10`` is the share of relevant ones among the first ten (of all, where there are fewer).
     Nothing is trained or chosen.
     """
 
@@ -34,14 +34,13 @@ class Retrieval:
         labels = torch.from_numpy(train.labels).to(self.device)
         asked = F.normalize(torch.from_numpy(test.values).to(self.device), dim=1)
         wanted = torch.from_numpy(test.labels).to(self.device)
-        first = min(10, len(bank))
         average, early = [], []
         for rows in torch.arange(len(asked), device=self.device).split(max(1, self.at_once // len(bank))):
             order = (asked[rows] @ bank.T).argsort(dim=1, descending=True, stable=True)
             relevant = labels[order] == wanted[rows, None]
             average.append(average_precision(relevant))
-            early.append(relevant[:, :first].double().mean(1))
-        measures = {"mAP": torch.cat(average), f"precision at {first}": torch.cat(early)}
+            early.append(relevant[:, :10].double().mean(1))
+        measures = {"mAP": torch.cat(average), "precision at 10": torch.cat(early)}
         return Grades(
             measures={name: grades[None].cpu().numpy().astype(np.float64) for name, grades in measures.items()},
             settings={"gallery": float(len(train))},

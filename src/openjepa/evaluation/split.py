@@ -10,6 +10,8 @@ from openjepa.errors import InputError
 from openjepa.evaluation.features import Part
 
 TRAIN_IMAGES_PER_CLASS = 2
+# Each image is tested on in one of so many folds, by what was learned on the others.
+FOLDS = 5
 
 
 def split(
@@ -33,6 +35,28 @@ def split(
     return np.sort(np.concatenate([none, *train])), np.sort(np.concatenate([none, *test]))
 
 
+def folds(labels: Int[np.ndarray, "n"], seed: int = 0) -> Int64[np.ndarray, "n"]:
+    """The fold, 0 to :data:`FOLDS` - 1, in which each image is tested on; -1 for images without a class (-1).
+
+    Folds have the same number of images, and of every class, but for one. A class with three images or more has two
+    outside every fold. A function of the labels and the seed only.
+    """
+    found = np.full(len(labels), -1, np.int64)
+    dealt = 0
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        order = draws.permutation(len(members), "evaluation folds", seed, int(label))
+        # Where one class ends the next goes on: small classes do not all fall into the first folds.
+        found[members[order]] = (dealt + np.arange(len(members))) % FOLDS
+        dealt += len(members)
+    return found
+
+
+def learned_at_once(images: int, *, folded: bool) -> int:
+    """How many of so many images an evaluator learns on at a time: all, or (``folded``) those of all folds but one."""
+    return images - images // FOLDS if folded else images
+
+
 def at_most(
     indices: Int64[np.ndarray, "n"], limit: int, labels: Int[np.ndarray, "images"] | None = None
 ) -> Int64[np.ndarray, "at_most_n"]:
@@ -54,37 +78,46 @@ def at_most(
 
 
 def set_aside(
-    train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"], name: Callable[[int], str]
+    train: Int[np.ndarray, "train"],
+    test: Int[np.ndarray, "test"],
+    name: Callable[[int], str],
+    *,
+    folded: bool = False,
 ) -> tuple[Bool[np.ndarray, "train"], Bool[np.ndarray, "test"], str]:
     """Which images of both parts, by their labels, can be judged, and a sentence on the others (empty without any).
 
     A class with fewer than two train images is left out of both parts: nothing can be learned of it. Images without a
-    class (-1) stay. ``name`` gives a class' name.
+    class (-1) stay. ``name`` gives a class' name; ``folded`` says that both parts are the same images, in folds, of
+    which one more is tested on.
 
     Raises:
         InputError: fewer than two classes or test images are left.
     """
+    least, which = TRAIN_IMAGES_PER_CLASS + folded, "images" if folded else "train images"
     classes, counts = np.unique(train[train >= 0], return_counts=True)
-    enough = classes[counts >= TRAIN_IMAGES_PER_CLASS]
+    enough = classes[counts >= least]
     met = np.union1d(classes, test[test >= 0])
     if len(enough) < 2:
         raise InputError(
-            f"evaluation needs at least 2 classes of {TRAIN_IMAGES_PER_CLASS} train images or more, and of "
+            f"evaluation needs at least 2 classes of {least} {which} or more, and of "
             f"{len(met)} classes {len(enough)} {'has' if len(enough) == 1 else 'have'} so many; add images"
         )
     kept = (train < 0) | np.isin(train, enough), (test < 0) | np.isin(test, enough)
-    if kept[1].sum() < 2:
+    fewest = 2 * FOLDS if folded else 2
+    if kept[1].sum() < fewest:
         raise InputError(
-            f"{int(kept[1].sum())} of {len(test)} test image(s) are of classes that can be judged: at least 2 are "
-            f"needed; add images"
+            f"{int(kept[1].sum())} of {len(test)} test image(s) are of classes that can be judged: at least {fewest} "
+            f"are needed; add images"
         )
     scarce = np.setdiff1d(met, enough)
     if not len(scarce):
         return *kept, ""
     names = ", ".join(name(int(number)) for number in scarce[:3]) + (", ..." if len(scarce) > 3 else "")
+    learn, held = (f"{int((~part).sum()):,}" for part in kept)
+    left = learn if folded else f"{learn} train and {held} test"
     return *kept, (
-        f"Not judged: {len(scarce):,} of {len(met):,} classes, with fewer than {TRAIN_IMAGES_PER_CLASS} train "
-        f"images ({names}; {int((~kept[0]).sum()):,} train and {int((~kept[1]).sum()):,} test images in all)."
+        f"Not judged: {len(scarce):,} of {len(met):,} classes, with fewer than {least} {which} ({names}; {left} images "
+        f"in all)."
     )
 
 

@@ -122,17 +122,24 @@ def _measures(scores: Mapping[str, float]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One evaluator's result on one kind of features, with its answers or grades image by image where it has them."""
+    """One evaluator's result on one kind of features, with its answers or grades image by image where it has them, and
+    what an image is worth in an interval (:mod:`openjepa.evaluation.intervals`)."""
 
     scores: dict[str, float]
     correct: dict[str, Bool[np.ndarray, "n *_K"]]
     grades: dict[str, Float[np.ndarray, "_R n"]]
     dimensions: int
+    worth: int | float = 1
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What of the scores is no measure and no end of an interval."""
+        measures = _measures(self.scores)
+        known = {*measures, *(f"{name}_{side}" for name in measures for side in ("low", "high"))}
+        return {key: value for key, value in self.scores.items() if key not in known}
 
     def rows(self, features: str, evaluator: str) -> list[dict[str, Any]]:
-        measures = _measures(self.scores)
-        bounds = {f"{name}_{side}" for name in measures for side in ("low", "high")}
-        settings = {key: value for key, value in self.scores.items() if key not in measures and key not in bounds}
+        settings = self.settings
         return [
             {
                 "task": TASK,
@@ -145,12 +152,12 @@ class Found:
                 "dimensions": self.dimensions,
                 "settings": settings,
             }
-            for name in measures
+            for name in _measures(self.scores)
         ]
 
     def differences(self, other: "Found") -> dict[str, Difference]:
-        found = {name: paired_difference(right, other.correct[name]) for name, right in self.correct.items()}
-        return found | {name: graded_difference(own, other.grades[name]) for name, own in self.grades.items()}
+        found = {n: paired_difference(right, other.correct[n], self.worth) for n, right in self.correct.items()}
+        return found | {n: graded_difference(own, other.grades[n], self.worth) for n, own in self.grades.items()}
 
 
 def judge(evaluator: Evaluator, train: Part, test: Part) -> Found:
