@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shlex
 from dataclasses import replace
@@ -72,6 +73,18 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     assert (out / "mae-seed0" / "encoder" / "model.safetensors").stat().st_mtime_ns == weights
     again = json.loads((out / "compare.json").read_text())
     assert [run["rows"][0]["value"] for run in again["runs"]] == [run["rows"][0]["value"] for run in content["runs"]]
+    judged = out / "mae-seed0" / "judged.json"
+    older = json.loads(judged.read_text())
+    judged.write_text(json.dumps(older | {"images": "chosen by an older version"}))
+    os.utime(judged, ns=(0, 0))
+    capfd.readouterr()
+    assert call(*asked) == 2
+    assert "mae-seed0 was judged on other images than denoising-seed0" in " ".join(capfd.readouterr().err.split())
+    judged.unlink()
+    trained = (out / "mae-seed0" / "metrics.jsonl").read_bytes()
+    assert call(*asked) == 0
+    assert (out / "mae-seed0" / "metrics.jsonl").read_bytes() == trained
+    assert json.loads(judged.read_text())["images"] == older["images"]
     capfd.readouterr()
     assert call(*asked[:-1], "4") == 2
     assert "other settings (steps)" in capfd.readouterr().err

@@ -190,7 +190,24 @@ def gather(folder: Path, content: dict[str, Any], request: Request) -> dict[str,
         run = folder / f"{objective}-seed{seed}"
         if (run / "judged.json").is_file():
             runs.append(_outcome(run, objective, seed))
+    _check_same_images(folder, runs)
     return content | {"runs": runs, "summary": summarise(runs, request.objectives)}
+
+
+def _check_same_images(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Runs judged on other images than the last one have no mean with it: older versions chose them otherwise.
+
+    Raises:
+        InputError: there are some; it says what to do.
+    """
+    judged = {run["folder"]: (folder / run["folder"] / "judged.json").stat().st_mtime_ns for run in runs}
+    last = max(runs, key=lambda run: judged[run["folder"]], default=None)
+    if others := [run["folder"] for run in runs if last is not None and run["images"] != last["images"]]:
+        raise InputError(
+            f"in {folder} {', '.join(others)} {'was' if len(others) == 1 else 'were'} judged on other images than "
+            f"{last['folder'] if last else ''}, as an older version of openjepa chooses them: delete judged.json there "
+            "and give the same command again, which judges anew and trains nothing"
+        )
 
 
 def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
@@ -203,7 +220,7 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
         for row in rows
         if "rankme" in row
     ]
-    last = rows[-1]
+    last, judged = rows[-1], json.loads((run / "judged.json").read_text())
     return {
         "objective": objective,
         "seed": seed,
@@ -215,7 +232,8 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
         "peak_memory": last["peak_memory"],
         "joules": last.get("joules"),
         "curve": curve,
-        "rows": json.loads((run / "judged.json").read_text())["rows"],
+        "images": judged.get("images") or judged.get("tasks", {}).get("rotation", {}).get("images"),
+        "rows": judged["rows"],
     }
 
 

@@ -10,6 +10,7 @@ from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.evaluation.catalogue import choose
 from openjepa.pretrained import Pretrained
 
 SEEN = "saw these images in training"
@@ -84,3 +85,21 @@ def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out
     assert (found["train_images"], found["test_images"], found["classes"]) == (40, 10, 2)
     assert "Not judged: 1 of 3 classes, of too few readable images (c)." in found["notes"]
     assert "20 of 75 images could not be read (first: train, image 2: is damaged)." in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "begin", "tested"),
+    [
+        ([0] * 5 + [1] * 5, IN_FOLDS, 10),
+        ([0] * 6 + [1] * 4 + [2] * 2, IN_FOLDS, 10),
+        # Eight of ten images are of classes with two outside every fold: too few for folds, and judged all the same.
+        ([0] * 4 + [1] * 4 + [2] * 2, HELD_OUT, 2),
+        ([0] * 5 + [1] * 4, HELD_OUT, 2),
+    ],
+)
+def test_a_handful_is_judged_in_folds_or_else_by_a_fifth(labels, begin, tested):
+    found = assess(ours(), Splits(train=source(labels), test=None, sentence=""), entries=choose("full", ("lowshot",)))
+    assert found["split"].startswith(begin)
+    assert (found["test_images"], found["classes"]) == (tested, 2)
+    assert ("folds" in found) == (begin == IN_FOLDS)
+    assert ("Not judged: 1 of 3 classes" in found["split"]) == (2 in labels)

@@ -189,8 +189,8 @@ def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
     assert "scenes: count" in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
     for line in (
-        "- classes: data, 48 images to learn on, 60 to test on, 2 classes",
-        "- robustness: data, 48 images to learn on, 60 to test on, 2 classes",
+        "- classes: data, 48 images to learn on in each of 5 folds, 60 to test on in all, 2 classes",
+        "- robustness: data, 48 images to learn on in each of 5 folds, 60 to test on in all, 2 classes",
         "- scenes: scenes of 16 x 16 px, seed 0, 200 images to learn on, 200 to test on",
     ):
         assert card.count(line + "\n") == 1

@@ -86,6 +86,23 @@ def test_one_of_many_is_left_out_counted_and_named_also_from_the_cache(encoder, 
     assert read == ["labelled"], "the second time all features came from the cache"
 
 
+def test_one_that_cannot_be_read_does_not_make_a_handful_too_few(encoder, images, tmp_path, capsys):
+    for kind in "abc":
+        for number in range(4 if kind == "a" else 3, EACH):
+            (images / kind / f"{number:02}.png").unlink()
+    spoil(images, "a/01")
+    written = tmp_path / "found.json"
+    asked = ("--only", "knn", "lowshot", "retrieval", "robustness", "--bad-images", "0.2", "--json", written)
+    assert call("evaluate", encoder, images, *asked) == 0
+    found = json.loads(written.read_text())
+    assert (found["train_images"], found["test_images"], found["folds"]) == (8, 9, 5)
+    assert found["tasks"]["robustness"]["folds"] == 5
+    assert "8 images to learn on in each of 5 folds, 9 to test in all" in said(capsys)
+    (images / "b" / "01.png").write_bytes(b"")
+    assert call("evaluate", encoder, images, *asked) == 0, "of a class with two images left nothing is asked"
+    assert "Not judged: 1 of 3 classes, of too few readable images (b)." in said(capsys)
+
+
 def test_too_many_are_refused_unless_they_are_allowed(encoder, images, tmp_path, capsys):
     spoil(images, "a/01", "b/07")
     asked = ("evaluate", encoder, images, "--cache", tmp_path / "cache")
@@ -195,7 +212,10 @@ def test_of_a_run_the_report_says_it_and_its_own_share_is_allowed(images, tmp_pa
     assert f"{IN_FOLDS} {seen}" in text
     assert note in (run / "report.html").read_text()
     card = (run / "encoder" / "README.md").read_text()
-    assert f"- classes: {images.name}, 94 images to learn on, 117 to test on, 3 classes\n" in card
+    assert (
+        f"- classes: {images.name}, 94 images to learn on in each of 5 folds, 117 to test on in all, 3 classes\n"
+        in card
+    )
     assert "| classes | trained encoder | k-NN | accuracy |" in card
     assert call("evaluate", run, images, "--json", written) == 0  # the same, named
     assert seen in json.loads(written.read_text())["split"]

@@ -177,6 +177,30 @@ def test_images_that_only_a_draw_tells_apart_have_both_spreads():
     assert high > wilson(6, 12)[1]
 
 
-def test_one_image_has_no_interval():
-    with pytest.raises(ValueError, match="at least 2 images and 1 draw, got 1 and 5"):
-        crossed_mean(np.ones((5, 1)))
+def test_of_one_image_nothing_follows_and_of_none_there_is_no_mean():
+    value, low, high = crossed_mean(np.full((5, 1), 0.4))
+    assert (value, low, high) == (0.4, -np.inf, np.inf)
+    with pytest.raises(ValueError, match="at least 1 image and 1 draw, got 0 and 5"):
+        crossed_mean(np.ones((5, 0)))
+
+
+@pytest.mark.parametrize("images", [20, 300])
+@pytest.mark.parametrize("draws", [1, 5])
+def test_images_that_are_worth_less_have_wider_intervals_by_the_root_of_it(images, draws):
+    random = np.random.default_rng(images + draws)
+    own, other = (
+        random.random((draws, images)) < 0.5 + 0.2 * random.normal(size=(draws, 1)) + 0.1 * random.normal(size=images)
+        for _ in range(2)
+    )
+    for plain, worth in (
+        (crossed_mean(own * 1.0)[1:], crossed_mean(own * 1.0, 2 / 3)[1:]),
+        *(
+            ((one.low, one.high), (two.low, two.high))
+            for one, two in (
+                (graded_difference(own * 1.0, other * 1.0), graded_difference(own * 1.0, other * 1.0, 2 / 3)),
+                (paired_difference(own[0], other[0]), paired_difference(own[0], other[0], 2 / 3)),
+            )
+        ),
+        (wilson_of_groups(own.T), wilson_of_groups(own.T, 2 / 3)),
+    ):
+        assert (worth[1] - worth[0]) / (plain[1] - plain[0]) == pytest.approx(1.5**0.5, rel=0.06)

@@ -19,7 +19,7 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import at_most, check_parts, learned_at_once, set_aside
+from openjepa.evaluation.split import FOLDS, at_most, check_parts, learned_at_once, set_aside
 from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
 
@@ -56,7 +56,8 @@ def assess(
         progress: told what is being done, how much of it is done, and how much there is.
 
     Raises:
-        InputError: too few images, too many unreadable ones, or fewer than two classes with two images to learn on.
+        InputError: too few images, too many unreadable ones, or fewer than two classes with two images to learn on
+            (in folds: three images).
     """
     if limit < 8:
         raise InputError(f"--limit must be at least 8 images, got {limit}")
@@ -75,7 +76,7 @@ def assess(
     classes, lost = left_to_judge(parts, labels, [one for part in taken for one in part.bad], bad_images)
     of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
     trained, tested = of_all[0], of_all[-1]
-    subjects, notes = by_subject(trained, tested)
+    subjects, notes = by_subject(trained, tested, folded=parts.folded)
     counts = np.bincount(tested[main].labels)
     commonest, judged_classes = float(counts.max() / counts.sum()), int((counts > 0).sum())
     if commonest > 2 / judged_classes:
@@ -90,6 +91,7 @@ def assess(
         "images": digest_of(*parts.each),
         "train_images": learned_at_once(len(trained[main]), folded=parts.folded),
         "test_images": len(tested[main]),
+        **({"folds": FOLDS} if parts.folded else {}),
         "split": parts.sentence,
         "pixels": list(panel.pixels),
         **found.record(),
@@ -131,6 +133,7 @@ def assess_given(
         "command": command,
         "train_images": learned_at_once(len(train), folded=given.folded),
         "test_images": len(test),
+        **({"folds": FOLDS} if given.folded else {}),
         "split": " ".join(filter(None, (given.sentence, left_out))),
         "pixels": None if size is None else list(size),
         **found.record(),
@@ -146,17 +149,21 @@ def kinds_for(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:
 
 
 def by_subject(
-    trained: dict[Kind, Part], tested: dict[Kind, Part]
+    trained: dict[Kind, Part], tested: dict[Kind, Part], *, folded: bool = False
 ) -> tuple[dict[str, dict[str, tuple[Part, Part]]], list[str]]:
-    """The parts by subject and view; tokens of too few images to be judged are left out, which is said."""
+    """The parts by subject and view; tokens of too few images to be judged (in folds: ``folded``) are left out, which
+    is said."""
     subjects: dict[str, dict[str, tuple[Part, Part]]] = {}
     notes = []
     for kind, train in trained.items():
         test = tested[kind]
         if kind.view == TOKENS and len(train) < len(trained[Kind(kind.subject, LAST)]):
-            notes.append(f"Tokens of {kind.subject} are of {len(train):,} train images, to bound the memory.")
+            which = "images" if folded else "train images"
+            notes.append(f"Tokens of {kind.subject} are of {len(train):,} {which}, to bound the memory.")
             try:
                 check_parts(train, test)
+                if folded:
+                    set_aside(train.labels, test.labels, "class {}".format, folded=True)
             except InputError as error:
                 notes.append(f"They are not judged: {error}.")
                 continue

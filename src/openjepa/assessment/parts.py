@@ -14,7 +14,7 @@ from openjepa.data.loader import BadRecord
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.finetune import Labelled
-from openjepa.evaluation.split import FOLDS, at_most, set_aside, split
+from openjepa.evaluation.split import FOLDS, at_most, in_folds_at_most, set_aside, split
 
 HELD_OUT = "A fifth of each class was held out to test on."
 IN_FOLDS = f"Each image was tested on in one of {FOLDS} folds, by what was learned on the others."
@@ -48,15 +48,14 @@ def chosen_parts(
         trained_on: as :func:`assess` has it.
 
     Raises:
-        InputError: fewer than two classes have two images to learn on.
+        InputError: fewer than two classes have two images to learn on (in folds: three images).
     """
     train, test, sentence = splits.train, splits.test, splits.sentence
     assert train.labels is not None
     test_limit = max(2, limit // 4) if test_limit is None else test_limit
     labelled = np.flatnonzero(train.labels >= 0)
     own = test is not None and test.labels is not None
-    # Two images of a fold are the fewest that have an interval.
-    folded = folded and not own and 2 * FOLDS <= len(labelled) <= test_limit
+    folded = folded and not own and in_folds_at_most(train.labels, test_limit)
     if own:
         assert test is not None
         assert test.labels is not None

@@ -13,7 +13,7 @@ from openjepa.data.loader import ordered_batches
 from openjepa.data.survey import survey
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, pixel_size, raw_pixels
-from openjepa.evaluation.split import FOLDS, split
+from openjepa.evaluation.split import in_folds_at_most, split
 from openjepa.evaluation.suite import PIXELS
 
 GIVEN = "given features"
@@ -54,7 +54,7 @@ def read_given(path: Path) -> Given:
     if path.suffix == ".npy":
         whole = Features(*_pair(path, path.with_name("labels.npy")), GIVEN)
         labelled = np.flatnonzero(whole.labels >= 0)
-        folded = 2 * FOLDS <= len(labelled) <= _MOST_IN_FOLDS
+        folded = in_folds_at_most(whole.labels, _MOST_IN_FOLDS)
         train, test = (labelled, labelled) if folded else (labelled[part] for part in split(whole.labels[labelled]))
         parts, sentence = (whole.take(train), whole.take(test)), IN_FOLDS if folded else HELD_OUT
         return Given(
@@ -94,11 +94,10 @@ def pixels_of(given: Given, splits: Splits) -> tuple[tuple[Features, Features], 
     preprocessing = Preprocessing(
         size=size, channels=look.channels, mean=(0.0,) * look.channels, std=(1.0,) * look.channels
     )
-    found = [
-        _pixels(source, preprocessing, chosen, part.labels)
-        for source, chosen, part in zip(sources, rows, (given.train, given.test), strict=True)
-    ]
-    return (found[0], found[1]), size
+    learn = _pixels(sources[0], preprocessing, rows[0], given.train.labels)
+    if given.folded:
+        return (learn, learn), size
+    return (learn, _pixels(sources[1], preprocessing, rows[1], given.test.labels)), size
 
 
 def _pixels(

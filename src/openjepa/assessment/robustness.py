@@ -25,7 +25,7 @@ from openjepa.evaluation.folds import WORTH, in_folds
 from openjepa.evaluation.intervals import equal_grades, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.split import learned_at_once
+from openjepa.evaluation.split import FOLDS, learned_at_once
 from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
 
 
@@ -163,6 +163,7 @@ def assess_robustness(
         "classes": len(np.unique(tests["clean"][own].labels)),
         "train_images": learned_at_once(len(train[own]), folded=chosen.folded),
         "test_images": len(tests["clean"][own]),
+        **({"folds": FOLDS} if chosen.folded else {}),
         "split": chosen.sentence,
         "notes": notes,
         "rows": rows,

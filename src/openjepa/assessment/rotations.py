@@ -123,7 +123,8 @@ def assess_rotations(
     allow. The intervals are of the images then: it is their number that says how far an answer could move.
 
     Args:
-        splits: the test part is the data's own, or a fifth of the train part; labels play no part.
+        splits: the test part is the data's own; without one the images are dealt into five folds, in which each is
+            tested on once, or a fifth is held out where they are more than may be tested on. Labels play no part.
         limit: at most so many images to learn on, and a quarter of it to test on.
         bad_images: share of the images (0 to 1) that may be unreadable.
         trained_on: fingerprint of the images that the encoder was trained on, where it is known.
@@ -170,6 +171,7 @@ def assess_rotations(
         "train_images": learned,
         "test_images": tested,
         "times": times,
+        **({"folds": FOLDS} if parts.folded else {}),
         "split": sentence,
         "images": digest_of(*parts.each),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],

@@ -1,5 +1,6 @@
 """Judge an encoder's patches on somebody's masks, beside a random encoder of its shape and the patches' raw pixels."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -138,10 +139,11 @@ def assess_segmentation(
     images_tested = len(constant.union)
     bad = {one.sample: one for one in view.bad}  # met again where an image is tested on as well
     notes = unreadable([*bad.values()], len(np.unique(np.concatenate([*parts.learn, *parts.test]))), bad_images)
-    if images_tested < _FEWEST_TO_TEST:
+    worth = WORTH if parts.folded else 1
+    if worth * images_tested < _FEWEST_TO_TEST:
         notes.append(
             f"with {images_tested} test image{'s' * (images_tested > 1)} the intervals of the mIoU mean little: they "
-            f"are to be had from {_FEWEST_TO_TEST} test images on."
+            f"are to be had from {math.ceil(_FEWEST_TO_TEST / worth)} test images on."
         )
     if where is not None:
         _picture(tested.shown, segmenters[-1].name).save(where)
@@ -152,10 +154,11 @@ def assess_segmentation(
         "classes": len(data.values),
         "train_images": learned_at_once(learned, folded=parts.folded),
         "test_images": images_tested,
+        **({"folds": FOLDS} if parts.folded else {}),
         "split": f"{data.sentence} {told} Masks are judged at the encoder's "
         f"input size, {_times(panel.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
         "notes": notes,
-        **_record(overlaps, tested.settings(), widths, constant.miou(), WORTH if parts.folded else 1),
+        **_record(overlaps, tested.settings(), widths, constant.miou(), worth),
         "pictures": [str(where)] if where else [],
         "seconds": time.perf_counter() - begin,
     }
@@ -199,7 +202,7 @@ def _of(patches: Patches, images: Int64[np.ndarray, "_L"]) -> Patches:
     """The patches of some of the images."""
     inside = torch.isin(patches.image, torch.from_numpy(images))
     if not inside.any():
-        raise InputError("no pixel of the images to learn on is labelled: every mask holds 255 there")
+        raise InputError("of the images to learn on in one fold no pixel is labelled; give more images with masks")
     return patches.take(inside)
 
 

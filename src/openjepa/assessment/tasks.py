@@ -135,7 +135,7 @@ def judge(
         found["rows"] = [*found["rows"], *part["rows"]]
         found["differences"] = [*found.get("differences", []), *part["differences"]]
         notes += [f"{name}: {said}" for said in part.get("notes", ()) if said not in notes]
-        facts = ("data", "images", "classes", "train_images", "test_images", "times")
+        facts = ("data", "images", "classes", "train_images", "test_images", "folds", "times")
         facts += ("split", "chance", "summary", "pictures", "seconds")
         found.setdefault("tasks", {})[name] = {key: part[key] for key in facts if key in part} | {"command": command}
     if not found["rows"] and not asked and not entries:

@@ -136,7 +136,7 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
 def _with_data(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a record, each with the data that it was measured on, the numbers of images and of classes."""
     tasks = found.get("tasks", {}) | {"classes": found}
-    named = ("data", "train_images", "test_images", "classes")
+    named = ("data", "train_images", "test_images", "folds", "classes")
     rows = []
     for row in found["rows"]:
         facts = tasks.get(row["task"].split(":")[0], {})

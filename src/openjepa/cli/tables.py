@@ -77,7 +77,7 @@ def print_evaluation(found: dict[str, Any]) -> None:
         for name, measures in found["spectrum"].items():
             out.print(f"RankMe of {name}: {measures['rankme']:.1f}")
     if found["rows"]:
-        counts = f"{found['data']}: {learn:,} images to learn on, {test:,} to test" if test else None
+        counts = f"{found['data']}: {_counts(found)}" if test else None
         table = Table(title=counts)
         for heading in ("evaluator", "features", "measure", "value", "95% interval", "width"):
             # On a narrow terminal long names of evaluators break, and the numbers stay in one piece.
@@ -96,11 +96,16 @@ def print_evaluation(found: dict[str, Any]) -> None:
             out.print(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
-        counts = f"{facts['train_images']:,} images to learn on, {facts['test_images']:,} to test"
-        out.print(f"{name}: {facts['data']}, {counts}. {facts['split']}{chance} {facts['summary']}")
+        out.print(f"{name}: {facts['data']}, {_counts(facts)}. {facts['split']}{chance} {facts['summary']}")
     for sentence in (found["summary"], *found.get("notes", ())):
         if sentence:
             out.print(sentence)
+
+
+def _counts(facts: dict[str, Any]) -> str:
+    """How many images were learned on and tested on; in folds they are the same ones."""
+    learn, test = f"{facts['train_images']:,} images to learn on", f"{facts['test_images']:,} to test"
+    return f"{learn} in each of {facts['folds']} folds, {test} in all" if facts.get("folds") else f"{learn}, {test}"
 
 
 def _add_task(table: Any, found: list[dict[str, Any]]) -> None:

@@ -136,15 +136,17 @@ def crossed_mean(grades: Float[np.ndarray, "R n"], worth: int | float = 1) -> tu
 def _crossed(grades: Float[np.ndarray, "R n"], worth: int | float) -> tuple[float, float, float, bool]:
     """:func:`crossed_mean` by the grades' own spread, and whether all images have the same mean."""
     draws, images = grades.shape
-    if images < 2 or draws < 1:
-        raise ValueError(f"an interval of a mean needs at least 2 images and 1 draw, got {images} and {draws}")
+    if images < 1 or draws < 1:
+        raise ValueError(f"an interval of a mean needs at least 1 image and 1 draw, got {images} and {draws}")
     from scipy.stats import t
 
     value = float(grades.mean())
-    by_image = float(grades.mean(0).var(ddof=1)) / (worth * images)
+    if images == 1:
+        return value, -math.inf, math.inf, False
+    by_image = float(grades.mean(0).var(ddof=1)) / images
     alike = by_image <= NO_SPREAD
     if draws == 1:
-        half = float(t.ppf(0.975, images - 1)) * math.sqrt(by_image)
+        half = float(t.ppf(0.975, images - 1)) * math.sqrt(by_image / worth)
         return value, value - half, value + half, alike
     by_draw = float(grades.mean(1).var(ddof=1)) / draws
     rest = grades - grades.mean(0) - grades.mean(1, keepdims=True) + value
@@ -152,7 +154,7 @@ def _crossed(grades: Float[np.ndarray, "R n"], worth: int | float) -> tuple[floa
     variance = max(by_draw + by_image - both, by_draw, by_image)
     weight = by_draw**2 / (draws - 1) + by_image**2 / (images - 1)
     freedom = variance**2 / weight if weight else draws - 1
-    half = float(t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance)
+    half = float(t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance / worth)
     return value, value - half, value + half, alike
 
 

@@ -52,6 +52,14 @@ def folds(labels: Int[np.ndarray, "n"], seed: int = 0) -> Int64[np.ndarray, "n"]
     return found
 
 
+def in_folds_at_most(labels: Int[np.ndarray, "n"], most: int) -> bool:
+    """Whether images are to be tested on in folds: ``most`` labelled ones at the most, and two a fold at the least of
+    those whose class has two outside every fold."""
+    labels = labels[labels >= 0]
+    counts = np.bincount(np.unique(labels, return_inverse=True)[1]) if len(labels) else np.zeros(0, np.int64)
+    return counts[counts > TRAIN_IMAGES_PER_CLASS].sum() >= 2 * FOLDS and len(labels) <= most
+
+
 def learned_at_once(images: int, *, folded: bool) -> int:
     """How many of so many images an evaluator learns on at a time: all, or (``folded``) those of all folds but one."""
     return images - images // FOLDS if folded else images
@@ -103,7 +111,7 @@ def set_aside(
             f"{len(met)} classes {len(enough)} {'has' if len(enough) == 1 else 'have'} so many; add images"
         )
     kept = (train < 0) | np.isin(train, enough), (test < 0) | np.isin(test, enough)
-    fewest = 2 * FOLDS if folded else 2
+    fewest = FOLDS if folded else 2
     if kept[1].sum() < fewest:
         raise InputError(
             f"{int(kept[1].sum())} of {len(test)} test image(s) are of classes that can be judged: at least {fewest} "

@@ -11,8 +11,8 @@ def model_card(config: EncoderConfig, preprocessing: Mapping[str, Any], card: Ma
     """The text of a model card; ``obstacle`` says why transformers cannot hold this architecture, or is empty.
 
     ``card`` may hold ``name``, ``license``, ``summary`` (a paragraph), ``evaluation`` (rows as in evaluation.json, each
-    perhaps with the ``data``, ``train_images``, ``test_images`` and ``classes`` that it was measured on) and ``notes``
-    (sentences); anything else that is a plain value is listed as a fact.
+    perhaps with the ``data``, ``train_images``, ``test_images``, ``folds`` and ``classes`` that it was measured on) and
+    ``notes`` (sentences); anything else that is a plain value is listed as a fact.
     """
     title = str(card.get("name") or "I-JEPA encoder")
     parts = [
@@ -104,7 +104,10 @@ def _measured(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _data(row: Mapping[str, Any]) -> str:
     """On what a row was measured, in a line that is the same for all rows of a kind of task."""
-    counts = (("train_images", "images to learn on"), ("test_images", "to test on"), ("classes", "classes"))
+    folds = row.get("folds")
+    learn = f"images to learn on in each of {folds} folds" if folds else "images to learn on"
+    test = "to test on in all" if folds else "to test on"
+    counts = (("train_images", learn), ("test_images", test), ("classes", "classes"))
     told = [f"{row[name]:,} {of}" for name, of in counts if row.get(name)]
     return f"{_task(row).partition(':')[0]}: {', '.join([_cell(row['data']), *told])}"
 

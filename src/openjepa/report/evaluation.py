@@ -23,6 +23,9 @@ def evaluation_section(run: RunFolder) -> str:
     # One axis for all evaluators of a metric: their cards can be compared by eye.
     axes = {metric: _axis([score for score in shown if score.metric == metric], metric) for _, metric in groups}
     cards = "".join(_card(name, metric, rows, run, axes[metric]) for (name, metric), rows in groups.items())
+    # openjepa.evaluation.folds.WORTH says why.
+    shared = ", each of which counts for two thirds of one: folds share most of what they learned on"
+    shared = shared if is_number(_facts(run).get("folds")) else ""
     old = f"<p><b>{escape(outdated(run))}</b></p>" if run.outdated else ""
     return (
         '<h2 id="evaluation">How good are the features?</h2>'
@@ -31,8 +34,8 @@ def evaluation_section(run: RunFolder) -> str:
         "<b>Raw pixels</b> need no encoder.</p>"
         f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
-        "images. The words at the top go by the interval of the difference on the same images, which is narrower. "
-        "They do not cover another training run with another seed."
+        f"images{shared}. The words at the top go by the interval of the difference on the same images, which is "
+        "narrower. They do not cover another training run with another seed."
         f"{_setting(run)}</p>"
     )
 
@@ -69,7 +72,9 @@ def _about(run: RunFolder, task: str) -> str:
     facts = nested(run.evaluation, "tasks", task.split(":")[0])
     if not isinstance(facts, dict) or not is_number(facts.get("train_images")):
         return ""
-    counts = f"{count(facts['train_images'])} images to learn on, {count(facts['test_images'])} to test"
+    folds = f" in each of {count(facts['folds'])} folds" if is_number(facts.get("folds")) else ""
+    counts = f"{count(facts['train_images'])} images to learn on{folds}, {count(facts['test_images'])} to test"
+    counts += " in all" if folds else ""
     chance = nested(facts, "chance", task)
     told = f" Always the commonest: {percent(chance)}." if is_number(chance) else ""
     return f'<p class="quiet">{escape(facts.get("data", ""))}: {counts}.{told}</p>'
@@ -114,8 +119,11 @@ def _setting(run: RunFolder) -> str:
     parts = []
     if evaluation.get("data"):
         parts.append(f"Data: {escape(evaluation['data'])}")
-    fitted = "{} images to fit" if _turned(run) else "{} labelled images to fit"
-    for name, text in (("train_images", fitted), ("test_images", "{} to test")):
+    fitted, tested = "{} images to fit" if _turned(run) else "{} labelled images to fit", "{} to test"
+    folds: Any = evaluation.get("folds")
+    if is_number(folds):
+        fitted, tested = f"{fitted} in each of {count(folds)} folds", "{} to test in all"
+    for name, text in (("train_images", fitted), ("test_images", tested)):
         if is_number(evaluation.get(name)):
             parts.append(text.format(count(evaluation[name])))
     if ways:
