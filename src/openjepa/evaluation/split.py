@@ -57,7 +57,7 @@ def in_folds_at_most(labels: Int[np.ndarray, "n"], most: int) -> bool:
     those whose class has two outside every fold."""
     labels = labels[labels >= 0]
     counts = np.bincount(np.unique(labels, return_inverse=True)[1]) if len(labels) else np.zeros(0, np.int64)
-    return counts[counts > TRAIN_IMAGES_PER_CLASS].sum() >= 2 * FOLDS and len(labels) <= most
+    return int(counts[counts > TRAIN_IMAGES_PER_CLASS].sum()) >= 2 * FOLDS and len(labels) <= most
 
 
 def learned_at_once(images: int, *, folded: bool) -> int:
