@@ -839,7 +839,7 @@ def test_a_rare_class_is_set_aside_and_named(tmp_path, capsys):
     run = tmp_path / "run"
     assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 of 4 classes, with fewer than 2 train images (rare; 1 train and 1 test images" in said
+    assert "1 of 4 classes, with fewer than 3 images (rare; 2 images in all)" in said
     assert json.loads((run / "evaluation.json").read_text())["rows"]
 
 

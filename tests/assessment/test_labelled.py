@@ -98,7 +98,7 @@ def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out
     ],
 )
 def test_a_handful_is_judged_in_folds_or_else_by_a_fifth(labels, begin, tested):
-    found = assess(ours(), Splits(train=source(labels), test=None, sentence=""), entries=choose("full", ("lowshot",)))
+    found = assess(ours(), Splits(train=source(labels), test=None, sentence=""), entries=choose("full", ("retrieval",)))
     assert found["split"].startswith(begin)
     assert (found["test_images"], found["classes"]) == (tested, 2)
     assert ("folds" in found) == (begin == IN_FOLDS)

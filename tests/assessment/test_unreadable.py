@@ -92,7 +92,7 @@ def test_one_that_cannot_be_read_does_not_make_a_handful_too_few(encoder, images
             (images / kind / f"{number:02}.png").unlink()
     spoil(images, "a/01")
     written = tmp_path / "found.json"
-    asked = ("--only", "knn", "lowshot", "retrieval", "robustness", "--bad-images", "0.2", "--json", written)
+    asked = ("--only", "knn", "retrieval", "robustness", "--bad-images", "0.2", "--json", written)
     assert call("evaluate", encoder, images, *asked) == 0
     found = json.loads(written.read_text())
     assert (found["train_images"], found["test_images"], found["folds"]) == (8, 9, 5)
