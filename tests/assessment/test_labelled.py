@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from openjepa.assessment import assess
+from openjepa.assessment import assess, extraction
 from openjepa.assessment.parts import HELD_OUT, IN_FOLDS, chosen_parts
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
@@ -103,3 +103,15 @@ def test_a_handful_is_judged_in_folds_or_else_by_a_fifth(labels, begin, tested):
     assert (found["test_images"], found["classes"]) == (tested, 2)
     assert ("folds" in found) == (begin == IN_FOLDS)
     assert ("Not judged: 1 of 3 classes" in found["split"]) == (2 in labels)
+
+
+@pytest.mark.parametrize(("tokens_of", "judged"), [(30, True), (6, False)])
+def test_tokens_of_fewer_images_are_dealt_for_themselves(tokens_of, judged, monkeypatch):
+    monkeypatch.setattr(extraction, "TOKEN_BYTES", 2 * 16 * 24 * tokens_of)
+    splits = Splits(train=source([0, 1, 2] * 20), test=None, sentence="")
+    found = assess(ours(), splits, entries=choose("full", ("attentive", "knn")))
+    notes = " ".join(found["notes"])
+    assert f"Tokens of trained encoder are of {tokens_of} images, to bound the memory." in notes
+    assert ("They are not judged: " in notes) != judged
+    assert any(row["evaluator"] == "attentive probe" for row in found["rows"]) == judged
+    assert found["test_images"] == 60
