@@ -200,12 +200,13 @@ def _check_same_images(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     Raises:
         InputError: there are some; it says what to do.
     """
-    judged = {run["folder"]: (folder / run["folder"] / "judged.json").stat().st_mtime_ns for run in runs}
-    last = max(runs, key=lambda run: judged[run["folder"]], default=None)
-    if others := [run["folder"] for run in runs if last is not None and run["images"] != last["images"]]:
+    if not runs:
+        return
+    last = max(runs, key=lambda run: (folder / run["folder"] / "judged.json").stat().st_mtime_ns)
+    if others := [run["folder"] for run in runs if run["images"] != last["images"]]:
         raise InputError(
             f"in {folder} {', '.join(others)} {'was' if len(others) == 1 else 'were'} judged on other images than "
-            f"{last['folder'] if last else ''}, as an older version of openjepa chooses them: delete judged.json there "
+            f"{last['folder']}, as an older version of openjepa chooses them: delete judged.json there "
             "and give the same command again, which judges anew and trains nothing"
         )
 

@@ -109,6 +109,6 @@ def test_folds_have_their_share_of_every_class_and_leave_two_of_each_to_learn_on
         assert size - own.max() >= 2
     for fold in range(FOLDS):
         outside = int((dealt[labels >= 0] != fold).sum())
-        assert 0 <= learned_at_once(sum(sizes), folded=True) - outside <= 1
+        assert 0 <= learned_at_once(sum(sizes)) - outside <= 1
     assert np.array_equal(folds(labels), dealt)
     assert not np.array_equal(folds(labels, seed=1), dealt) or len(labels) < 20

@@ -11,7 +11,7 @@ from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen, extract_kinds, unreadable
 from openjepa.assessment.outcomes import remembering
-from openjepa.assessment.parts import chosen_parts, digest_of, left_to_judge, of_classes
+from openjepa.assessment.parts import chosen_parts, counted, digest_of, left_to_judge, of_classes
 from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
 from openjepa.errors import InputError
@@ -19,7 +19,7 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import FOLDS, at_most, check_parts, learned_at_once, set_aside
+from openjepa.evaluation.split import at_most, check_parts, set_aside
 from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
 
@@ -89,9 +89,7 @@ def assess(
     return facts | {
         "classes": judged_classes,
         "images": digest_of(*parts.each),
-        "train_images": learned_at_once(len(trained[main]), folded=parts.folded),
-        "test_images": len(tested[main]),
-        **({"folds": FOLDS} if parts.folded else {}),
+        **counted(len(trained[main]), len(tested[main]), folded=parts.folded),
         "split": parts.sentence,
         "pixels": list(panel.pixels),
         **found.record(),
@@ -131,9 +129,7 @@ def assess_given(
         "data": GIVEN if splits is None else splits.train.name,
         "classes": len(np.unique(test.labels)),
         "command": command,
-        "train_images": learned_at_once(len(train), folded=given.folded),
-        "test_images": len(test),
-        **({"folds": FOLDS} if given.folded else {}),
+        **counted(len(train), len(test), folded=given.folded),
         "split": " ".join(filter(None, (given.sentence, left_out))),
         "pixels": None if size is None else list(size),
         **found.record(),

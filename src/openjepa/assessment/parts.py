@@ -14,9 +14,10 @@ from openjepa.data.loader import BadRecord
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.finetune import Labelled
-from openjepa.evaluation.split import FOLDS, at_most, in_folds_at_most, set_aside, split
+from openjepa.evaluation.split import FOLDS, at_most, in_folds_at_most, learned_at_once, set_aside, split
 
 HELD_OUT = "A fifth of each class was held out to test on."
+FIFTH_OF_ALL = "A fifth of the images was held out to test on."
 IN_FOLDS = f"Each image was tested on in one of {FOLDS} folds, by what was learned on the others."
 AnyPart = TypeVar("AnyPart", Features, Part, Labelled)
 
@@ -54,13 +55,10 @@ def chosen_parts(
     assert train.labels is not None
     test_limit = max(2, limit // 4) if test_limit is None else test_limit
     labelled = np.flatnonzero(train.labels >= 0)
-    own = test is not None and test.labels is not None
-    folded = folded and not own and in_folds_at_most(train.labels, test_limit)
-    if own:
-        assert test is not None
-        assert test.labels is not None
-        learn, held = labelled, np.flatnonzero(test.labels >= 0)
+    if test is not None and test.labels is not None:
+        folded, learn, held = False, labelled, np.flatnonzero(test.labels >= 0)
     else:
+        folded = folded and in_folds_at_most(train.labels, test_limit)
         told = "" if test is None else f"{splits.said} "
         sentence = told + (IN_FOLDS if folded else HELD_OUT)
         if trained_on and trained_on == train.fingerprint:
@@ -111,6 +109,14 @@ def left_to_judge(
         named = ", ".join(names[label] for label in lost[:3]) + (", ..." if len(lost) > 3 else "")
         notes.append(f"Not judged: {len(lost):,} of {len(asked):,} classes, of too few readable images ({named}).")
     return np.unique(labels[0][enough]), notes
+
+
+def counted(learned: int, tested: int, *, folded: bool) -> dict[str, int]:
+    """What a record says of how many images were in the part to learn on and in that to test on; in folds all but one
+    fold of them are learned on at a time."""
+    if not folded:
+        return {"train_images": learned, "test_images": tested}
+    return {"train_images": learned_at_once(learned), "test_images": tested, "folds": FOLDS}
 
 
 def of_classes(part: AnyPart, classes: Int64[np.ndarray, "K"]) -> AnyPart:

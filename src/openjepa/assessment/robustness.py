@@ -16,7 +16,7 @@ from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Altered, Extracted, Images, extract_kinds
 from openjepa.assessment.outcomes import remembering
-from openjepa.assessment.parts import chosen_parts, left_to_judge, of_classes
+from openjepa.assessment.parts import chosen_parts, counted, left_to_judge, of_classes
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch
@@ -25,7 +25,6 @@ from openjepa.evaluation.folds import WORTH, in_folds
 from openjepa.evaluation.intervals import equal_grades, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
-from openjepa.evaluation.split import FOLDS, learned_at_once
 from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
 
 
@@ -161,9 +160,7 @@ def assess_robustness(
     return {
         "data": splits.train.name,
         "classes": len(np.unique(tests["clean"][own].labels)),
-        "train_images": learned_at_once(len(train[own]), folded=chosen.folded),
-        "test_images": len(tests["clean"][own]),
-        **({"folds": FOLDS} if chosen.folded else {}),
+        **counted(len(train[own]), len(tests["clean"][own]), folded=chosen.folded),
         "split": chosen.sentence,
         "notes": notes,
         "rows": rows,

@@ -23,7 +23,7 @@ from openjepa.assessment.encoders import Kind, Panel
 from openjepa.assessment.extraction import BAD_IMAGES, Altered, Chosen, Images, extract_kinds, unreadable
 from openjepa.assessment.labelled import by_subject, kinds_for
 from openjepa.assessment.outcomes import remembering
-from openjepa.assessment.parts import IN_FOLDS, Parts, digest_of
+from openjepa.assessment.parts import FIFTH_OF_ALL, IN_FOLDS, Parts, counted, digest_of
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch
@@ -32,7 +32,7 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.folds import Dealt, in_folds
 from openjepa.evaluation.intervals import wilson_of_groups
-from openjepa.evaluation.split import FOLDS, at_most, learned_at_once
+from openjepa.evaluation.split import FOLDS, at_most
 from openjepa.evaluation.suite import LAST, Entry, Found, Judge, run_suite
 
 TASK = "rotation"
@@ -138,7 +138,7 @@ def assess_rotations(
     begin = time.perf_counter()
     parts = _parts(splits, limit, trained_on)
     tested = len(parts.held.indices)
-    _refuse_few(learned_at_once(len(parts.learn.indices), folded=parts.folded), tested, limit)
+    _refuse_few(counted(len(parts.learn.indices), tested, folded=parts.folded), limit)
     nearest = _nearest(entries) or _nearest(quick(panel.device))
     size = panel.preprocessing.size
     turned = [Turned.for_size(parts.learn, size), Turned.for_size(parts.held, size, _tested(limit) // tested)]
@@ -154,9 +154,8 @@ def assess_rotations(
     notes = unreadable([*bad.values()], sum(len(part.indices) for part in parts.each), bad_images)
     main, times = Kind(panel.subjects[0], LAST), turned[1].times
     labels = [part.parts[main].labels for part in taken]
-    learned = learned_at_once(len(labels[0]), folded=parts.folded)
-    tested = len(labels[1]) // times
-    _refuse_few(learned, tested, limit, " that can be read")
+    counts = counted(len(labels[0]), len(labels[1]) // times, folded=parts.folded)
+    _refuse_few(counts, limit, " that can be read")
     sentence = parts.sentence
     if times > 1:
         sentence += f" Each image to test on was turned in {times} ways."
@@ -168,10 +167,8 @@ def assess_rotations(
     return {
         "data": splits.train.name,
         "classes": turned[0].ways,
-        "train_images": learned,
-        "test_images": tested,
+        **counts,
         "times": times,
-        **({"folds": FOLDS} if parts.folded else {}),
         "split": sentence,
         "images": digest_of(*parts.each),
         "notes": [*notes, *bounded, *_warned(record["rows"], chance)],
@@ -194,12 +191,12 @@ def _parts(splits: Splits, limit: int, trained_on: str) -> Parts:
     if test is not None:
         learn, held, sentence = np.arange(len(train)), np.arange(len(test)), splits.sentence
     else:
-        order = draws.permutation(len(train), "rotation split")
-        few = len(train) // FOLDS
-        sentence = IN_FOLDS if folded else "A fifth of the images was held out to test on."
-        test, learn, held = train, np.sort(order[few:]), np.sort(order[:few])
         if folded:
             learn = held = np.arange(len(train))
+        else:
+            order, few = draws.permutation(len(train), "rotation split"), len(train) // FOLDS
+            learn, held = np.sort(order[few:]), np.sort(order[:few])
+        test, sentence = train, IN_FOLDS if folded else FIFTH_OF_ALL
         if trained_on and trained_on == train.fingerprint:
             sentence += " The encoder saw these images in training, upright."
     return Parts(
@@ -216,7 +213,8 @@ def _dealt(train: Part, test: Part) -> Dealt:
     return folds, np.repeat(folds, len(test) // len(train))
 
 
-def _refuse_few(learn: int, test: int, limit: int, which: str = "") -> None:
+def _refuse_few(counts: dict[str, int], limit: int, which: str = "") -> None:
+    learn, test = counts["train_images"], counts["test_images"]
     if learn < _FEWEST or test < _FEWEST // 4:
         raise InputError(
             f"{learn} images{which} to learn on and {test} to test on are too few to ask which way up they are: it "

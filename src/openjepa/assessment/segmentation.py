@@ -16,16 +16,16 @@ from openjepa import draws
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES, unreadable
-from openjepa.assessment.parts import IN_FOLDS
+from openjepa.assessment.parts import FIFTH_OF_ALL, IN_FOLDS, counted
 from openjepa.assessment.patch_features import MaskedView, grid_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
 from openjepa.data.loader import BadRecord
 from openjepa.data.masks import MaskedImages, open_masked
 from openjepa.errors import InputError
 from openjepa.evaluation.dense import Fitted, LinearSegmentation, Patches, PatchKNN, Segmenter, to_pixels
-from openjepa.evaluation.folds import WORTH
+from openjepa.evaluation.folds import WORTH, medians
 from openjepa.evaluation.overlap import IGNORE, Overlap
-from openjepa.evaluation.split import FOLDS, learned_at_once
+from openjepa.evaluation.split import FOLDS
 from openjepa.evaluation.suite import BASELINES, PIXELS, RANDOM
 from openjepa.progress import progress
 
@@ -58,6 +58,11 @@ class MaskedParts:
         """All that are learned on."""
         return np.unique(np.concatenate(self.learn))
 
+    @property
+    def every(self) -> Int64[np.ndarray, "_n"]:
+        """All that are learned or tested on."""
+        return np.unique(np.concatenate([*self.learn, *self.test]))
+
 
 def open_parts(
     images: Path, masks: Path, *, limit: int = 20_000, seed: int = 0, bad_images: float = BAD_IMAGES
@@ -78,9 +83,10 @@ def open_parts(
     else:
         held = max(2, len(data) // 5)
         learn, test = (np.sort(order[held:][:limit]),), (np.sort(order[:held][:test_limit]),)
-    asked = np.unique(np.concatenate([*learn, *test])).tolist()
+    parts = MaskedParts(data=data, learn=learn, test=test)
+    asked = parts.every.tolist()
     unreadable([BadRecord(one, *data.bad[one], -1) for one in asked if one in data.bad], len(asked), bad_images)
-    return MaskedParts(data=data, learn=learn, test=test)
+    return parts
 
 
 def assess_segmentation(
@@ -138,7 +144,7 @@ def assess_segmentation(
     overlaps, constant = tested.joined()
     images_tested = len(constant.union)
     bad = {one.sample: one for one in view.bad}  # met again where an image is tested on as well
-    notes = unreadable([*bad.values()], len(np.unique(np.concatenate([*parts.learn, *parts.test]))), bad_images)
+    notes = unreadable([*bad.values()], len(parts.every), bad_images)
     worth = WORTH if parts.folded else 1
     if worth * images_tested < _FEWEST_TO_TEST:
         notes.append(
@@ -148,13 +154,11 @@ def assess_segmentation(
     if where is not None:
         _picture(tested.shown, segmenters[-1].name).save(where)
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
-    told = IN_FOLDS if parts.folded else "A fifth of the images was held out to test on."
+    told = IN_FOLDS if parts.folded else FIFTH_OF_ALL
     return {
         "data": f"{images}{WITH_MASKS}{masks}",
         "classes": len(data.values),
-        "train_images": learned_at_once(learned, folded=parts.folded),
-        "test_images": images_tested,
-        **({"folds": FOLDS} if parts.folded else {}),
+        **counted(learned, images_tested, folded=parts.folded),
         "split": f"{data.sentence} {told} Masks are judged at the encoder's "
         f"input size, {_times(panel.preprocessing.size)} px, from a grid of {_times(view.grid)} patches.",
         "notes": notes,
@@ -192,10 +196,7 @@ class _Tested:
 
     def settings(self) -> dict[tuple[str, str], dict[str, float]]:
         """The medians over the folds."""
-        return {
-            key: {name: float(np.median([one[name] for one in every])) for name in every[0]}
-            for key, every in self.chosen.items()
-        }
+        return {key: medians(every) for key, every in self.chosen.items()}
 
 
 def _of(patches: Patches, images: Int64[np.ndarray, "_L"]) -> Patches:

@@ -1,6 +1,6 @@
 """Few labelled images, each tested on once: by what was learned on the others of five folds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64
@@ -29,6 +29,11 @@ def by_class(train: Part, test: Part) -> Dealt:
     return dealt, np.tile(dealt, times)
 
 
+def medians(settings: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of every setting the median over the folds, each of which chose its own."""
+    return {name: float(np.median([one[name] for one in settings])) for name in settings[0]}
+
+
 def in_folds(judged: Judge, deal: Deal = by_class) -> Judge:
     """A judge of which every test image is asked of what an evaluator learned on the other folds alone.
 
@@ -50,7 +55,7 @@ def in_folds(judged: Judge, deal: Deal = by_class) -> Judge:
         back = np.argsort(np.argsort(held, kind="stable"))
         correct = {name: np.concatenate([one.correct[name] for one in found])[back] for name in found[0].correct}
         grades = {name: np.concatenate([one.grades[name] for one in found], 1)[:, back] for name in found[0].grades}
-        settings = {name: float(np.median([one.settings[name] for one in found])) for name in found[0].settings}
+        settings = medians([one.settings for one in found])
         scores = shares_of(correct, WORTH) | Grades(measures=grades).scores(WORTH) | settings
         return Found(scores=scores, correct=correct, grades=grades, dimensions=train.dimensions, worth=WORTH)
 

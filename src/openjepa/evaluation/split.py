@@ -55,14 +55,13 @@ def folds(labels: Int[np.ndarray, "n"], seed: int = 0) -> Int64[np.ndarray, "n"]
 def in_folds_at_most(labels: Int[np.ndarray, "n"], most: int) -> bool:
     """Whether images are to be tested on in folds: ``most`` labelled ones at the most, and two a fold at the least of
     those whose class has two outside every fold."""
-    labels = labels[labels >= 0]
-    counts = np.bincount(np.unique(labels, return_inverse=True)[1]) if len(labels) else np.zeros(0, np.int64)
-    return int(counts[counts > TRAIN_IMAGES_PER_CLASS].sum()) >= 2 * FOLDS and len(labels) <= most
+    counts = np.unique(labels[labels >= 0], return_counts=True)[1]
+    return int(counts[counts > TRAIN_IMAGES_PER_CLASS].sum()) >= 2 * FOLDS and int(counts.sum()) <= most
 
 
-def learned_at_once(images: int, *, folded: bool) -> int:
-    """How many of so many images an evaluator learns on at a time: all, or (``folded``) those of all folds but one."""
-    return images - images // FOLDS if folded else images
+def learned_at_once(images: int) -> int:
+    """How many of so many images in folds an evaluator learns on at a time: those of all folds but one."""
+    return images - images // FOLDS
 
 
 def at_most(
