@@ -158,9 +158,10 @@ def test_a_loss_that_rises_while_the_representation_improves_is_explained():
     assert "no trouble" in found.seen
     by_pixels = [{"loss": one["loss"], "pixel_r2": 0.5 + 0.05 * place} for place, one in enumerate(path)]
     (found,) = diagnose(log(*by_pixels), EXPERIMENT)
-    assert "(alpha-ReQ from 2.50 to 2.50, lower is better; RankMe from 10.0 to 10.0; pixel R2 from 0.55 to 0.65)" in (
-        found.seen
-    )
+    assert "got better (pixel R2 from 0.55 to 0.65): its" in found.seen, "what reads the same is left out"
+    level = [{"loss": one["loss"], "alpha_req": 2.0 - 0.001 * place} for place, one in enumerate(path)]
+    (found,) = diagnose(log(*level), EXPERIMENT)
+    assert "while the representation kept its level: its" in found.seen
     worse = [path[0], path[1], path[2] | {"alpha_req": 2.6}, path[3] | {"alpha_req": 2.7}]
     assert kinds(log(*worse)) == {}
 

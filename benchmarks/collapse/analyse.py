@@ -1,6 +1,7 @@
 """What the runs of ``run.py`` say of the watch: how early and how surely it tells a run that ends badly.
 
     python benchmarks/collapse/analyse.py STUDY.jsonl --out FOLDER
+    python benchmarks/collapse/analyse.py PAIR.jsonl --looks [--out FOLDER]    (each run by itself, look by look)
 
 A run is bad where its last encoder is below its own untrained one on the linear probe (and, separately, on k-NN) of
 labelled images that the watch does not have. Signs and thresholds are settled on one half of the runs (by a hash of
@@ -21,7 +22,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from openjepa import draws
-from openjepa.diagnosis.findings import diagnose
+from openjepa.diagnosis.findings import Finding, diagnose
 from openjepa.diagnosis.looks import UNTRAINED, score
 
 LABELLED = {prefix + name for prefix in ("", UNTRAINED) for name in ("knn", "probe")}
@@ -43,7 +44,7 @@ CLEAR = 0.02
 class Studied:
     """A finished run: looks 0 (untrained) to 10, the loss at each, and the probe and k-NN judged there."""
 
-    number: int
+    number: int | str
     looks: list[dict[str, float]]
     rows: list[dict[str, Any]]
     judged: dict[str, np.ndarray]
@@ -144,19 +145,20 @@ def separation(runs: Sequence[Studied], outcome: str) -> dict[str, Any]:
     return found
 
 
+def findings(run: Studied, *, labels: bool) -> list[list[Finding]]:
+    """What the watch shows at each tenth; with ``labels`` or without them."""
+    rows = [{k: v for k, v in row.items() if labels or k not in LABELLED} for row in run.rows]
+    steps = [row["step"] for row in rows if "rankme" in row]
+    return [diagnose([row for row in rows if row["step"] <= step]) for step in steps]
+
+
 def alarms(runs: Sequence[Studied], outcome: str, *, labels: bool) -> dict[str, Any]:
     """What a person would have been told: at each tenth, whether :func:`diagnose` sees trouble; with ``labels`` or
     without them."""
-    table = []
-    for run in runs:
-        rows = [{k: v for k, v in row.items() if labels or k not in LABELLED} for row in run.rows]
-        steps = [row["step"] for row in rows if "rankme" in row]
-        told = []
-        for step in steps:
-            found = diagnose([row for row in rows if row["step"] <= step])
-            told.append(any(one.severity == "trouble" for one in found))
-        table.append(told)
-    told, bad = np.array(table), np.array([run.bad(outcome) for run in runs])
+    told = np.array(
+        [[any(one.severity == "trouble" for one in found) for found in findings(run, labels=labels)] for run in runs]
+    )
+    bad = np.array([run.bad(outcome) for run in runs])
     first = [int(row.argmax()) + 1 if row.any() else None for row in told]
     caught = [at for at, is_bad in zip(first, bad, strict=True) if is_bad and at is not None]
     return {
@@ -222,6 +224,34 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def by_look(run: Studied) -> str:
+    """One run as a table: what was judged at each look, two of the watch's measures, and what the watch told."""
+    steps = [0, *(row["step"] + 1 for row in run.rows if "rankme" in row)]
+    told = [
+        [[], *findings(run, labels=labels)] for labels in (True, False)
+    ]  # before the first step there is nothing to tell
+    parts = [
+        f"\n{run.number}\n",
+        "| steps | k-NN | probe | RankMe | pixel R2 | loss | with labels | without |",
+        f"|{'---|' * 8}",
+    ]
+    losses = {row["step"] + 1: row["loss"] for row in run.rows}
+    for at, step in enumerate(steps):
+        kinds = [", ".join(f"{one.kind}: {one.severity}" for one in found[at]) for found in told]
+        look, judged = run.looks[at], run.judged
+        cells = [
+            f"{step:,}",
+            *(f"{100 * judged[name][at]:.1f}" for name in ("knn", "probe")),
+            f"{look['rankme']:.1f}",
+            f"{look['pixel_r2']:.2f}",
+            f"{losses[step]:.4f}" if step else "",
+            *kinds,
+        ]
+        parts.append(f"| {' | '.join(cells)} |")
+    sentences = {one.kind: one.sentence for found in told[0] for one in found}
+    return "\n".join([*parts, "", *sentences.values()])
+
+
 def picture(found: dict[str, Any], path: Path) -> None:
     """AUC over the run for every measure, an axis for each outcome."""
     from matplotlib import colormaps
@@ -265,17 +295,8 @@ def slim(study: Path, path: Path) -> None:
     path.write_text("".join(lines))
 
 
-def main() -> None:
-    """Parse, compute, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    if given.study.resolve() == (given.out / "runs.jsonl").resolve():
-        parser.error("--out would overwrite the study: name another folder")
-    runs, failed = read(given.study)
-    if not runs:
-        parser.error(f"{given.study} holds no finished run")
+def analyse(runs: Sequence[Studied], failed: int, out: Path) -> None:
+    """What all of the runs say, as JSON, tables and a picture."""
     reported = [run for run in runs if not run.fitting]
     outcomes = {}
     for outcome in ("probe", "knn"):
@@ -290,12 +311,34 @@ def main() -> None:
             "choices_all": choices(runs, outcome, signs),
         }
     found = {"runs": len(runs), "reported": len(reported), "failed": failed, "outcomes": outcomes}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
-    (given.out / "analysis.md").write_text(markdown(found))
-    picture(found, given.out / "analysis.png")
-    slim(given.study, given.out / "runs.jsonl")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "analysis.md").write_text(markdown(found))
+    picture(found, out / "analysis.png")
     print(markdown(found))
+
+
+def main() -> None:
+    """Parse, compute, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--looks", action="store_true", help="a table of each run instead of what all of them say")
+    given = parser.parse_args()
+    if given.out is None and not given.looks:
+        parser.error("--out is missing: name the folder of the analysis")
+    if given.out is not None and given.study.resolve() == (given.out / "runs.jsonl").resolve():
+        parser.error("--out would overwrite the study: name another folder")
+    runs, failed = read(given.study)
+    if not runs:
+        parser.error(f"{given.study} holds no finished run")
+    if given.looks:
+        print("\n".join(map(by_look, runs)))
+    else:
+        analyse(runs, failed, given.out)
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        slim(given.study, given.out / "runs.jsonl")
 
 
 if __name__ == "__main__":

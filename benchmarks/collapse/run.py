@@ -1,7 +1,8 @@
 """Many tiny runs, good and bad settings mixed, watched at every tenth beside real evaluations.
 
     python benchmarks/collapse/run.py --out FILE.jsonl [--first N] [--runs N] [--steps N]
-    python benchmarks/collapse/run.py --out FILE.jsonl --cifar FOLDER     (the known pair: 400 and 1,200 steps, hours)
+    python benchmarks/collapse/run.py --out FILE.jsonl --cifar FOLDER [--seeds N N] [--lengths 400 1200]
+        (the known pair, which sinks and climbs out; hours)
 
 Each run appends one line of JSON with its settings and, for the untrained encoder and every tenth of the run, what the
 watch saw (:class:`openjepa.watching.Watch`), what was logged, and k-NN and linear probe of the library's evaluators on
@@ -14,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,11 @@ def tiny(number: int, steps: int) -> Experiment:
     )  # fmt: skip
 
 
-def known(steps: int) -> Experiment:
+def known(steps: int, seed: int) -> Experiment:
     """The known pair on CIFAR-10: LayerNorm targets, EMA 0.996, 20 of 64 context tokens, batches of 256."""
     return Experiment(
         recipe="known collapse",
+        seed=seed,
         mean=(0.491, 0.482, 0.447),
         std=(0.247, 0.243, 0.262),
         encoder=EncoderConfig(signal=(32, 32), patch=(4, 4), channels=3, width=192, depth=6, heads=3),
@@ -205,9 +207,14 @@ def run(experiment: Experiment, splits: Splits, *, learn: int, test: int, turned
     return {"rows": rows, "looks": looks, "seconds": time.perf_counter() - begin, **spent}
 
 
+def finished(out: Path) -> set[int | str]:
+    """The runs that are in the file."""
+    return {json.loads(line)["run"] for line in out.read_text().splitlines()} if out.exists() else set()
+
+
 def study(out: Path, numbers: range, steps: int) -> None:
     """Every run of these numbers that is not in ``out`` yet."""
-    done = {json.loads(line)["run"] for line in out.read_text().splitlines()} if out.exists() else set()
+    done = finished(out)
     splits = open_data(None)
     for number in numbers:
         if number in done:
@@ -217,25 +224,31 @@ def study(out: Path, numbers: range, steps: int) -> None:
             found: dict[str, Any] = run(experiment, splits, learn=1200, test=1000, turned=True)
         except Exception as error:  # noqa: BLE001  a run that breaks down is a result of its settings too
             found = {"failed": f"{type(error).__name__}: {error}"}
-        line = {"run": number, "settings": settings(number), "steps": steps, **found}
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        ends = "" if "failed" in found else " ".join(
-            f"{name} {100 * found['looks'][0]['judged'][name]:.1f} -> {100 * found['looks'][-1]['judged'][name]:.1f}"
-            for name in ("knn", "probe")
-        ) + f" in {found['seconds']:.0f} s"  # fmt: skip
-        print(number, settings(number), ends or found["failed"], flush=True)
+        add(out, {"run": number, "settings": settings(number), "steps": steps, **found})
 
 
-def pair(out: Path, data: Path, steps: tuple[int, ...]) -> None:
+def pair(out: Path, data: Path, lengths: Sequence[int], seeds: Sequence[int]) -> None:
     """The known collapse, and the longer run of the same settings that climbs out."""
+    done = finished(out)
     splits = open_data(str(data))
-    for length in steps:
-        experiment = known(length)
-        found = run(experiment, splits, learn=10_000, test=5_000)
-        line = {"run": f"cifar-{length}", "settings": asdict(experiment.ijepa), "steps": length, **found}
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    for seed in seeds:
+        for length in lengths:
+            if (name := f"cifar-{length}-{seed}") in done:
+                continue
+            experiment = known(length, seed)
+            found = run(experiment, splits, learn=10_000, test=5_000)
+            add(out, {"run": name, "settings": asdict(experiment.ijepa), "steps": length, **found})
+
+
+def add(out: Path, line: dict[str, Any]) -> None:
+    """Append a run to the file, and print where it began and ended."""
+    with out.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    ends = "" if "failed" in line else " ".join(
+        f"{name} {100 * line['looks'][0]['judged'][name]:.1f} -> {100 * line['looks'][-1]['judged'][name]:.1f}"
+        for name in ("knn", "probe")
+    ) + f" in {line['seconds']:.0f} s"  # fmt: skip
+    print(line["run"], line["settings"], ends or line["failed"], flush=True)
 
 
 def main() -> None:
@@ -246,11 +259,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=72)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200], help="of the known pair, in steps")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the known pair")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.cifar is not None:
-        pair(given.out, given.cifar, tuple(given.lengths))
+        pair(given.out, given.cifar, given.lengths, given.seeds)
     else:
         study(given.out, range(given.first, given.first + given.runs), given.steps)
 

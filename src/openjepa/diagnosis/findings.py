@@ -89,7 +89,7 @@ def _trouble(symptom: Symptom, beside: Sequence[tuple[Row, Row]], experiment: Ma
 
 
 def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | None:
-    """A loss that rises while the representation gets better: its targets get richer, and so harder to predict."""
+    """A loss that rises while the representation gets no worse: its targets get richer, and so harder to predict."""
     losses = _between_looks(rows, seen)
     if len(losses) < LOOKS or not before:
         return None
@@ -97,18 +97,31 @@ def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | 
     then, now = score(seen[least], before), score(seen[-1], before)
     if then is None or now is None or losses[-1] < 1.15 * losses[least] or now <= max(then, 0):
         return None
-    pair = seen[least], seen[-1]
-    alpha = [number(look, "alpha_req") or NO_SPECTRUM for look in pair]
-    first, last = (number(look, "pixel_r2") for look in pair)
-    pixels = "" if first is None or last is None else f"; pixel R2 from {first:.2f} to {last:.2f}"
+    moved = _moved(seen[least], seen[-1])
     since = steps_done(seen[least])
     told = (
         f"The loss has risen from {losses[least]:.3g} to {losses[-1]:.3g} since step {since:,} while the "
-        f"representation got better (alpha-ReQ from {alpha[0]:.2f} to {alpha[1]:.2f}, lower is better; RankMe from "
-        f"{pair[0]['rankme']:.1f} to {pair[1]['rankme']:.1f}{pixels}): its targets "
+        f"representation {f'got better ({moved})' if moved else 'kept its level'}: its targets "
         f"come from the encoder itself, so richer features are harder to predict. This is no trouble."
     )
     return Finding(kind="rising", severity="explained", since=since, seen=told, change="")
+
+
+def _moved(then: Row, now: Row) -> str:
+    """The measures of :func:`score` that read differently at two looks."""
+    told = []
+    for name, measure, digits, note in (
+        ("alpha-ReQ", "alpha_req", 2, ", lower is better"),
+        ("RankMe", "rankme", 1, ""),
+        ("pixel R2", "pixel_r2", 2, ""),
+    ):
+        pair = [number(look, measure) for look in (then, now)]
+        if measure == "alpha_req":
+            pair = [NO_SPECTRUM if value is None else value for value in pair]
+        before, after = ("" if value is None else f"{value:.{digits}f}" for value in pair)
+        if before and after and before != after:
+            told.append(f"{name} from {before} to {after}{note}")
+    return "; ".join(told)
 
 
 def _between_looks(rows: Sequence[Row], seen: Sequence[Row]) -> list[float]:
