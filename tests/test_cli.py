@@ -217,7 +217,7 @@ def test_where_training_would_wait_for_large_images_the_plan_says_so(images, tmp
 
 def test_without_a_large_image_nothing_is_copied(images, tmp_path, capsys):
     assert call("pretrain", images, "--cache", "--steps", "2", *SMALL, "--out", tmp_path / "run") == 0
-    assert "no image is so large" in capsys.readouterr().out
+    assert "no copies are kept: no image of 8 bits" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["data"]["copies"] is None
 
 

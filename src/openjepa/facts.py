@@ -8,7 +8,7 @@ import torch
 
 from openjepa._version import __version__
 from openjepa.costing import BESIDES, Cost, drawn_masks, flops
-from openjepa.data.base import Source, Splits
+from openjepa.data.base import Source, Splits, telling
 from openjepa.data.copies import WORTHWHILE, Copies
 from openjepa.data.survey import Survey
 from openjepa.experiment import Experiment
@@ -43,7 +43,7 @@ def facts(
             "opened": opened,
             "images": len(source),
             "skipped": len(source.skipped),
-            "skipped_example": ": ".join(source.skipped[0]) if source.skipped else None,
+            "skipped_example": ": ".join(telling(source.skipped)) if source.skipped else None,
             "looked_at": seen.looked_at,
             "unreadable": len(seen.bad),
             "unreadable_example": str(seen.bad[0]) if seen.bad else None,
@@ -95,9 +95,11 @@ def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:
 
 
 def _copies_help(experiment: Experiment, source: Source, seen: Survey) -> bool:
-    """Whether the images are, in the mean, so large that copies are worth their place, and are not copies already."""
+    """Whether the images are, in the mean, so large that copies are worth their place, of a kind that copies are made
+    of, and not copies already."""
     least = experiment.augmentation.at_least(experiment.preprocessing.size)
-    return not isinstance(source, Copies) and math.prod(least) <= WORTHWHILE * seen.pixels
+    copied = seen.bits == 8 and seen.channels in (1, 3)
+    return copied and not isinstance(source, Copies) and math.prod(least) <= WORTHWHILE * seen.pixels
 
 
 def _shape(experiment: Experiment) -> str:

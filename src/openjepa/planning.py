@@ -157,20 +157,22 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
         saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
         return _begun(saved, wishes), f"taken from a saved experiment.json{_unlike(saved, seen)}"
     channels = wishes.channels or seen.channels
-    size = wishes.image_size or seen.median
+    size = wishes.image_size or seen.typical
     if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
         size = (256 * size[0] // min(size), 256 * size[1] // min(size))
     mean, std = statistics(splits.train, size, channels, seed=wishes.seed or 0)
     experiment, why = choose(
         wishes.recipe,
         method=wishes.objective or "ijepa",
-        size=seen.median,
+        size=seen.typical,
         mean=mean,
         std=std,
         images=len(splits.train),
         device=processes.device.type,
         wanted=wishes.image_size,
     )
+    if seen.typical != seen.median and wishes.image_size is None:
+        why += "; some lie and some stand, so a square"
     if processes.device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why

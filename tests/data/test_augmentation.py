@@ -54,6 +54,15 @@ def test_area_is_uniform_aspect_log_uniform_and_place_uniform(size):
     assert abs(np.corrcoef(tall * wide, log_ratio)[0, 1]) < 0.05
 
 
+def test_where_no_crop_fits_the_largest_of_fair_aspect_lies_anywhere():
+    """A standing picture in a lying input: as large as can be, and not always the same."""
+    top, left, tall, wide = boxes(6000, 4000, (100, 200), Augmentation(crop_scale=(0.8, 1.0)), 2000).T
+    assert set(wide.tolist()) == {4000}
+    assert set(tall.tolist()) == {2667}
+    assert set(left.tolist()) == {0}
+    assert uniform_distance(top / (6000 - 2667)) < 0.04
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 500), (500, 2), (28, 28), (37, 53)])
 def test_crops_lie_inside_any_image(height, width):
     for scale in ((0.3, 1.0), (1e-6, 1e-5), (1.0, 1.0)):
@@ -65,12 +74,14 @@ def test_crops_lie_inside_any_image(height, width):
         assert (left + wide).max() <= width
 
 
-def test_every_border_is_reached_and_the_fallback_is_central():
+def test_every_border_is_reached_and_the_fallback_is_of_fair_aspect():
     found = boxes(28, 28, (28, 28), Augmentation())
     assert found[:, 0].min() == found[:, 1].min() == 0
     assert (found[:, 0] + found[:, 2]).max() == (found[:, 1] + found[:, 3]).max() == 28
     # A crop of the whole area and a quarter to twice its aspect never fits into a line.
-    assert (boxes(10, 1000, (28, 28), Augmentation(crop_scale=(1.0, 1.0)), 5) == [0, 493, 10, 13]).all()
+    lines = boxes(10, 1000, (28, 28), Augmentation(crop_scale=(1.0, 1.0)), 400)
+    assert (lines[:, [0, 2, 3]] == [0, 10, 13]).all()
+    assert uniform_distance(lines[:, 1] / (1000 - 13)) < 0.08
 
 
 @pytest.mark.parametrize("size", [(28, 28), (20, 44), (64, 48)])

@@ -501,6 +501,9 @@ def test_arrays(tmp_path):
         (np.zeros((2, 3, 4, 5), np.uint8), "shape"),
         (np.zeros((0, 4), np.uint8), "shape"),
         (np.zeros((3, 32, 40), np.uint8), "channels first"),
+        (np.zeros((13, 64, 64), np.uint16), "channels first"),
+        (np.zeros((13, 16, 16), np.uint16), "channels first"),
+        (np.zeros((8, 100, 60), np.uint8), "channels first"),
         (np.array([[None, 1]], object), "objects"),
         (np.zeros((4, 4), np.complex64), "complex"),
         (np.full((4, 4), -3), "scale"),
@@ -510,6 +513,47 @@ def test_arrays_that_are_no_images(tmp_path, array, reason):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(BadImage, match=reason):
         decode(tmp_path / "x.npy", "x")
+
+
+@pytest.mark.parametrize("shape", [(9, 9, 200), (64, 64, 13), (64, 128, 200), (32, 40, 4), (3, 40, 4), (20, 30, 40)])
+def test_arrays_with_their_channels_last_are_images(tmp_path, shape):
+    np.save(tmp_path / "x.npy", np.zeros(shape, np.uint8))
+    assert read_header(tmp_path / "x.npy", "x")[:3] == shape
+
+
+def test_photos_with_more_pictures_behind_them_are_read_as_the_first(tmp_path):
+    """Cameras' MPO, whose first picture is a whole JPEG: as fast as one, and turned as its EXIF block says."""
+    random = np.random.default_rng(0)
+    rough = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((1600, 1200))
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        rough.save(tmp_path / "x.mpo", save_all=True, append_images=[rough.resize((160, 120))], exif=exif)
+        rough.save(tmp_path / "x.jpg", exif=exif)
+        with Image.open(tmp_path / "x.mpo") as image:
+            assert image.format == "MPO"
+        for at_least in (None, (100, 100)):
+            found, wanted = (decode(tmp_path / f"x.{suffix}", "x", at_least) for suffix in ("mpo", "jpg"))
+            assert np.array_equal(np.asarray(found), np.asarray(wanted))
+        assert np.asarray(found).shape[0] == (150 if orientation == 1 else 200)
+
+
+def test_heic_photos_are_read_upright_or_their_owner_is_told_how(tmp_path, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    rough = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pillow_heif.from_pillow(rough).save(tmp_path / "x.heic", exif=exif.tobytes(), quality=95)
+    Image.init()
+    monkeypatch.setattr(Image, "OPEN", {name: how for name, how in Image.OPEN.items() if name != "HEIF"})
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        with pytest.raises(BadImage, match=r"it is HEIC, for which pip install 'openjepa\[heif\]'; or convert"):
+            decode(tmp_path / "x.heic", "x")
+    assert read_header(tmp_path / "x.heic", "x") == (64, 48, 3, 8, "RGB")
+    found = np.asarray(decode(tmp_path / "x.heic", "x"), np.float32)
+    assert np.abs(found - np.asarray(rough.transpose(Image.Transpose.ROTATE_270), np.float32)).mean() < 12
 
 
 def test_truncated_array(tmp_path):

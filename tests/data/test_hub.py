@@ -43,6 +43,17 @@ def test_splits_labels_and_images():
     assert again.read(0).size == (5, 4)
 
 
+def test_of_several_to_test_on_the_first_with_labels_counts():
+    labelled, unlabelled = split([9, 8, 7], [0, 1, 1]), split([6, 5], [-1, -1])
+    bare = datasets.Dataset.from_dict({"photo": unlabelled["photo"]})
+    for test in (unlabelled, bare):
+        found = hub_splits("owner/name", {"train": split([1, 2], [0, 1]), "test": test, "validation": labelled})
+        assert found.test.labels.tolist() == [0, 1, 1]
+        assert "train and validation" in found.sentence
+    found = hub_splits("owner/name", {"train": split([1, 2], [0, 1]), "test": bare})
+    assert (len(found.test), found.test.labels) == (2, None)
+
+
 def test_a_single_split_and_no_images():
     found = hub_splits("owner/name", {"all": split([1, 2, 3, 4], [0, 0, 1, 1])})
     assert found.test is None

@@ -248,3 +248,15 @@ def test_damaged_rows_are_named(tmp_path):
     assert isinstance(source, ParquetSource)
     with pytest.raises(InputError, match=r"row group 0 of .*x\.parquet cannot be read"):
         source.read(0)
+
+
+@pytest.mark.parametrize("labels", [None, [-1, -1]])
+def test_of_several_to_test_on_the_first_with_labels_counts(tmp_path, labels):
+    write(tmp_path / "train.parquet", [1, 2, 3, 4], [0, 1, 0, 1])
+    write(tmp_path / "test.parquet", [5, 6], labels)
+    write(tmp_path / "validation.parquet", [7, 8, 9], [0, 1, 1])
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert values(splits.test) == [7, 8, 9]
+    assert splits.test.labels.tolist() == [0, 1, 1]
+    assert "files named train and validation; 1 other files are left out" in splits.sentence

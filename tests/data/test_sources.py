@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openjepa.data.base import telling
 from openjepa.data.sources import BadImage, FolderSource, in_full, open_data
 from openjepa.errors import InputError
 
@@ -114,6 +115,26 @@ def test_test_comes_before_val_and_val_is_not_trained_on(tmp_path):
     put(tmp_path, "train/1.png", "val/1.png", "test/1.png", "test/2.png")
     splits = open_data(str(tmp_path))
     assert (len(splits.train), len(splits.test)) == (1, 2)
+
+
+def test_a_val_with_classes_comes_before_a_test_without(tmp_path):
+    classed = [f"{part}/{name}/{number}.png" for part in ("train", "val") for name in "ab" for number in range(2)]
+    put(tmp_path, *classed, "test/1.png", "test/2.png")
+    splits = open_data(str(tmp_path))
+    assert splits.test is not None
+    assert splits.test.labels.tolist() == [0, 0, 1, 1]
+    assert "the folders train and val; 2 images outside" in splits.sentence
+
+
+def test_raw_files_are_named_before_what_is_no_image(tmp_path):
+    put(tmp_path, "photo.png")
+    for name in ("a.txt", "b.CR3"):
+        (tmp_path / name).write_bytes(b"bytes")
+    source = open_data(str(tmp_path)).train
+    assert telling(source.skipped) == ("b.CR3", "a camera's raw file, which is not read: convert it to JPEG or TIFF")
+    (tmp_path / "photo.png").unlink()
+    with pytest.raises(InputError, match=r"2 files were looked at, for example b\.CR3 \(a camera's raw file"):
+        open_data(str(tmp_path))
 
 
 @pytest.mark.parametrize(

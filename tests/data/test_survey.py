@@ -25,6 +25,16 @@ def test_sizes_modes_and_bad_headers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lying", "standing", "typical"),
+    [(10, 0, (40, 60)), (0, 10, (60, 40)), (9, 1, (40, 60)), (8, 2, (40, 40)), (5, 5, (40, 40)), (3, 7, (40, 40))],
+)
+def test_images_that_lie_and_stand_are_typically_square(tmp_path, lying, standing, typical):
+    for number in range(lying + standing):
+        Image.new("L", (60, 40) if number < lying else (40, 60)).save(tmp_path / f"{number}.png")
+    assert survey(open_data(str(tmp_path)).train).typical == typical
+
+
+@pytest.mark.parametrize(
     ("mode", "channels", "bits"),
     [("L", 1, 8), ("1", 1, 8), ("LA", 1, 8), ("P", 3, 8), ("RGB", 3, 8), ("RGBA", 3, 8), ("I;16", 1, 16)],
 )

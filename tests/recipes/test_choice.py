@@ -26,6 +26,9 @@ def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", image
         ((64, 64), 1, (64, 64), 8),
         ((480, 640), 3, (128, 128), 16),
         ((480, 1280), 3, (128, 336), 16),
+        ((64, 1600), 1, (64, 1024), 8),  # a part of the length: 1,024 tokens
+        ((4000, 128), 3, (2048, 128), 16),
+        ((1, 500), 1, (16, 256), 2),
     ],
 )
 def test_tokens_are_four_to_eight_on_the_short_side(size, channels, signal, patch):
@@ -65,6 +68,16 @@ def test_a_gpu_and_photos_get_the_standard_recipe():
     colour = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "images": 9000, "method": "ijepa", "device": "cuda"}
     why = choose("auto", size=(480, 640), wanted=(64, 64), **colour)[1]
     assert why.startswith("small images; ")
+
+
+def test_a_part_of_long_images_is_taken_unless_a_size_is_asked_for():
+    colour = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "images": 9000, "method": "ijepa"}
+    made, why = choose("auto", size=(128, 4000), device="cuda", **colour)
+    assert made.encoder.signal == (224, 73 * 16)
+    assert "a part of their length: whole they would be more than 1,024 tokens" in why
+    made, why = choose("auto", size=(64, 1600), wanted=(64, 1600), device="cpu", **colour)
+    assert made.encoder.signal == (64, 1600)
+    assert "a part" not in why
 
 
 def test_the_published_giant_has_the_mlp_of_a_vit_g():

@@ -90,7 +90,7 @@ def pixels_of(given: Given, splits: Splits) -> tuple[tuple[Features, Features], 
             "give the images that the features are of, or leave DATA out"
         )
     look = survey(train)
-    size = pixel_size(look.channels, *look.median)
+    size = pixel_size(look.channels, *look.typical)
     preprocessing = Preprocessing(
         size=size, channels=look.channels, mean=(0.0,) * look.channels, std=(1.0,) * look.channels
     )

@@ -207,7 +207,7 @@ def _copied(source: Any, experiment: Any, *, write: bool) -> Any:
     else:
         _announce(copies)
     if copies.complete and not copies.size:
-        print("no image is so large that a copy of it would help")
+        print("no copies are kept: no image of 8 bits in grey or colour is so large that one would help")
         return source
     return copies
 

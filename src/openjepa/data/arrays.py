@@ -45,7 +45,7 @@ def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     shape, _, dtype = reader(file)
     if len(shape) not in (2, 3) or 0 in shape:
         raise BadImage(reference, f"holds an array of shape {shape}; an image is (height, width, channels)")
-    if len(shape) == 3 and shape[0] <= 4 < min(shape[1:]):
+    if len(shape) == 3 and _channels_first(shape):
         raise BadImage(
             reference,
             f"holds an array of shape {shape}, channels first it seems; it should be (height, width, channels)",
@@ -56,6 +56,15 @@ def read_npy(file: File, reference: str) -> Shaped[np.ndarray, "H W C"]:
     file.seek(0)
     array = np.load(file, allow_pickle=False)
     return array if array.ndim == 3 else array[..., None]
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether the axes are (channels, height, width) by all appearance: few of the first, and many of the last where
+    channels would be; (9, 9, 200) is a small image with many channels."""
+    first, rows, columns = shape
+    if min(rows, columns) <= max(first, 4):
+        return False
+    return first <= 4 or rows == columns or (first <= 32 and 2 * first <= min(rows, columns))
 
 
 @contextmanager

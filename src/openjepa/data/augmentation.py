@@ -177,7 +177,7 @@ def augment_array(
 def crop_box(
     height: int, width: int, size: tuple[int, int], augmentation: Augmentation, u: list[float]
 ) -> tuple[int, int, int, int]:
-    """A random crop: the first of ten tries that fits into the image, else the largest central one of fair aspect."""
+    """A random crop: the first of ten tries that fits into the image, else the largest of fair aspect anywhere."""
     aspect = size[1] / size[0]
     low, high = augmentation.crop_scale
     narrow, wide = (math.log(ratio) for ratio in augmentation.crop_ratio)
@@ -186,9 +186,11 @@ def crop_box(
         ratio = aspect * math.exp(narrow + (wide - narrow) * u[2 * attempt + 1])
         crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            top = int(u[2 * _TRIES] * (height - crop_height + 1))
-            return top, int(u[2 * _TRIES + 1] * (width - crop_width + 1)), crop_height, crop_width
-    return _central_box(height, width, aspect, augmentation.crop_ratio)
+            break
+    else:
+        _, _, crop_height, crop_width = _central_box(height, width, aspect, augmentation.crop_ratio)
+    top = int(u[2 * _TRIES] * (height - crop_height + 1))
+    return top, int(u[2 * _TRIES + 1] * (width - crop_width + 1)), crop_height, crop_width
 
 
 def _central_box(height: int, width: int, aspect: float, ratio: tuple[float, float]) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -38,11 +38,19 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+NO_IMAGE = "not an image"
+
+
 class Skipped(NamedTuple):
     """A file that was found and not used; ``reference`` is its :func:`printable` name."""
 
     reference: str
     reason: str
+
+
+def telling(skipped: Sequence[Skipped]) -> Skipped:
+    """Of one or more, the file that says most: the first that is something else than no image at all, if any is."""
+    return next((one for one in skipped if one.reason != NO_IMAGE), skipped[0])
 
 
 class Header(NamedTuple):

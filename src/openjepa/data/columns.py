@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -135,6 +135,11 @@ def class_numbers(
     arrays = [np.array([-1 if v is None else number.get(v, -1) for v in column], np.int64) for column in columns]
     found = len(set(arrays[0].tolist()) - {-1})
     return (arrays, names) if found >= 2 else "has one class only" if found else "names no class"
+
+
+def names_a_class(labels: Iterable[int | float | str | None]) -> bool:
+    """Whether any of the values of a column of labels is one: no null, NaN or negative number."""
+    return any(value is not None and (isinstance(value, str) or value >= 0) for value in labels)
 
 
 def give_labels(

@@ -33,10 +33,12 @@ from openjepa.data.arrays import (
 )
 from openjepa.data.base import BadImage, Header, Picture
 
-_SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif"
+_SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif heic heif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"\x93NUMPY")
 _NPY = b"\x93NUMPY"
+# The brands of an ISO media file (bytes 8 to 12, behind "ftyp") that HEIC photos have.
+_HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
 # TIFF's numbers: what a sample means (PhotometricInterpretation), and what one beyond the colours is (ExtraSamples).
@@ -99,7 +101,7 @@ def decode(
                 return _by_tifffile(file, reference, white)
             refuse_bomb(*image.size, reference)
             orientation = _orientation(image)
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it, as many cameras write
                 if at_least is not None:
                     image.draft(None, at_least if orientation >= 5 else (at_least[1], at_least[0]))
                 if orientation == 1 and (pixels := _by_simplejpeg(file, image)) is not None:
@@ -296,12 +298,27 @@ def _pillow(file: File, head: bytes) -> Iterator[Image.Image | None]:
     try:
         image = Image.open(file)
     except UnidentifiedImageError:
-        if not tiff:
+        if tiff:
+            yield None
+            return
+        if head[4:8] != b"ftyp" or head[8:12] not in _HEIF:
             raise
-        yield None
-        return
+        image = _heif(file)
     with image:
         yield None if tiff and _needs_tifffile(image) else image
+
+
+def _heif(file: File) -> Image.Image:
+    """A HEIC photo, which Pillow opens with the help of pillow-heif, upright already."""
+    try:
+        import pillow_heif
+    except ImportError as error:  # not required
+        raise ValueError(
+            "it is HEIC, for which pip install 'openjepa[heif]'; or convert such photos to JPEG first"
+        ) from error
+    pillow_heif.register_heif_opener()
+    file.seek(0)
+    return Image.open(file)
 
 
 def _needs_tifffile(image: Image.Image) -> bool:

@@ -101,21 +101,24 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     """The images of a folder, with splits and labels from folder names where they make sense.
 
     A train and a test folder (or ``val``, ``valid``, ``validation``) are splits when both hold images; what lies
-    outside them is left out. Class labels need every image in a folder directly below the root or the split, at least
-    two such folders, and two images in each on average.
+    outside them is left out. Of several to test on, the first with class folders counts, else the first. Class labels
+    need every image in a folder directly below the root or the split, at least two such folders, and two images in
+    each on average.
     """
     images = found.images
     skipped = [Skipped(printable(path), "a Parquet file among more images") for path in found.parquet]
     skipped += found.skipped
     base = _common_folder(images)
-    splits, white = _split_folders(base, images), CommonWhite(root, images)
-    if not splits:
+    train_part, tests = _split_folders(base, images)
+    white = CommonWhite(root, images)
+    if train_part is None or not tests:
         runs = list(images.runs())
         class_of, why = _class_folders(base, runs)
         classes = merged_classes(class_of.values())
         train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped), why, white)
         return Splits(train=train, test=None, sentence="The data bring no test split: every image is used to train.")
-    (train_name, train_runs), (test_name, test_runs) = splits
+    test_part = next((part for part in tests if _class_folders(base + part[0] + os.sep, part[1])[0]), tests[0])
+    splits = (train_name, train_runs), (test_name, test_runs) = train_part, test_part
     used = {start for _, start, _ in train_runs + test_runs}
     outside = images.part([run for run in images.runs() if run[1] not in used])
     reason = f"outside the folders {train_name} and {test_name}"
@@ -136,11 +139,11 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     return Splits(train=train, test=test, sentence=sentence)
 
 
-def _split_folders(base: str, images: Files) -> list[tuple[str, list[Run]]]:
-    """The folder directly below ``base`` to train on and the one to test on, with their files; empty without both.
+def _split_folders(base: str, images: Files) -> tuple[tuple[str, list[Run]] | None, list[tuple[str, list[Run]]]]:
+    """The folder directly below ``base`` to train on, and those to test on, with their files.
 
-    Of several for a test split, the first in the order test, testing, val, valid, validation counts. Of several that
-    begin with the same word, the one called so counts, else the last in the alphabet (train2017 after train2014).
+    Those for a test split come in the order test, testing, val, valid, validation. Of several that begin with the same
+    word, the one called so counts, else the last in the alphabet (train2017 after train2014).
     """
     groups: dict[str, list[Run]] = {}
     for run in images.runs():
@@ -153,9 +156,8 @@ def _split_folders(base: str, images: Files) -> list[tuple[str, list[Run]]]:
         if match:
             word = match[1]
             words[word] = max(words.get(word, folder), folder, key=lambda name: (name.lower() == word, name))
-    train = next((words[word] for word in TRAIN_NAMES if word in words), None)
-    test = next((words[word] for word in TEST_NAMES if word in words), None)
-    return [] if train is None or test is None else [(train, groups[train]), (test, groups[test])]
+    train = next(((words[word], groups[words[word]]) for word in TRAIN_NAMES if word in words), None)
+    return train, [(words[word], groups[words[word]]) for word in TEST_NAMES if word in words]
 
 
 def _common_folder(images: Files) -> str:

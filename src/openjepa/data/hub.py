@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openjepa.data.base import BadImage, Header, Picture, Source, Splits
-from openjepa.data.columns import class_numbers, give_labels
+from openjepa.data.columns import class_numbers, give_labels, names_a_class
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.errors import InputError
@@ -96,16 +96,17 @@ def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
     from datasets import ClassLabel, Image
 
     train_name = next((word for word in TRAIN_NAMES if word in splits), next(iter(splits)))
-    test_name = next((word for word in TEST_NAMES if word in splits and word != train_name), None)
     features = splits[train_name].features
     column = next((key for key, feature in features.items() if isinstance(feature, Image)), None)
     if column is None:
         raise InputError(f"{name} has no column of images; its columns: {', '.join(features)}")
     label = next((key for key, feature in features.items() if isinstance(feature, ClassLabel)), None)
+    tests = [word for word in TEST_NAMES if word in splits and word != train_name]
+    test_name = next((word for word in tests if names_a_class(_labels(splits[word], label))), next(iter(tests), None))
     names = [train_name] if test_name is None else [train_name, test_name]
     sources = [HubSource(name, split, splits[split], column) for split in names]
     if label is not None:
-        values = [list(splits[split][label]) for split in names]
+        values = [_labels(splits[split], label) for split in names]
         give_labels(sources, label, class_numbers(values, tuple(features[label].names)))
     test = sources[1] if test_name is not None else None
     sentence = (
@@ -114,3 +115,8 @@ def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
         else f"The data bring no test split: every image of {train_name} is used to train."
     )
     return Splits(train=sources[0], test=test, sentence=sentence)
+
+
+def _labels(split: "Dataset", label: str | None) -> list[int | None]:
+    """The column of labels, with None for every row of a split that has no such column."""
+    return list(split[label]) if label in split.features else [None] * len(split)

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Int64
 
-from openjepa.data.base import Skipped, printable
+from openjepa.data.base import NO_IMAGE, Skipped, printable
 from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
@@ -33,7 +33,9 @@ from openjepa.files import whole_file
 REMEMBERED_FROM = 10_000
 # A folder that changed so shortly before it was read may change again without a new time (seconds).
 _SETTLED = 2.0
-_FORMAT = 3
+_FORMAT = 4
+_RAW = "a camera's raw file, which is not read: convert it to JPEG or TIFF"
+_RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srw", ".orf", ".raf", ".rw2", ".pef")
 
 # A folder with its last separator ("" for the root), the number of its first file, and of the one after its last.
 Run = tuple[str, int, int]
@@ -242,7 +244,7 @@ def _sort_in(
         elif suffix in (".parquet", ".pq"):
             walk.parquet.append(path)
         else:
-            walk.skipped.append(Skipped(printable(path), "not an image"))
+            walk.skipped.append(Skipped(printable(path), _RAW if suffix in _RAW_SUFFIXES else NO_IMAGE))
 
 
 def _in_order(entries: dict[str, _Entries]) -> Iterator[tuple[str, list[str]]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable
-from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, open_file
+from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, names_a_class, open_file
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.idx import cache_folder
@@ -188,20 +188,24 @@ def images_in(root: Path, files: list[str]) -> int:
 
 
 def open_parquet(name: str, root: Path, files: list[str], skipped: tuple[Skipped, ...] = ()) -> Splits:
-    """The images in Parquet ``files`` (relative to ``root``); those named train and test (or val ...) are splits.
+    """The images in Parquet ``files`` (relative to ``root``); those named train and test (or val ...) are splits, of
+    several to test on the first with labels.
 
     Raises:
         InputError: a file is not Parquet, holds no images, or its columns differ from the others'.
     """
     words = {file: _split_word(file) for file in files}
     train_word = next((word for word in TRAIN_NAMES if word in words.values()), None)
-    test_word = next((word for word in TEST_NAMES if word in words.values()), None)
-    if train_word is None or test_word is None:
+    tests = [word for word in TEST_NAMES if word in words.values()]
+    if train_word is None or not tests:
         columns = find_columns(root / files[0])
         source = ParquetSource(name, root, files, columns, skipped)
         _label(source, None, columns)
         return Splits(train=source, test=None, sentence="The data bring no test split: every image is used to train.")
-    groups = [[file for file in files if words[file] == word] for word in (train_word, test_word)]
+    of_word = {word: [file for file in files if words[file] == word] for word in (train_word, *tests)}
+    label = find_columns(root / of_word[train_word][0]).label
+    test_word = next((word for word in tests if _labelled(root, of_word[word], label)), tests[0])
+    groups = [of_word[train_word], of_word[test_word]]
     unused = [file for file in files if words[file] not in (train_word, test_word)]
     skipped += tuple(Skipped(printable(file), f"neither {train_word} nor {test_word}") for file in unused)
     columns = find_columns(root / groups[0][0])
@@ -218,11 +222,19 @@ def _label(train: ParquetSource, test: ParquetSource | None, columns: Columns) -
     if columns.label is None:
         return
     sources = [train] if test is None else [train, test]
-    values = []
-    for source in sources:
-        labels = [_column_of(source.root / file, columns.label) for file in source.files]
-        values.append([value for column in labels for value in labels_in(column)])
+    values = [_values(source.root, source.files, columns.label) for source in sources]
     give_labels(sources, columns.label, class_numbers(values, columns.classes))
+
+
+def _values(root: Path, files: list[str], label: str) -> list[int | float | str | None]:
+    return [value for file in files for value in labels_in(_column_of(root / file, label))]
+
+
+def _labelled(root: Path, files: list[str], label: str | None) -> bool:
+    """Whether the files have the column of labels, and any in it."""
+    if label is None or any(label not in open_file(root / file).schema_arrow.names for file in files):
+        return False
+    return names_a_class(_values(root, files, label))
 
 
 def _column_of(path: Path, name: str) -> "pa.ChunkedArray":

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable, telling
 from openjepa.data.decode import IMAGE_SUFFIXES
 from openjepa.data.folder import FolderSource, open_folder
 from openjepa.data.hub import open_hub
@@ -85,7 +85,7 @@ def _open_dir(name: str, path: Path) -> Splits:
         return open_idx(name, path)
     if not found.skipped:
         raise InputError(f"the folder {name} is empty (hidden files don't count); put images in it")
-    first = found.skipped[0]
+    first = telling(found.skipped)
     raise InputError(
         f"the folder {name} holds no images: {len(found.skipped)} files were looked at, for example {first.reference} "
         f"({first.reason}); known are {' '.join(sorted(IMAGE_SUFFIXES))} and .parquet"

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from openjepa import draws
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import BadImage, Header, Source
 from openjepa.errors import InputError
+
+# The share of images that may lie the other way before the input is square.
+_OTHER_WAY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,8 @@ class Survey:
         looked_at: images in the sample.
         smallest: the smallest height and the smallest width.
         median: the median height and the median width.
+        typical: the size that a recipe is fitted to: the median, or a square of the median short side where more than
+            a tenth of the images lie the other way (an upright input would lose much of every lying image).
         largest: the largest height and the largest width.
         pixels: the mean number of pixels.
         tiniest: where the image with the shortest side is, and its size.
@@ -35,6 +41,7 @@ class Survey:
     looked_at: int
     smallest: tuple[int, int]
     median: tuple[int, int]
+    typical: tuple[int, int]
     largest: tuple[int, int]
     pixels: float
     tiniest: tuple[str, tuple[int, int]]
@@ -69,12 +76,14 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
     if not headers:
         raise InputError(_none_readable(source, bad))
     heights, widths = (np.array([header[axis] for header in headers]) for axis in (0, 1))
+    median = int(np.median(heights)), int(np.median(widths))
     tiniest = int(np.minimum(heights, widths).argmin())
     return Survey(
         images=len(source),
         looked_at=len(headers) + len(bad),
         smallest=(int(heights.min()), int(widths.min())),
-        median=(int(np.median(heights)), int(np.median(widths))),
+        median=median,
+        typical=_typical(median, heights, widths),
         largest=(int(heights.max()), int(widths.max())),
         pixels=float((heights.astype(np.float64) * widths).mean()),
         tiniest=(source.reference(places[tiniest]), (headers[tiniest].height, headers[tiniest].width)),
@@ -84,6 +93,16 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
         bits=max(header.bits for header in headers),
         bad=tuple(bad),
     )
+
+
+def _typical(
+    median: tuple[int, int], heights: Int64[np.ndarray, "n"], widths: Int64[np.ndarray, "n"]
+) -> tuple[int, int]:
+    """The median size, or a square where images lie both ways."""
+    if min((heights < widths).mean(), (heights > widths).mean()) <= _OTHER_WAY:
+        return median
+    short = int(np.median(np.minimum(heights, widths)))
+    return short, short
 
 
 def statistics(

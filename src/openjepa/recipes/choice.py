@@ -16,6 +16,8 @@ NAMES = ("auto", "small", "standard", *published.NAMES)
 _NATIVE_BELOW = 100
 # Images of fewer pixels on the short side are enlarged to so many: 2x2 px are the smallest patches.
 _FEWEST_PIXELS = 16
+# Of images much longer than high a part is taken, where the whole would be more tokens than this: 32 times 32 of them.
+_MOST_TOKENS = 1024
 
 
 def choose(
@@ -107,7 +109,8 @@ def fit(
 ) -> tuple[tuple[int, int], tuple[int, int], str]:
     """The encoder's input and patch, both (height, width) in pixels, and a remark on how they came about.
 
-    Images far from square keep their proportions; ``tokens`` is about the number on the short side.
+    Images far from square keep their proportions, up to _MOST_TOKENS in all; ``tokens`` is about the number on the
+    short side.
     """
     rows, columns = wanted or size
     short, ratio = min(rows, columns), max(rows, columns) / min(rows, columns)
@@ -126,6 +129,9 @@ def fit(
     square = wanted is None and ratio < 1.5
     long = short if square else short * ratio
     counts = [max(2, round(short / edge)), max(2, round(long / edge))]
+    cut = wanted is None and counts[0] * counts[1] > _MOST_TOKENS
+    if cut:
+        counts[1] = max(counts[0], _MOST_TOKENS // counts[0])
     signal = (counts[0] * edge, counts[1] * edge) if rows <= columns else (counts[1] * edge, counts[0] * edge)
     if wanted is not None and signal != wanted:
         raise InputError(
@@ -134,6 +140,10 @@ def fit(
     same = (
         "their own size" if signal == size else f"resized to {signal[0]}x{signal[1]} px from about {size[0]}x{size[1]}"
     )
+    if cut:
+        same += (
+            f", a part of their length: whole they would be more than {_MOST_TOKENS:,} tokens (--image-size decides)"
+        )
     return signal, (edge, edge), same
 
 
