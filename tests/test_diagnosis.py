@@ -162,6 +162,8 @@ def test_a_loss_that_rises_while_the_representation_improves_is_explained():
     level = [{"loss": one["loss"], "alpha_req": 2.0 - 0.001 * place} for place, one in enumerate(path)]
     (found,) = diagnose(log(*level), EXPERIMENT)
     assert "while the representation kept its level: its" in found.seen
+    for method in ("mae", "denoising"):  # whose targets are pixels: there a loss that rises is no good sign
+        assert diagnose(log(*path), EXPERIMENT | {"method": method}) == []
     worse = [path[0], path[1], path[2] | {"alpha_req": 2.6}, path[3] | {"alpha_req": 2.7}]
     assert kinds(log(*worse)) == {}
 

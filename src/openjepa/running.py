@@ -37,6 +37,7 @@ from openjepa.watching import Watch
 PICTURES = 12
 # Which step's encoder stands in encoder/, and why; for the card and the report.
 EXPORTED = "exported.json"
+_NAMES = {"ijepa": "I-JEPA encoder", "mae": "MAE encoder", "denoising": "Encoder of a denoising autoencoder"}
 _SUMMARIES = {
     "ijepa": "The target encoder of an I-JEPA run, trained without labels by predicting in latent space.",
     "mae": "The encoder of a masked autoencoder (MAE), trained without labels by predicting hidden patches' pixels.",
@@ -247,7 +248,9 @@ class Run:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = _card(self.plan, self.exported, self.experiment, evaluation or [], self.choice)
         preprocessing = self.experiment.preprocessing
-        huggingface.export(self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card)
+        huggingface.export(
+            self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card, keep_others=True
+        )
         write_whole(self.folder / EXPORTED, json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
 
 
@@ -255,6 +258,7 @@ def _card(
     plan: dict[str, Any], step: int, experiment: Experiment, evaluation: list[dict[str, Any]], choice: str
 ) -> dict[str, Any]:
     card = {
+        "name": _NAMES[experiment.method],
         "summary": _SUMMARIES[experiment.method],
         "trained on": f"{plan['data']['images']} images",
         "steps": f"{step} of {experiment.training.steps}",

@@ -171,6 +171,19 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, notes, passes
     assert "cannot be kept" in notes[0]
 
 
+def test_somebody_elses_cache_is_read_all_the_same(cache, passes, monkeypatch):
+    first = taken(ours(), cache)
+
+    def refused(path, *times):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "utime", refused)
+    passes.clear()
+    again = taken(ours(), cache)
+    assert passes == []
+    assert all(np.array_equal(part.values, again[kind].values) for kind, part in first.items())
+
+
 def test_tokens_are_bounded_and_the_bound_is_said(monkeypatch):
     monkeypatch.setattr(extraction, "TOKEN_BYTES", 30 * 2 * 16 * 24)
     splits = Splits(train=source(60), test=source(30, 1), sentence="")

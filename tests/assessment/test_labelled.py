@@ -5,12 +5,15 @@ import pytest
 import torch
 
 from openjepa.assessment import assess, extraction
+from openjepa.assessment.labelled import assess_given
 from openjepa.assessment.parts import HELD_OUT, IN_FOLDS, chosen_parts
+from openjepa.assessment.precomputed import Given
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.encoder import Encoder, EncoderConfig
-from openjepa.evaluation.catalogue import choose
+from openjepa.evaluation.catalogue import choose, quick
+from openjepa.evaluation.features import Features
 from openjepa.pretrained import Pretrained
 
 SEEN = "saw these images in training"
@@ -75,6 +78,20 @@ def test_the_classes_counted_are_those_that_are_judged(learn, held, judged):
     assert found["classes"] == judged
     # Guessing is measured against as many: the classes are even among these.
     assert not any("uneven" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "noted"),
+    [([0] * 95 + [1] * 5, True), ([0] * 55 + [1] * 45, False), ([0] * 60 + [1, 2] * 20, True), ([0, 1, 2] * 30, False)],
+)
+def test_that_one_class_is_far_the_commonest_is_said_of_images_and_of_features(labels, noted):
+    splits = Splits(train=source(labels), test=source(labels, 1), sentence="Two parts.")
+    found = assess(ours(), splits)
+    features = Features(np.random.default_rng(0).normal(size=(len(labels), 4)), np.array(labels), "given")
+    both = Given(train=features, test=features, sentence="", images=(len(labels),), rows=None)
+    given = assess_given(both, None, entries=quick())
+    for record in (found, given):
+        assert any(f"would be right for {labels.count(0)}.0% of" in note for note in record["notes"]) == noted
 
 
 def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out(damaged):

@@ -47,6 +47,14 @@ def test_a_task_alone_leaves_the_head_as_it_was():
     assert len(whole["rows"]) == 4
 
 
+def test_of_other_scenes_nothing_is_kept():
+    now = record([row("scenes: count", "linear probe", 0.9)], train=0, tasks={"scenes": {"train_images": 100}})
+    whole = joined(BEFORE, now)
+    assert [r["evaluator"] for r in whole["rows"] if r["task"] == "scenes: count"] == ["linear probe"]
+    same = joined(BEFORE, now | {"tasks": BEFORE["tasks"]})
+    assert [r["evaluator"] for r in same["rows"] if r["task"] == "scenes: count"] == ["k-NN", "linear probe"]
+
+
 def test_nothing_of_another_encoder_is_kept():
     now = record([row("scenes: count", "k-NN", 0.9)], encoder="b", train=0)
     assert joined(BEFORE, now) == now

@@ -8,7 +8,15 @@ from openjepa.assessment import assess, extraction, outcomes
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen
-from openjepa.assessment.robustness import CORRUPTIONS, Corruption, Spoilt, assess_robustness, correct_by_part
+from openjepa.assessment.robustness import (
+    CORRUPTIONS,
+    Corruption,
+    Spoilt,
+    _summary,
+    _task,
+    assess_robustness,
+    correct_by_part,
+)
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
@@ -114,3 +122,10 @@ def test_a_part_among_others_is_judged_as_it_is_alone(evaluator):
     for name, part in (("clean", clean), ("spoilt", spoilt)):
         np.testing.assert_array_equal(found[name], evaluator.classify(train, part).correct)
     assert found["spoilt"].mean() < found["clean"].mean() - 0.1
+
+
+@pytest.mark.parametrize(("spoilt", "said"), [(0.7, "loses nothing"), (0.5, "loses most with noise 10%: 10.0 points")])
+def test_what_is_lost_is_lost_on_spoilt_images(spoilt, said):
+    names = ("clean", 0.6), ("noise 10%", spoilt), ("blur 4%", 0.8)
+    rows = [{"features": "e", "evaluator": "k-NN", "task": _task(name), "value": value} for name, value in names]
+    assert said in _summary(rows, "e")

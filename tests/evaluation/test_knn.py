@@ -4,7 +4,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from openjepa.evaluation.features import Features
-from openjepa.evaluation.knn import KNN, leave_one_out
+from openjepa.evaluation.knn import KNN, KNNGrid, leave_one_out
 
 
 def clusters(n: int, classes: int, width: int, spread: float, seed: int) -> Features:
@@ -64,6 +64,16 @@ def test_k_is_capped_at_the_number_of_images():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(ValueError, match="k-NN needs"):
         KNN(**setting)
+
+
+@pytest.mark.parametrize("evaluator", [KNN(k=5), KNNGrid(ks=(3, 5))])
+def test_labels_may_be_any_numbers(evaluator):
+    train, test = clusters(60, 4, 6, 1.0, 3), clusters(40, 4, 6, 1.0, 4)
+    ids = np.array([3, 1_440_764, 15_075_141, 2**60])
+    renamed = [Features(part.values, ids[part.labels], part.name) for part in (train, test)]
+    found, plain = evaluator.classify(*renamed), evaluator.classify(train, test)
+    assert np.array_equal(found.predicted, ids[plain.predicted])
+    assert np.array_equal(found.correct, plain.correct)
 
 
 def test_leave_one_out_equals_one_query_at_a_time():

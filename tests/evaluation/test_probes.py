@@ -195,6 +195,12 @@ def test_low_shot_draws_what_it_says_and_more_labels_do_better():
     assert width[1] > width[10]
 
 
+def test_a_share_of_the_labels_goes_by_its_name_only_where_it_is_one():
+    train, test = clusters(60, 0), clusters(60, 1)
+    found = LowShot(shots=(1,), shares=(0.01, 0.5), repeats=2).grade(train, test)
+    assert set(found.measures) == {"accuracy, 1 per class", "accuracy, 50% of labels"}  # 1% of 15 images is none
+
+
 def test_low_shot_is_scikit_learns_model_and_never_sees_the_test_labels():
     train, test = clusters(500, 0), clusters(300, 1)
     probe = LowShot(shots=(10,), shares=(), repeats=3, strengths=(0.1,))

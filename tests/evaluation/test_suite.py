@@ -137,3 +137,9 @@ def test_features_of_other_images_are_refused():
     other = Features(test.values, np.roll(test.labels, 1), "any")
     with pytest.raises(ValueError, match="'raw pixels' are of other images"):
         evaluate({TARGET: (train, test), RANDOM: (train, test), PIXELS: (train, other)})
+
+
+def test_two_evaluators_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"2 evaluators are called 'k-NN': give each a name of its own"):
+        evaluate(table(1, 1, 1), (KNN(k=1), KNN(k=40)))
+    assert len(evaluate(table(1, 1, 1), (KNN(k=1, name="nearest"), KNN(k=40))).rows) == 6

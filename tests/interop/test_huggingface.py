@@ -444,3 +444,41 @@ def test_the_card_claims_no_licence_nor_numbers_that_nobody_gave():
     assert "Measured" not in text
     assert "an assumption" in text
     assert "stretches" in text
+
+
+def test_what_somebody_has_put_beside_an_encoder_stays_where_that_is_asked_for(small):
+    encoder, directory = small
+    kind = {"preprocessing": facts_for(encoder.config)}
+    huggingface.export(encoder, directory, **kind)
+    (directory / ".DS_Store").write_bytes(b"mac")
+    (directory / ".cache").mkdir()
+    (directory / ".cache" / "upload").write_text("half way")
+    left = directory.parent / f".{directory.name}.0123abcd.part"
+    left.mkdir()
+    with pytest.raises(InputError, match=r"no part of an encoder \(\.DS_Store, \.cache\)"):
+        huggingface.export(encoder, directory, **kind)
+    with torch.no_grad():
+        encoder.stack.blocks[0].norm1.weight.add_(1)
+    huggingface.export(encoder, directory, **kind, keep_others=True)
+    assert (directory / ".DS_Store").read_bytes() == b"mac"
+    assert (directory / ".cache" / "upload").read_text() == "half way"
+    assert not left.exists()
+    again = huggingface.load(directory).encoder
+    assert torch.equal(again.stack.blocks[0].norm1.weight, encoder.stack.blocks[0].norm1.weight)
+    assert "Renewed" in huggingface.renew_card(directory, {"name": "Renewed"}).read_text()
+    (directory / "config.json").write_text("{}")  # not ours any more
+    with pytest.raises(InputError, match="not an encoder that openjepa has written"):
+        huggingface.export(encoder, directory, **kind, keep_others=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("MAE encoder", "mae"), ("Encoder of a denoising autoencoder", "denoising-autoencoder")]
+)
+def test_the_card_names_the_method_and_the_class_token(name, tag):
+    facts = {"size": (24, 40), "channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    text = model_card(EncoderConfig(signal=(24, 40), patch=(8, 8), class_token=True), facts, {"name": name}, "")
+    assert f"\n# {name}\n" in text
+    assert f"- {tag}\n" in text
+    assert "i-jepa" not in text
+    assert "= 15, a class token before them |" in text
+    assert "no class token" in model_card(EncoderConfig(signal=(24, 40), patch=(8, 8)), facts, {}, "")

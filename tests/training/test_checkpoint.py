@@ -85,6 +85,14 @@ def test_a_kill_while_a_step_is_saved_again_loses_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_save(tmp_path):
+    write(tmp_path, 1)
+    for name in (".writing-step-7", ".before-step-1", ".before-step-9"):
+        (tmp_path / name).mkdir()
+    write(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-1", "step-2", ".before-step-9"}
+
+
 def test_a_manifest_that_lists_too_little_is_refused(tmp_path):
     path = write(tmp_path, 1)
     (path / "manifest.json").write_text(json.dumps({"files": {}}))

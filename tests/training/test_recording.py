@@ -40,6 +40,20 @@ def test_masks_whose_number_varies_are_never_recorded(shape):
     assert all(told == gradient == right for told, gradient, right in found)
 
 
+def test_a_number_of_masks_that_comes_again_by_chance_is_not_recorded(monkeypatch):
+    """A recording keeps a whole step's memory, and would be of one number of many."""
+    recording, attempts = Recording([]), []
+    monkeypatch.setattr(recording, "_record", lambda *given: attempts.append(given[1].shape))
+    for size in (3, 2, 2, 2, 2, 2):
+        recording(lambda x, masks: x.sum(), torch.ones(size, 1), [])
+    assert attempts == []
+    steady = Recording([])
+    monkeypatch.setattr(steady, "_record", lambda *given: attempts.append(given[1].shape))
+    for _ in range(4):
+        steady(lambda x, masks: x.sum(), torch.ones(2, 1), [])
+    assert attempts == [(2, 1)]
+
+
 def test_without_a_gpu_it_is_said_once_and_computed_as_it_comes():
     with pytest.warns(UserWarning, match="cannot be recorded") as said:
         found = asked("fixed", 8)

@@ -324,6 +324,22 @@ def test_a_loader_that_dies_leaves_a_run_that_is_saved_where_it_was(tmp_path):
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == 7
 
 
+@pytest.mark.parametrize("error", [InputError("33 images in a row cannot be read"), OSError("the drive is gone")])
+def test_whatever_stops_the_batches_the_run_is_saved_first(tmp_path, error):
+    run = trainer(tmp_path / "run", source(), steps=20, save_every=100)
+    whole = run.batches
+
+    def ending(start):
+        yield from itertools.islice(whole(start), 7)
+        raise error
+
+    run.batches = ending
+    with pytest.raises(type(error), match=str(error)) as told:
+        run.train(show=False)
+    assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == 7
+    assert ("the run is saved at step 7: openjepa resume" in str(told.value)) == isinstance(error, InputError)
+
+
 def test_processes_that_cannot_share_a_batch_are_refused():
     refuse_uneven(TrainingConfig(batch=64, accumulate=2), Processes(0, 4, torch.device("cpu")))
     with pytest.raises(InputError, match=r"64 cannot be shared evenly by 3 processes with 1 .* multiple of 3"):

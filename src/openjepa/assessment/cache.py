@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ class FeatureCache:
                 raise ValueError(f"it holds {values.dtype} of shape {values.shape}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.note(f"cached features in {array} are damaged ({error}): they are computed again")
-            for path in (array, words):
-                path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody else's, or on a disk that is read-only
+                for path in (array, words):
+                    path.unlink(missing_ok=True)
             return None
-        for path in (array, words):
-            os.utime(path)
+        with suppress(OSError):
+            for path in (array, words):
+                os.utime(path)
         return Entry(values=values, samples=samples, left_out=left_out)
 
     def write(self, key: str, entry: Entry, facts: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Kind, Panel, panel_of
@@ -77,17 +78,11 @@ def assess(
     of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
     trained, tested = of_all[0], of_all[-1]
     subjects, notes = by_subject(trained, tested, folded=parts.folded)
-    counts = np.bincount(tested[main].labels)
-    commonest, judged_classes = float(counts.max() / counts.sum()), int((counts > 0).sum())
-    if commonest > 2 / judged_classes:
-        notes.append(
-            f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
-            f"test images."
-        )
+    notes += _uneven(tested[main].labels)
     judged_by = remembering(cache)
     found = run_suite(subjects, entries, progress, in_folds(judged_by) if parts.folded else judged_by)
     return facts | {
-        "classes": judged_classes,
+        "classes": len(np.unique(tested[main].labels)),
         "images": digest_of(*parts.each),
         **counted(len(trained[main]), len(tested[main]), folded=parts.folded),
         "split": parts.sentence,
@@ -119,6 +114,7 @@ def assess_given(
     else:
         (learn, held), size = pixels_of(given, splits)
         subjects[PIXELS] = {LAST: (learn.take(rows[0]), held.take(rows[1]))}
+    notes += _uneven(test.labels)
     able = [entry for entry in entries if entry.view == LAST]
     if left := [entry.evaluator.name for entry in entries if entry.view != LAST]:
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
@@ -136,6 +132,18 @@ def assess_given(
         "notes": notes,
         "seconds": time.perf_counter() - begin,
     }
+
+
+def _uneven(labels: Int64[np.ndarray, "n"]) -> list[str]:
+    """A note where naming always one class would be right far more often than guessing among equal ones."""
+    counts = np.unique(labels, return_counts=True)[1]
+    commonest, equal = float(counts.max() / counts.sum()), 1 / len(counts)
+    if commonest <= min(2 * equal, equal + 0.1):
+        return []
+    return [
+        f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
+        f"test images."
+    ]
 
 
 def kinds_for(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:

@@ -63,7 +63,8 @@ def _read(path: Path) -> Found | None:
                 kind, _, measure = name.partition(":")
                 if kind in arrays:
                     arrays[kind][measure] = kept[name]
-        os.utime(path)
+        with contextlib.suppress(OSError):  # somebody else's, or on a disk that is read-only
+            os.utime(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     correct, grades = arrays["correct"], arrays["grades"]

@@ -212,8 +212,11 @@ def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: 
 def _summary(rows: Sequence[dict[str, Any]], subject: str) -> str:
     own = [row for row in rows if row["features"] == subject]
     clean = {row["evaluator"]: row["value"] for row in own if row["task"] == _task("clean")}
-    worst = min(own, key=lambda row: row["value"] - clean[row["evaluator"]])
+    spoilt = [row for row in own if row["task"] != _task("clean")]
+    worst = min(spoilt, key=lambda row: row["value"] - clean[row["evaluator"]])
     lost = 100 * (clean[worst["evaluator"]] - worst["value"])
+    if lost <= 0:
+        return f"On images spoilt by noise or blur the {subject} loses nothing."
     return (
         f"Of images spoilt by noise or blur the {subject} loses most with {worst['task'].partition(': ')[2]}: "
         f"{lost:.1f} points on the {worst['evaluator']}."

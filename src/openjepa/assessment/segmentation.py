@@ -19,6 +19,7 @@ from openjepa.assessment.extraction import BAD_IMAGES, unreadable
 from openjepa.assessment.parts import FIFTH_OF_ALL, IN_FOLDS, counted
 from openjepa.assessment.patch_features import MaskedView, grid_of, patches_to_learn
 from openjepa.assessment.sheets import in_colour, new_picture, painted, sheet
+from openjepa.data.base import printable
 from openjepa.data.loader import BadRecord
 from openjepa.data.masks import MaskedImages, open_masked
 from openjepa.errors import InputError
@@ -156,7 +157,7 @@ def assess_segmentation(
     widths = {name: patches.values.shape[1] for name, patches in train.items()}
     told = IN_FOLDS if parts.folded else FIFTH_OF_ALL
     return {
-        "data": f"{images}{WITH_MASKS}{masks}",
+        "data": f"{printable(str(images))}{WITH_MASKS}{printable(str(masks))}",
         "classes": len(data.values),
         **counted(learned, images_tested, folded=parts.folded),
         "split": f"{data.sentence} {told} Masks are judged at the encoder's "

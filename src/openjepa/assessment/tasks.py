@@ -224,11 +224,16 @@ def _whole(record: dict[str, Any]) -> int:
     return _LABELLED if record.get("test_images") else int(bool(record.get("train_images")))
 
 
+# What settles which scenes are drawn.
+_SCENES_OF = ("data", "train_images", "test_images")
+
+
 def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """A record of what was measured ``now``, and of what was measured ``before`` and not now.
 
     Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
-    behind, as is what was asked of other images that were turned, or of the same more or less often. A look at images
+    behind, as is what was asked of other images that were turned, or of the same more or less often, and of other
+    scenes. A look at images
     without labels leaves what was measured on labelled ones, and one at no whole images what was measured on any.
     """
     if before.get("encoder") != now.get("encoder"):
@@ -238,11 +243,14 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     turned = [record.get("tasks", {}).get(ROTATION) for record in (before, now)]
     asked = [(facts.get("images"), facts.get("times", 1)) for facts in turned if facts is not None]
     turned_others = len(set(asked)) == 2
+    drawn = [record["tasks"]["scenes"] for record in (before, now) if "scenes" in record.get("tasks", {})]
+    other_scenes = len({tuple(facts.get(name) for name in _SCENES_OF) for facts in drawn}) == 2
     measured = set(map(_measure, now["rows"]))
 
     def kept(row: dict[str, Any]) -> bool:
         task = row.get("task", "classes").split(":")[0]
-        left = turned_others if task == ROTATION else other and task not in ("scenes", "segmentation")
+        others = {ROTATION: turned_others, "scenes": other_scenes, "segmentation": False}
+        left = others.get(task, other)
         return not left and _measure(row) not in measured
 
     rows = [*(row for row in before.get("rows", []) if kept(row)), *now["rows"]]

@@ -130,7 +130,8 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     with suppress(OSError, ValueError, LookupError):  # the card cannot be written without it, which says so
         whole["step"] = int(json.loads((run / EXPORTED).read_text())["step"])
     write_whole(path, json.dumps(whole, indent=1) + "\n")
-    return [path, renew_card(run, _with_data(whole)), write_report(run)]
+    report = write_report(run)  # before the card, which is refused where encoder/ is no longer the run's own
+    return [path, renew_card(run, _with_data(whole)), report]
 
 
 def _with_data(found: dict[str, Any]) -> list[dict[str, Any]]:

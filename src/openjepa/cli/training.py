@@ -176,7 +176,7 @@ def _begin(given: Any, wishes: Any, plan: Callable) -> int:
                 _plan(given, wishes, plan, processes)
             if given.dry_run:
                 return 0
-            processes.wait()
+            processes.wait(patiently=True)
             return _train(given.out, processes)
     finally:
         distributed.leave()
@@ -344,7 +344,7 @@ def resume_verb(arguments: list[str]) -> int:
             if given.data is not None:
                 if processes.first:
                     moved(run, given.data)
-                processes.wait()
+                processes.wait(patiently=True)
             return _train(run, processes, resume=True, workers=given.workers, bad_images=given.bad_images)
     finally:
         distributed.leave()

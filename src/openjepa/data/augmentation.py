@@ -16,6 +16,7 @@ from torch import Tensor
 from openjepa.data.base import BadImage, Picture
 from openjepa.data.pixels import Pixels, extent_of, nearest, resize_matrix, resized, to_unit, with_channels
 
+Statistics = tuple[Tensor, Tensor]
 _TRIES = 10
 # Uniform numbers for one image: area and aspect of each try, the place (2), the flip.
 NUMBERS = 2 * _TRIES + 3
@@ -81,14 +82,22 @@ class Preprocessing:
         box = _central_box(height, width, self.size[1] / self.size[0], (1.0, 1.0))
         return nearest(mask, box, self.size)
 
-    def normalise(self, images: Num[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
-        """Subtract the mean and divide by the standard deviation; 8-bit images are brought to 0..1 first."""
-        mean, std = self._statistics(images)
+    def normalise(
+        self, images: Num[Tensor, "B C H W"], statistics: Statistics | None = None
+    ) -> Float32[Tensor, "B C H W"]:
+        """Subtract the mean and divide by the standard deviation; 8-bit images are brought to 0..1 first.
+
+        ``statistics`` are :meth:`statistics` on the images' device, for who has many images there to normalise: to
+        bring them there anew is to wait for it.
+        """
+        if images.shape[1] != self.channels:
+            raise ValueError(f"images have {images.shape[1]} channels, the preprocessing is for {self.channels}")
+        mean, std = self.statistics(images.device) if statistics is None else statistics
         return (to_unit(images) - mean) / std
 
     def denormalise(self, images: Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """The inverse of :meth:`normalise`: values in 0..1 for what came from an image."""
-        mean, std = self._statistics(images)
+        mean, std = self.statistics(images.device)
         return images * std + mean
 
     def pictures(self, images: Num[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"]:
@@ -96,10 +105,9 @@ class Preprocessing:
         pixels = (to_unit(images.detach()) * 255).round().clamp(0, 255).to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
 
-    def _statistics(self, images: Num[Tensor, "B C H W"]) -> tuple[Tensor, Tensor]:
-        if images.shape[1] != self.channels:
-            raise ValueError(f"images have {images.shape[1]} channels, the preprocessing is for {self.channels}")
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+    def statistics(self, device: torch.device) -> Statistics:
+        """Mean and standard deviation as tensors on the device."""
+        mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std
 
 

@@ -114,7 +114,7 @@ def _feature_type(features: dict, name: str) -> str | None:
 
 
 def class_numbers(
-    columns: list[list[int | float | str | None]], names: tuple[str, ...] | None
+    columns: Sequence[Sequence[int | float | str | None]], names: tuple[str, ...] | None
 ) -> tuple[list[Int64[np.ndarray, "_"]], tuple[str, ...]] | str:
     """Labels as class numbers from 0 (-1 for none), and the class names; or what the column has that is no classes.
 

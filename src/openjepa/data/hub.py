@@ -119,4 +119,4 @@ def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
 
 def _labels(split: "Dataset", label: str | None) -> list[int | None]:
     """The column of labels, with None for every row of a split that has no such column."""
-    return list(split[label]) if label in split.features else [None] * len(split)
+    return list(split[label]) if label is not None and label in split.features else [None] * len(split)

@@ -46,7 +46,8 @@ def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -
         experiment: the contents of ``experiment.json``, so that nothing is recommended that is set already.
     """
     found = _to_tell(_troubles(rows, experiment or {}))
-    explained = None if found else _rising(rows, looks(rows), untrained(rows))
+    own = (experiment or {}).get("method", "ijepa") == "ijepa"  # what predicts pixels has no targets of its own
+    explained = _rising(rows, looks(rows), untrained(rows)) if own and not found else None
     return found if explained is None else [explained]
 
 

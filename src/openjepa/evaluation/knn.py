@@ -64,7 +64,7 @@ def _classify(
     bank = F.normalize(bank, dim=1)
     asked = bank if queries is None else F.normalize(queries, dim=1)
     capped = [min(k, len(bank) - leave_one_out) for k in ks]
-    classes = int(labels.max()) + 1
+    classes, codes = labels.unique(return_inverse=True)  # in their order; labels may be any numbers
     rows = max(1, at_once // len(bank))
     predicted = []
     for start in range(0, len(asked), rows):
@@ -73,9 +73,9 @@ def _classify(
             own = torch.arange(len(similarity), device=bank.device)
             similarity[own, own + start] = -torch.inf
         nearest, index = _most_similar(similarity, capped[-1])
-        predicted.append(_vote(nearest, labels[index], classes, temperature, sorted(set(capped))))
+        predicted.append(_vote(nearest, codes[index], len(classes), temperature, sorted(set(capped))))
     each = torch.cat(predicted, 1)
-    return each[[sorted(set(capped)).index(k) for k in capped]]
+    return classes[each[[sorted(set(capped)).index(k) for k in capped]]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,17 @@ from openjepa.evaluation.features import Features, Grades
 
 # Where one image a class leaves nothing to choose by: scikit-learn's own default.
 _UNCHOSEN = 1.0
+# So many times the labels of a share still go by its name.
+_NEARLY = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LowShot:
     """Logistic regression on few labelled images of the train part, averaged over several draws of them.
 
-    ``shares`` are shares of each class (at least one image; 1% is I-JEPA's, Assran et al. 2023, sec. 4), ``shots`` are
-    images a class (all of a class that has fewer). C is chosen by cross-validation among the drawn images alone, since
+    ``shares`` are shares of each class (at least one image; 1% is I-JEPA's, Assran et al. 2023, sec. 4), and left out
+    where one image of each class is already half as many again; ``shots`` are images a class (all of a class that has
+    fewer). C is chosen by cross-validation among the drawn images alone, since
     a person with so few labels has no others; with one image in a class it is 1. The interval is over draws and test
     images together.
     """
@@ -45,7 +48,12 @@ class LowShot:
         measures: dict[str, np.ndarray] = {}
         settings = {"draws": float(self.repeats)}
         counts = np.unique(train.labels, return_counts=True)[1]
-        wanted = {f"{100 * share:g}% of labels": np.maximum(1, np.round(share * counts)) for share in self.shares}
+        shared = {share: np.maximum(1, np.round(share * counts)) for share in self.shares}
+        wanted = {
+            f"{100 * share:g}% of labels": per_class
+            for share, per_class in shared.items()
+            if per_class.sum() <= _NEARLY * share * counts.sum()
+        }
         wanted |= {f"{shots} per class": np.minimum(shots, counts) for shots in self.shots}
         for name, per_class in wanted.items():
             right = [self._draw(train, test, per_class.astype(np.int64), repeat) for repeat in range(self.repeats)]

@@ -1,5 +1,6 @@
 """The comparison: every evaluator on the encoder, on a random one of its shape and on raw pixels, and what it says."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
@@ -214,8 +215,11 @@ def run_suite(
     beside it (run once, if another entry has its settings), and alone they are left out. ``subjects`` gives for each
     name, baselines included, a (train, test) pair for every view; all views of one kind are of the same images.
     ``progress`` is told what begins, the cost done and the cost of all; ``judged`` runs one evaluator on one subject.
-    Raises InputError for parts that cannot be judged.
+    Raises InputError for parts that cannot be judged, and ValueError for two evaluators of one name.
     """
+    for name, times in Counter(entry.evaluator.name for entry in entries).items():
+        if times > 1:
+            raise ValueError(f"{times} evaluators are called {name!r}: give each a name of its own (name=...)")
     for view in (LAST, LAST_FOUR, TOKENS):
         if same := {name: views[view] for name, views in subjects.items() if view in views}:
             check_same_images(same)

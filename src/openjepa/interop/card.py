@@ -6,6 +6,9 @@ from typing import Any
 
 from openjepa.encoder import EncoderConfig
 
+# What the name of an encoder says of its method, and the hub's tag for it.
+_TAGS = {"mae": "mae", "denoising": "denoising-autoencoder"}
+
 
 def model_card(config: EncoderConfig, preprocessing: Mapping[str, Any], card: Mapping[str, Any], obstacle: str) -> str:
     """The text of a model card; ``obstacle`` says why transformers cannot hold this architecture, or is empty.
@@ -33,15 +36,18 @@ def _front_matter(card: Mapping[str, Any], obstacle: str) -> str:
     if card.get("license"):
         lines.append(f"license: {json.dumps(str(card['license']))}")
     lines += ["pipeline_tag: image-feature-extraction"] if not obstacle else []
-    return "\n".join([*lines, "tags:", "- self-supervised-learning", "- i-jepa", "- openjepa", "---"])
+    name = str(card.get("name") or "I-JEPA").lower()
+    method = next((tag for word, tag in _TAGS.items() if word in name), "i-jepa")
+    return "\n".join([*lines, "tags:", "- self-supervised-learning", f"- {method}", "- openjepa", "---"])
 
 
 def _architecture(config: EncoderConfig, card: Mapping[str, Any]) -> str:
     known = {"name", "license", "summary", "evaluation", "notes"}
+    classes = "a class token before them" if config.class_token else "no class token"
     facts = {
         "input": f"{_times(config.signal)}, {config.channels} channel{'s' * (config.channels != 1)}",
         "patch": _times(config.patch),
-        "tokens": f"{_times(config.grid.shape)} = {config.grid.size}, no class token",
+        "tokens": f"{_times(config.grid.shape)} = {config.grid.size}, {classes}",
         "width, depth, heads": f"{config.width}, {config.depth}, {config.heads}",
         "MLP width": int(config.width * config.mlp_ratio),
         "LayerNorm epsilon": config.norm_eps,

@@ -47,6 +47,14 @@ def whole_folder(directory: Path, replaceable: Callable[[Path], str | None] | No
         raise InputError(f"cannot write {directory}: {error}. Choose another folder or free some space.") from error
 
 
+def sweep(directory: Path) -> None:
+    """Remove what was left beside ``directory``, which is there, by writers that were killed; for the one writer."""
+    if directory.is_dir():
+        for left in directory.parent.glob(f".{directory.name}.*"):
+            if left.suffix in (".part", ".old"):
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def _refuse(directory: Path, replaceable: Callable[[Path], str | None] | None) -> None:
     if not os.path.lexists(directory):
         return

@@ -5,6 +5,7 @@ the architecture (a signal that has not two axes), the directory still loads her
 """
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from openjepa.errors import InputError
 from openjepa.files import write_whole
 from openjepa.interop.assembly import build_encoder, check_finite, is_sincos
 from openjepa.interop.card import model_card
-from openjepa.interop.folders import read_json, whole_folder, write_json, write_tensors
+from openjepa.interop.folders import read_json, sweep, whole_folder, write_json, write_tensors
 from openjepa.interop.ijepa_config import from_config_json, obstacle_to_transformers, own_facts, to_config_json
 from openjepa.interop.ijepa_weights import from_huggingface, read_weights, to_huggingface
 from openjepa.interop.image_processor import (
@@ -53,6 +54,7 @@ def export(
     *,
     preprocessing: PreprocessingLike | Mapping[str, Any],
     card: Mapping[str, Any] | None = None,
+    keep_others: bool = False,
 ) -> None:
     """Write ``encoder`` as a Hugging Face directory, whole or not at all; an earlier export there is replaced.
 
@@ -61,12 +63,24 @@ def export(
         directory: the folder to make.
         preprocessing: ``size``, ``channels``, ``mean`` and ``std``, as attributes or as keys.
         card: facts for README.md; see :func:`openjepa.interop.card.model_card`.
+        keep_others: of an earlier export, keep what somebody has put beside its files (and remove what writers that
+            were killed have left), for a directory with one writer; without it such an export is not replaced.
 
     Raises:
         InputError: ``directory`` holds something else, or cannot be written.
     """
-    with whole_folder(Path(directory), _not_an_export) as draft:
+    if not keep_others:
+        with whole_folder(Path(directory), _not_an_export) as draft:
+            write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
+        return
+    sweep(Path(directory))
+    with whole_folder(Path(directory), _not_ours) as draft:
         write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
+        for other in _others(Path(directory)):
+            if other.is_dir() and not other.is_symlink():
+                shutil.copytree(other, draft / other.name, symlinks=True)
+            else:
+                shutil.copy2(other, draft / other.name, follow_symlinks=False)
 
 
 def write_encoder(
@@ -93,7 +107,7 @@ def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
     Raises:
         InputError: it is no encoder that openjepa has written, or cannot be written.
     """
-    if (reason := _not_an_export(directory)) is not None:
+    if (reason := _not_ours(directory)) is not None:
         raise InputError(f"will not write {directory / 'README.md'}: {reason}")
     loaded = load(directory)
     config, facts = loaded.encoder.config, loaded.preprocessing
@@ -151,11 +165,22 @@ def _not_an_export(directory: Path) -> str | None:
     """Why an existing folder may not be replaced: only our own exports (or an empty folder) may."""
     if not directory.is_dir():
         return "it is a file"
-    found = {entry.name for entry in directory.iterdir()}
-    if not found:
+    if others := [entry.name for entry in _others(directory)]:
+        return f"it holds files that are no part of an encoder ({', '.join(others[:4])})"
+    return _not_ours(directory)
+
+
+def _others(directory: Path) -> list[Path]:
+    """What lies in a folder beside an encoder's own files."""
+    return sorted(entry for entry in directory.iterdir() if entry.name not in _FILES) if directory.is_dir() else []
+
+
+def _not_ours(directory: Path) -> str | None:
+    """Why a folder's encoder may not be replaced: only one that openjepa has written may, or none."""
+    if not directory.is_dir():
+        return "it is a file"
+    if not any(directory.iterdir()):
         return None
-    if found - _FILES:
-        return f"it holds files that are no part of an encoder ({', '.join(sorted(found - _FILES)[:4])})"
     config = directory / "config.json"
     if not config.is_file() or "openjepa" not in read_json(config):
         return "it is not an encoder that openjepa has written"

@@ -46,7 +46,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     final = folder / f"step-{checkpoint.step}"
     aside = folder / f".writing-step-{checkpoint.step}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        _sweep(folder)
         aside.mkdir(parents=True)
         _write(aside, checkpoint)
     except OSError as error:
@@ -69,6 +69,15 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for other in set(every) - {*newest, *named}:
         shutil.rmtree(folder / f"step-{other}")
     return final
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers left that were killed: drafts, and what was replaced."""
+    for draft in folder.glob(".writing-step-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    for before in folder.glob(".before-step-*"):
+        if (folder / before.name.removeprefix(".before-")).exists():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -27,11 +28,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all: its rank, their number, and the device it computes on."""
+    """This process among all: its rank, their number, and the device it computes on.
+
+    Attributes:
+        patient: a group of all of them, where there are several, whose members wait for each other for a day.
+    """
 
     rank: int
     world: int
     device: torch.device
+    patient: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -79,10 +85,11 @@ class Processes:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def wait(self) -> None:
-        """Wait for the others."""
+    def wait(self, *, patiently: bool = False) -> None:
+        """Wait for the others; ``patiently`` also where one lists a million files or fetches a data set meanwhile,
+        which is longer than a group waits by itself."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self.patient if patiently else None)
 
 
 def join(device: str | None = None) -> Processes:
@@ -108,9 +115,13 @@ def join(device: str | None = None) -> Processes:
         if chosen.index >= torch.cuda.device_count():
             raise InputError(f"device {chosen} was asked for, but there are {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(chosen)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Processes(rank, world, chosen)
+    patient = None
+    if world > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        assert isinstance(patient, dist.ProcessGroup)  # all of them are members
+    return Processes(rank, world, chosen, patient)
 
 
 def leave() -> None:

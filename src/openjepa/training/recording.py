@@ -47,9 +47,10 @@ class Recording:
         given = _tensors(x, masks)
         shapes = [part.shape for part in given]
         if not self.made:
-            # As many calls in a row with one shape; packed and reference masks have a shape of their own in each.
-            self._calls = self._calls + 1 if shapes == self._shapes else 1
-            self._shapes = shapes
+            # Packed and reference masks have a shape of their own in most steps. By chance some in a row have the
+            # same, and a recording of it would keep a whole step's memory for the few steps that it fits.
+            self._refused = self._refused or bool(self._shapes and shapes != self._shapes)
+            self._calls, self._shapes = self._calls + 1, shapes
             if self._calls > _WARM and not self._refused:
                 self._record(work, x, masks)
         if self._graph is None or shapes != self._shapes:

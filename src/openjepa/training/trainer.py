@@ -85,6 +85,7 @@ class Trainer:
         self.step = Step(
             objective, schedule=schedule, optimizer=optimizer, training=training, processes=processes, call=call
         )
+        self._statistics = preprocessing.statistics(processes.device)
         self.done = 0
         self.seconds = 0.0
         self.energy, self.joules = EnergyMeter(processes.device), 0.0
@@ -206,11 +207,14 @@ class Trainer:
     def _next(self, stream: Iterator[Batch], window: "_Window") -> tuple[Batch, torch.Tensor, list[Masks]]:
         try:
             batch = next(stream)
-        except LoaderError as error:
+        except Exception as error:
             if self.processes.world > 1:  # the others do not know, and saving takes them all
                 raise
             self.save()
-            raise TrainingStopped(
+            if not isinstance(error, LoaderError | InputError):
+                raise
+            kind = InputError if isinstance(error, InputError) else TrainingStopped
+            raise kind(
                 f"{error}; the run is saved at step {self.done}: openjepa resume {shlex.quote(str(self.run))}"
             ) from error
         window.waited()
@@ -218,7 +222,7 @@ class Trainer:
         device = self.processes.device
         images = batch.images.to(device, non_blocking=True)
         masks = [own.to(device, non_blocking=True) for own in batch.masks]
-        return batch, self.preprocessing.normalise(images), masks
+        return batch, self.preprocessing.normalise(images, self._statistics), masks
 
     def _note_bad(self, batch: Batch) -> None:
         own = {bad.reference: bad.reason for bad in batch.bad if bad.reference not in self._met}
