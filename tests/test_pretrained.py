@@ -139,6 +139,26 @@ def test_encoders_that_cannot_read_images_are_refused(tmp_path):
         openjepa.load(tmp_path / "odd")
 
 
+def test_an_image_that_cannot_be_read_is_an_error_or_a_row_of_nan(rgb, pixels, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    paths[1].write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1\.png is not an image"):
+        rgb.encode(paths)
+    wanted = rgb.encode([*paths[:1], *paths[2:]])
+    for given in ({}, {"batch": 2}, {"tokens": True}):
+        with pytest.warns(UserWarning, match=r"1 of 5 images are NaN, for example: .*1\.png is not an image"):
+            found = rgb.encode(paths, unreadable="nan", **given)
+        assert np.isnan(found[1]).all()
+        assert np.isfinite(np.delete(found, 1, 0)).all()
+        if "tokens" not in given:
+            close(np.delete(found, 1, 0), wanted)
+    assert np.isfinite(rgb.encode(paths[2:], unreadable="nan")).all()
+    with pytest.raises(InputError, match=r"is a folder: give its files, as sorted\(Path\('.*'\)\.rglob\('\*\.jpg'\)\)"):
+        rgb.encode(tmp_path)
+
+
 # ---- what is encoded
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +53,13 @@ class Pretrained:
         return self.encoder.table.device
 
     def encode(
-        self, images: ImageLike | Iterable[ImageLike], *, tokens: bool = False, blocks: int = 1, batch: int = 64
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        tokens: bool = False,
+        blocks: int = 1,
+        batch: int = 64,
+        unreadable: Literal["raise", "nan"] = "raise",
     ) -> Float[np.ndarray, "n *S O"]:
         """Features as float32: the average over tokens, (n, O), or every token's on its grid, (n, *grid, O).
 
@@ -67,6 +74,8 @@ class Pretrained:
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
+            unreadable: what an image that cannot be read or used is: an error, or ``nan``, features of NaN in its
+                place, and a warning that counts them and names the first.
 
         Raises:
             InputError: an image that cannot be read or used; the message names its path, or its number from 0.
@@ -78,20 +87,26 @@ class Pretrained:
             raise InputError(f"blocks must be from 1 to {depth}, as many as this encoder has, got {blocks}")
         grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
         parts: list[Tensor] = []
+        bad: list[InputError] | None = [] if unreadable == "nan" else None
         with _readers() as pool:
-            for x in self._batches(images, batch, pool):
+            for x in self._batches(images, batch, pool, bad):
                 features = self.features(x, blocks)
                 parts.append(features.unflatten(1, grid) if tokens else features.mean(1))
                 if len(parts) > 1:  # a GPU is waited for when it has its next batch
                     parts[-2] = parts[-2].cpu()
         if not parts:
             raise InputError("there are no images to encode")
-        return torch.cat([part.cpu() for part in parts]).numpy()
+        found = torch.cat([part.cpu() for part in parts]).numpy()
+        if bad:
+            warnings.warn(f"{len(bad)} of {len(found)} images are NaN, for example: {bad[0]}", stacklevel=2)
+        return found
 
-    def _batches(self, images: Any, batch: int, pool: Executor) -> Iterator[Shaped[Tensor, "B C H W"]]:
-        """The fitted images in order; while one batch is used, the next is read."""
+    def _batches(
+        self, images: Any, batch: int, pool: Executor, bad: list[InputError] | None
+    ) -> Iterator[Shaped[Tensor, "B C H W"]]:
+        """The fitted images in order; while one batch is used, the next is read. ``bad`` as :meth:`_fit` has it."""
         ready: Future[Tensor] | None = None
-        for group in _groups(self._fitted(images, pool), batch):
+        for group in _groups(self._fitted(images, pool, bad), batch):
             read = all(image.done() and image.exception() is None for image in group)  # as what is no path is
             following = _settled(_stacked(group)) if read else pool.submit(_stacked, group)
             if ready is not None:
@@ -100,7 +115,7 @@ class Pretrained:
         if ready is not None:
             yield ready.result()
 
-    def _fitted(self, images: Any, pool: Executor) -> Iterator[Future[Pixels]]:
+    def _fitted(self, images: Any, pool: Executor, bad: list[InputError] | None) -> Iterator[Future[Pixels]]:
         """Every fitted image in order, perhaps not read yet.
 
         What is no path is fitted here: its giver may change or close it as soon as the next one is asked for. An error
@@ -109,13 +124,14 @@ class Pretrained:
         try:
             for number, image in enumerate(_each(images)):
                 if isinstance(image, str | PathLike):
-                    yield pool.submit(self._fit, number, image)
+                    yield pool.submit(self._fit, number, image, bad)
                 else:
-                    yield _settled(self._fit(number, image))
+                    yield _settled(self._fit(number, image, bad))
         except Exception as error:  # noqa: BLE001 - raised where the image is waited for
             yield _settled(error)
 
-    def _fit(self, number: int, given: ImageLike) -> Pixels:
+    def _fit(self, number: int, given: ImageLike, bad: list[InputError] | None) -> Pixels:
+        """An image as the encoder's input; one that cannot be used is NaN where there is a list ``bad`` to note it."""
         try:
             path = isinstance(given, str | PathLike)
             picture = decode(given, str(given), self.preprocessing.size) if path else _picture(given)
@@ -126,7 +142,13 @@ class Pretrained:
             if isinstance(given, np.ndarray | Tensor) and given.ndim == 3 and "channels" in reason:
                 axes = "n 1 H W" if isinstance(given, Tensor) else "n H W 1"
                 reason += f"; many grey images in one {type(given).__name__} have the axes {axes}"
-            raise InputError(f"{name} {reason}") from error
+            if isinstance(given, str | PathLike) and Path(given).is_dir():
+                reason = f"is a folder: give its files, as sorted(Path({name!r}).rglob('*.jpg'))"
+            told = InputError(f"{name} {reason}")
+            if bad is None:
+                raise told from error
+            bad.append(told)
+            return torch.full((self.preprocessing.channels, *self.preprocessing.size), torch.nan)
 
     @torch.inference_mode()
     def features(self, x: Shaped[Tensor, "B C H W"], blocks: int = 1) -> Float[Tensor, "B N O"]:

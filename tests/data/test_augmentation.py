@@ -104,6 +104,16 @@ def test_crop_and_resize_are_as_exact_as_pillows(size, channels):
     assert (found.int() - pillows.int()).abs().float().mean() < 0.1
 
 
+def test_twelve_bits_in_sixteen_are_shown_up_to_their_brightest():
+    deep = torch.tensor([0.0, 0.01, 0.02, 0.04]).view(1, 1, 2, 2)
+    assert plain((2, 2), 1).pictures(deep).ravel().tolist() == [0, 64, 128, 255]
+    for as_they_are in (deep * 20, (deep * 255).to(torch.uint8)):
+        shown = plain((2, 2), 1).pictures(as_they_are)
+        assert shown.ravel().tolist() == (
+            [0, 51, 102, 204] if as_they_are.is_floating_point() else as_they_are.ravel().tolist()
+        )
+
+
 def test_a_picture_and_its_array_become_the_same_pixels_and_what_is_transparent_colours_nothing():
     u = numbers(1)[0]
     array, picture = (augment(one, plain((28, 28)), Augmentation(), u) for one in (NOISE, Image.fromarray(NOISE)))
