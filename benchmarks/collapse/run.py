@@ -1,7 +1,7 @@
 """Many tiny runs, good and bad settings mixed, watched at every tenth beside real evaluations.
 
     python benchmarks/collapse/run.py --out FILE.jsonl [--first N] [--runs N] [--steps N]
-    python benchmarks/collapse/run.py --out FILE.jsonl --cifar FOLDER [--seeds N N] [--lengths 400 1200]
+    python benchmarks/collapse/run.py --out FILE.jsonl --cifar FOLDER [--seeds N N] [--lengths 400 1200] [--replicas N]
         (the known pair, which sinks and climbs out; hours)
 
 Each run appends one line of JSON with its settings and, for the untrained encoder and every tenth of the run, what the
@@ -91,7 +91,7 @@ def tiny(number: int, steps: int) -> Experiment:
     )  # fmt: skip
 
 
-def known(steps: int, seed: int) -> Experiment:
+def known(steps: int, seed: int, replicas: int) -> Experiment:
     """The known pair on CIFAR-10: LayerNorm targets, EMA 0.996, 20 of 64 context tokens, batches of 256."""
     return Experiment(
         recipe="known collapse",
@@ -104,8 +104,8 @@ def known(steps: int, seed: int) -> Experiment:
         ijepa=IJEPAConfig(momentum=(0.996, 1.0)),
         schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
         training=TrainingConfig(
-            steps=steps, batch=256, precision="float32", workers=0, log_every=5, watch_every=max(1, steps // LOOKS),
-            save_every=steps, keep=1,
+            steps=steps, batch=256, precision="float32", workers=0, replicas=replicas, log_every=5,
+            watch_every=max(1, steps // LOOKS), save_every=steps, keep=1,
         ),
     )  # fmt: skip
 
@@ -227,7 +227,7 @@ def study(out: Path, numbers: range, steps: int) -> None:
         add(out, {"run": number, "settings": settings(number), "steps": steps, **found})
 
 
-def pair(out: Path, data: Path, lengths: Sequence[int], seeds: Sequence[int]) -> None:
+def pair(out: Path, data: Path, lengths: Sequence[int], seeds: Sequence[int], replicas: int) -> None:
     """The known collapse, and the longer run of the same settings that climbs out."""
     done = finished(out)
     splits = open_data(str(data))
@@ -235,7 +235,7 @@ def pair(out: Path, data: Path, lengths: Sequence[int], seeds: Sequence[int]) ->
         for length in lengths:
             if (name := f"cifar-{length}-{seed}") in done:
                 continue
-            experiment = known(length, seed)
+            experiment = known(length, seed, replicas)
             found = run(experiment, splits, learn=10_000, test=5_000)
             add(out, {"run": name, "settings": asdict(experiment.ijepa), "steps": length, **found})
 
@@ -261,10 +261,11 @@ def main() -> None:
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--lengths", type=int, nargs="+", default=[400, 1200], help="of the known pair, in steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the known pair")
+    parser.add_argument("--replicas", type=int, default=0, help="of the known pair, as many cores train it")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.cifar is not None:
-        pair(given.out, given.cifar, given.lengths, given.seeds)
+        pair(given.out, given.cifar, given.lengths, given.seeds, given.replicas)
     else:
         study(given.out, range(given.first, given.first + given.runs), given.steps)
 

@@ -103,7 +103,7 @@ class Preprocessing:
     def pictures(self, images: Num[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W C"]:
         """8-bit arrays to look at, of images that are not normalised (uint8, or float in 0..1).
 
-        Images of more bits that all end below half of white, as 12 bits in a 16-bit file, are shown up to the brightest.
+        Images of more bits that all end below half of white, as 12 bits in a 16-bit file, are shown to their brightest.
         """
         unit = to_unit(images.detach())
         if images.dtype != torch.uint8 and unit.numel() and 0 < (brightest := unit.max().item()) < 0.5:
