@@ -20,6 +20,7 @@ from openjepa.assessment.robustness import (
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
+from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
@@ -72,6 +73,17 @@ def test_every_image_is_spoilt_by_its_place_whatever_is_asked_for_with_it(damage
     torch.testing.assert_close(images(clean.indices[5:9]), every[5:9])
     with damaged(lambda _, index: index == 7):
         torch.testing.assert_close(images(clean.indices), torch.cat([every[:4], every[5:]]))
+
+
+def test_noise_is_in_proportion_to_what_twelve_bits_in_sixteen_reach(tmp_path):
+    dark = np.random.default_rng(0).normal(1000, 250, (8, 16, 16, 1)).clip(0).astype(np.uint16)
+    for number, image in enumerate(dark):
+        np.save(tmp_path / f"{number}.npy", image)
+    clean = Chosen(source=open_data(str(tmp_path)).train, indices=np.arange(8), name="test")
+    preparation = Preprocessing(size=(16, 16), channels=1, mean=(1000 / 65535,), std=(250 / 65535,))
+    (batch,) = Spoilt.by(CORRUPTIONS[0], clean).batches(clean.indices, preparation)
+    noise = batch.images - torch.from_numpy(dark.astype(np.float32).transpose(0, 3, 1, 2)) / 65535
+    assert noise.std().item() == pytest.approx(0.1 * 2000 / 65535, rel=0.05)
 
 
 def test_a_second_run_takes_all_from_the_cache_and_says_the_same(tmp_path, monkeypatch):

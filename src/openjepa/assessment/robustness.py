@@ -30,7 +30,7 @@ from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """One way to spoil an image: ``noise`` (Gaussian, ``amount`` of the full range from black to white as its standard
+    """One way to spoil an image: ``noise`` (Gaussian, ``amount`` of the range from black to ``white`` as its standard
     deviation) or ``blur`` (Gaussian, ``amount`` of the image's short side as its standard deviation).
     """
 
@@ -42,17 +42,24 @@ class Corruption:
         """As it stands in a table."""
         return f"{self.kind} {100 * self.amount:g}%"
 
-    def __call__(self, images: Float[Tensor, "B C H W"], numbers: Int64[np.ndarray, "B"]) -> Float[Tensor, "B C H W"]:
+    def __call__(
+        self, images: Float[Tensor, "B C H W"], numbers: Int64[np.ndarray, "B"], white: float = 1.0
+    ) -> Float[Tensor, "B C H W"]:
         """Images in [0, 1], spoilt; each one's noise derives from its number."""
         if self.kind == "noise":
             keys = numbers[:, None], np.arange(images[0].numel())
             radius = np.sqrt(-2 * np.log1p(-draws.uniform("corruption radius", *keys)))
             noise = radius * np.cos(2 * math.pi * draws.uniform("corruption angle", *keys))
-            return (images + self.amount * torch.from_numpy(noise).float().view_as(images)).clamp(0, 1)
+            return (images + self.amount * white * torch.from_numpy(noise).float().view_as(images)).clamp(0, 1)
         from torchvision.transforms.v2.functional import gaussian_blur
 
         sigma = self.amount * min(images.shape[-2:])
         return gaussian_blur(images, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+
+
+def _white(preprocessing: Preprocessing) -> float:
+    """Where images of more than 8 bits end in practice: 12 bits in a 16-bit file come nowhere near its white."""
+    return min(1.0, max(mean + 4 * std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)))
 
 
 CORRUPTIONS = tuple(
@@ -81,7 +88,8 @@ class Spoilt(Altered):
         for batch in self.clean.batches(indices, preprocessing):
             if len(batch.samples):
                 places = np.searchsorted(self.indices, batch.samples.numpy())
-                yield replace(batch, images=self.corruption(to_unit(batch.images), places))
+                white = 1.0 if batch.images.dtype == torch.uint8 else _white(preprocessing)
+                yield replace(batch, images=self.corruption(to_unit(batch.images), places, white))
             else:
                 yield batch
 
