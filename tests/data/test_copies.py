@@ -191,27 +191,3 @@ def test_two_writers_do_not_mix(folder, tmp_path):
         patch.setattr(module, "_TOGETHER", 8)
         copies.write(second)
     assert refused == [8]
-
-
-def test_copies_of_what_has_changed_replace_those_of_before(folder, tmp_path):
-    def places() -> set:
-        return set((tmp_path / "copies").iterdir())
-
-    first, larger = made(folder, tmp_path), made(folder, tmp_path, (200, 200))
-    first.write()
-    larger.write()
-    other = shutil.copytree(folder, tmp_path / "others")
-    (other / "small.png").unlink()
-    elsewhere = made(other, tmp_path)
-    elsewhere.write()
-    assert places() == {first.place, larger.place, elsewhere.place}
-    numbers = by_name(first)
-    (folder / "small.png").rename(folder / "tiny.png")
-    again = made(folder, tmp_path)
-    again.write()
-    assert places() == {again.place, larger.place, elsewhere.place}
-    # Who still reads the copies of before reads the images themselves.
-    assert extent_of(Copies(first.source, (100, 100), tmp_path / "copies").read(numbers["1.jpg"], (100, 100))) == (
-        150,
-        200,
-    )

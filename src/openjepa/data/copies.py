@@ -6,10 +6,8 @@ where it was, less what it left unfinished.
 
 import contextlib
 import io
-import json
 import math
 import os
-import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -143,8 +141,6 @@ class Copies(Source):
     def write(self, count: Count = lambda done, total: None) -> None:
         """Write what is missing; ``count`` is told the images done and their number.
 
-        Once they are whole, the copies of the same data as they were before are removed.
-
         Raises:
             InputError: the disk has no room, the folder cannot be written, or another process is writing there.
         """
@@ -163,23 +159,11 @@ class Copies(Source):
                         numbers = range(start, min(start + _TOGETHER, total))
                         _append(images, index, list(pool.map(self._made, numbers)))
                         count(numbers.stop, total)
-                self._replace_older()
         except OSError as error:
             raise InputError(
                 f"the copies cannot be written to {self.place} ({error.strerror or error}): make room, set "
                 f"OPENJEPA_CACHE to another folder, or go without --cache; what was written is kept"
             ) from error
-
-    def _replace_older(self) -> None:
-        """Remove copies of data of the same name in the same place, at the same size, which have changed since."""
-        root = getattr(self.source, "root", None)
-        if root is None:
-            return
-        of = json.dumps([self.name, os.path.realpath(root)])
-        (self.place / "of").write_text(of)
-        for other in self.place.parent.glob(f"*-{self.at_least[0]}x{self.at_least[1]}"):
-            if other != self.place and (other / "of").is_file() and (other / "of").read_text() == of:
-                shutil.rmtree(other, ignore_errors=True)
 
     def _whole(self, images: io.BufferedWriter, index: io.BufferedWriter) -> int:
         """Cut off what a stopped writer left unfinished; returns the images that are done."""
