@@ -144,17 +144,21 @@ def test_an_image_that_cannot_be_read_is_an_error_or_a_row_of_nan(rgb, pixels, t
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
     paths[1].write_bytes(b"no image")
+    with pytest.raises(InputError, match="unreadable must be 'raise' or 'nan', got 'skip'"):
+        rgb.encode(paths, unreadable="skip")
     with pytest.raises(InputError, match=r"1\.png is not an image"):
         rgb.encode(paths)
     wanted = rgb.encode([*paths[:1], *paths[2:]])
     for given in ({}, {"batch": 2}, {"tokens": True}):
-        with pytest.warns(UserWarning, match=r"1 of 5 images are NaN, for example: .*1\.png is not an image"):
+        with pytest.warns(UserWarning, match=r"1 of 5 images are NaN, the first: .*1\.png is not an image"):
             found = rgb.encode(paths, unreadable="nan", **given)
         assert np.isnan(found[1]).all()
         assert np.isfinite(np.delete(found, 1, 0)).all()
         if "tokens" not in given:
             close(np.delete(found, 1, 0), wanted)
     assert np.isfinite(rgb.encode(paths[2:], unreadable="nan")).all()
+    with pytest.warns(UserWarning, match=r"2 of 3 images are NaN, the first: a{300} cannot be decoded: File name too"):
+        assert np.isnan(rgb.encode([paths[0], "a" * 300, paths[1]], unreadable="nan")[1:]).all()
     with pytest.raises(InputError, match=r"is a folder: give its files, as sorted\(Path\('.*'\)\.rglob\('\*\.jpg'\)\)"):
         rgb.encode(tmp_path)
 

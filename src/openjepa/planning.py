@@ -170,9 +170,8 @@ def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) 
         images=len(splits.train),
         device=processes.device.type,
         wanted=wishes.image_size,
+        median=seen.median,
     )
-    if seen.typical != seen.median and wishes.image_size is None:
-        why += "; some lie and some stand, so a square"
     if processes.device.type == "cpu" and not _fast_bfloat16():
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why

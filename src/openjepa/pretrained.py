@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,8 @@ from openjepa.interop import huggingface
 
 ImageLike = str | PathLike[str] | Image.Image | np.ndarray | Tensor
 
+# Images that cannot be used, by their numbers, and why.
+Bad = list[tuple[int, InputError]]
 _MOST_READERS = 16
 
 
@@ -59,7 +60,7 @@ class Pretrained:
         tokens: bool = False,
         blocks: int = 1,
         batch: int = 64,
-        unreadable: Literal["raise", "nan"] = "raise",
+        unreadable: str = "raise",
     ) -> Float[np.ndarray, "n *S O"]:
         """Features as float32: the average over tokens, (n, O), or every token's on its grid, (n, *grid, O).
 
@@ -74,8 +75,8 @@ class Pretrained:
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
-            unreadable: what an image that cannot be read or used is: an error, or ``nan``, features of NaN in its
-                place, and a warning that counts them and names the first.
+            unreadable: what becomes of an image that cannot be read or used: ``raise`` an error, or ``nan``, features of
+                NaN in its place, and a warning that counts them and names the first.
 
         Raises:
             InputError: an image that cannot be read or used; the message names its path, or its number from 0.
@@ -87,7 +88,9 @@ class Pretrained:
             raise InputError(f"blocks must be from 1 to {depth}, as many as this encoder has, got {blocks}")
         grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
         parts: list[Tensor] = []
-        bad: list[InputError] | None = [] if unreadable == "nan" else None
+        if unreadable not in ("raise", "nan"):
+            raise InputError(f"unreadable must be 'raise' or 'nan', got {unreadable!r}")
+        bad: Bad | None = [] if unreadable == "nan" else None
         with _readers() as pool:
             for x in self._batches(images, batch, pool, bad):
                 features = self.features(x, blocks)
@@ -98,12 +101,10 @@ class Pretrained:
             raise InputError("there are no images to encode")
         found = torch.cat([part.cpu() for part in parts]).numpy()
         if bad:
-            warnings.warn(f"{len(bad)} of {len(found)} images are NaN, for example: {bad[0]}", stacklevel=2)
+            warnings.warn(f"{len(bad)} of {len(found)} images are NaN, the first: {min(bad)[1]}", stacklevel=2)
         return found
 
-    def _batches(
-        self, images: Any, batch: int, pool: Executor, bad: list[InputError] | None
-    ) -> Iterator[Shaped[Tensor, "B C H W"]]:
+    def _batches(self, images: Any, batch: int, pool: Executor, bad: Bad | None) -> Iterator[Shaped[Tensor, "B C H W"]]:
         """The fitted images in order; while one batch is used, the next is read. ``bad`` as :meth:`_fit` has it."""
         ready: Future[Tensor] | None = None
         for group in _groups(self._fitted(images, pool, bad), batch):
@@ -115,7 +116,7 @@ class Pretrained:
         if ready is not None:
             yield ready.result()
 
-    def _fitted(self, images: Any, pool: Executor, bad: list[InputError] | None) -> Iterator[Future[Pixels]]:
+    def _fitted(self, images: Any, pool: Executor, bad: Bad | None) -> Iterator[Future[Pixels]]:
         """Every fitted image in order, perhaps not read yet.
 
         What is no path is fitted here: its giver may change or close it as soon as the next one is asked for. An error
@@ -130,7 +131,7 @@ class Pretrained:
         except Exception as error:  # noqa: BLE001 - raised where the image is waited for
             yield _settled(error)
 
-    def _fit(self, number: int, given: ImageLike, bad: list[InputError] | None) -> Pixels:
+    def _fit(self, number: int, given: ImageLike, bad: Bad | None) -> Pixels:
         """An image as the encoder's input; one that cannot be used is NaN where there is a list ``bad`` to note it."""
         try:
             path = isinstance(given, str | PathLike)
@@ -142,12 +143,12 @@ class Pretrained:
             if isinstance(given, np.ndarray | Tensor) and given.ndim == 3 and "channels" in reason:
                 axes = "n 1 H W" if isinstance(given, Tensor) else "n H W 1"
                 reason += f"; many grey images in one {type(given).__name__} have the axes {axes}"
-            if isinstance(given, str | PathLike) and Path(given).is_dir():
+            if isinstance(given, str | PathLike) and os.path.isdir(given):
                 reason = f"is a folder: give its files, as sorted(Path({name!r}).rglob('*.jpg'))"
             told = InputError(f"{name} {reason}")
             if bad is None:
                 raise told from error
-            bad.append(told)
+            bad.append((number, told))
             return torch.full((self.preprocessing.channels, *self.preprocessing.size), torch.nan)
 
     @torch.inference_mode()

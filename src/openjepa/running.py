@@ -106,7 +106,7 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
         raise InputError(
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
             f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
-            f"another version of openjepa took other folders for the train part: CHANGELOG.md)"
+            f"another version of openjepa took other files or folders for the train part: CHANGELOG.md)"
         )
     return splits
 
@@ -259,6 +259,7 @@ def _card(
 ) -> dict[str, Any]:
     card = {
         "name": _NAMES[experiment.method],
+        "method": experiment.method,
         "summary": _SUMMARIES[experiment.method],
         "trained on": f"{plan['data']['images']} images",
         "steps": f"{step} of {experiment.training.steps}",

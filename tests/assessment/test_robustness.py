@@ -16,6 +16,7 @@ from openjepa.assessment.robustness import (
     _task,
     assess_robustness,
     correct_by_part,
+    white_of,
 )
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
@@ -80,8 +81,13 @@ def test_noise_is_in_proportion_to_what_twelve_bits_in_sixteen_reach(tmp_path):
     for number, image in enumerate(dark):
         np.save(tmp_path / f"{number}.npy", image)
     clean = Chosen(source=open_data(str(tmp_path)).train, indices=np.arange(8), name="test")
-    preparation = Preprocessing(size=(16, 16), channels=1, mean=(1000 / 65535,), std=(250 / 65535,))
-    (batch,) = Spoilt.by(CORRUPTIONS[0], clean).batches(clean.indices, preparation)
+    preparation = ours().preprocessing  # whose mean and spread are of other images
+    white = white_of(clean.source, preparation)
+    assert white == pytest.approx(2000 / 65535, rel=0.05)
+    assert white_of(source(8), preparation) == 1
+    spoilt = Spoilt.by(CORRUPTIONS[0], clean, white)
+    assert spoilt.content != Spoilt.by(CORRUPTIONS[0], clean).content
+    (batch,) = spoilt.batches(clean.indices, preparation)
     noise = batch.images - torch.from_numpy(dark.astype(np.float32).transpose(0, 3, 1, 2)) / 65535
     assert noise.std().item() == pytest.approx(0.1 * 2000 / 65535, rel=0.05)
 

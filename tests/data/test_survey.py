@@ -34,6 +34,13 @@ def test_images_that_lie_and_stand_are_typically_square(tmp_path, lying, standin
     assert survey(open_data(str(tmp_path)).train).typical == typical
 
 
+def test_images_that_stand_by_a_little_do_not_count(tmp_path):
+    """Words cut out of lines, of which some are a letter."""
+    for number in range(10):
+        Image.new("L", (100, 32) if number < 7 else (28, 32)).save(tmp_path / f"{number}.png")
+    assert survey(open_data(str(tmp_path)).train).typical == (32, 100)
+
+
 @pytest.mark.parametrize(
     ("mode", "channels", "bits"),
     [("L", 1, 8), ("1", 1, 8), ("LA", 1, 8), ("P", 3, 8), ("RGB", 3, 8), ("RGBA", 3, 8), ("I;16", 1, 16)],

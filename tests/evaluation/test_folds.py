@@ -117,3 +117,16 @@ def test_an_evaluator_without_answers_image_by_image_is_asked_once():
 
     found = in_folds(judge)(Alone(), features(), features())
     assert found.scores == {"images": 19.0, "share": 0.5, "share_low": 0.4, "share_high": 0.6}
+
+
+def test_what_some_folds_alone_can_measure_is_left_out():
+    labels = np.repeat([0, 1], [187, 30])  # 1% is two or three images of the 173 or 174 outside a fold
+    values = np.random.default_rng(0).normal(size=(217, 4)) + 3 * labels[:, None]
+    part = Features(values, labels, "few")
+    alone = LowShot(shots=(1,), repeats=2)
+    learn, _ = by_class(part, part)
+    measured = {"1%" in str(alone.grade(part.take(np.flatnonzero(learn != fold)), part).measures) for fold in range(5)}
+    assert measured == {True, False}
+    found = in_folds(judge)(alone, part, part)
+    assert set(found.grades) == {"accuracy, 1 per class"}
+    assert not any("1%" in name for name in found.scores)

@@ -455,14 +455,23 @@ def test_what_somebody_has_put_beside_an_encoder_stays_where_that_is_asked_for(s
     (directory / ".cache" / "upload").write_text("half way")
     left = directory.parent / f".{directory.name}.0123abcd.part"
     left.mkdir()
-    with pytest.raises(InputError, match=r"no part of an encoder \(\.DS_Store, \.cache\)"):
+    (directory / ".#README.md").symlink_to("nowhere")  # as Emacs makes while one edits
+    os.mkfifo(directory / "pipe")
+    old = directory.parent / f".{directory.name}.01234567.old"  # of a writer that was killed between two renames
+    old.mkdir()
+    (old / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(InputError, match=r"no part of an encoder \(\.#README\.md, \.DS_Store, \.cache, pipe\)"):
         huggingface.export(encoder, directory, **kind)
     with torch.no_grad():
         encoder.stack.blocks[0].norm1.weight.add_(1)
     huggingface.export(encoder, directory, **kind, keep_others=True)
     assert (directory / ".DS_Store").read_bytes() == b"mac"
     assert (directory / ".cache" / "upload").read_text() == "half way"
+    assert (directory / "model.onnx").read_bytes() == b"onnx"
+    assert (directory / ".#README.md").is_symlink()
+    assert (directory / "pipe").exists()
     assert not left.exists()
+    assert not old.exists()
     again = huggingface.load(directory).encoder
     assert torch.equal(again.stack.blocks[0].norm1.weight, encoder.stack.blocks[0].norm1.weight)
     assert "Renewed" in huggingface.renew_card(directory, {"name": "Renewed"}).read_text()
@@ -472,13 +481,16 @@ def test_what_somebody_has_put_beside_an_encoder_stays_where_that_is_asked_for(s
 
 
 @pytest.mark.parametrize(
-    ("name", "tag"), [("MAE encoder", "mae"), ("Encoder of a denoising autoencoder", "denoising-autoencoder")]
+    ("name", "method", "tag"),
+    [("MAE encoder", "mae", "mae"), ("Of a denoising autoencoder", "denoising", "denoising-autoencoder")],
 )
-def test_the_card_names_the_method_and_the_class_token(name, tag):
+def test_the_card_names_the_method_and_the_class_token(name, method, tag):
     facts = {"size": (24, 40), "channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    text = model_card(EncoderConfig(signal=(24, 40), patch=(8, 8), class_token=True), facts, {"name": name}, "")
+    card = {"name": name, "method": method}
+    text = model_card(EncoderConfig(signal=(24, 40), patch=(8, 8), class_token=True), facts, card, "")
     assert f"\n# {name}\n" in text
     assert f"- {tag}\n" in text
     assert "i-jepa" not in text
+    assert "| method |" not in text
     assert "= 15, a class token before them |" in text
     assert "no class token" in model_card(EncoderConfig(signal=(24, 40), patch=(8, 8)), facts, {}, "")

@@ -80,6 +80,14 @@ def test_a_part_of_long_images_is_taken_unless_a_size_is_asked_for():
     assert "a part" not in why
 
 
+def test_images_that_lie_and_stand_are_told_by_their_own_size():
+    colour = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "images": 9000, "method": "ijepa", "device": "cpu"}
+    made, why = choose("auto", size=(3000, 3000), median=(3000, 4000), **colour)
+    assert made.encoder.signal == (128, 128)
+    assert "resized to 128x128 px from about 3000x4000, square because some lie and some stand" in why
+    assert "square" not in choose("auto", size=(3000, 4000), median=(3000, 4000), **colour)[1]
+
+
 def test_the_published_giant_has_the_mlp_of_a_vit_g():
     giant = chosen((300, 400), 3, name="published-g16").encoder
     assert giant.width * giant.mlp_ratio == 6144

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from openjepa.training.distributed import Processes, join
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import Step, TrainingConfig, refuse_uneven
-from openjepa.training.trainer import Trainer, TrainingStopped
+from openjepa.training.trainer import Trainer, TrainingStopped, _Window
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)
@@ -337,7 +338,23 @@ def test_whatever_stops_the_batches_the_run_is_saved_first(tmp_path, error):
     with pytest.raises(type(error), match=str(error)) as told:
         run.train(show=False)
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == 7
-    assert ("the run is saved at step 7: openjepa resume" in str(told.value)) == isinstance(error, InputError)
+    said = str(told.value) if isinstance(error, InputError) else told.value.__notes__[0]
+    assert "the run is saved at step 7: openjepa resume" in said
+
+
+def test_where_the_disk_is_gone_too_the_first_error_is_told(tmp_path, monkeypatch):
+    run = trainer(tmp_path / "run", source(), steps=20, save_every=100)
+
+    def lost() -> None:
+        raise InputError("cannot write the checkpoint")
+
+    def ending() -> Iterator:
+        raise InputError("33 images in a row cannot be read")
+        yield
+
+    monkeypatch.setattr(run, "save", lost)
+    with pytest.raises(InputError, match=r"33 images .*; the run could not be saved either \(cannot write the"):
+        run._next(ending(), _Window())
 
 
 def test_processes_that_cannot_share_a_batch_are_refused():

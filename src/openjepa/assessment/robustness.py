@@ -18,8 +18,9 @@ from openjepa.assessment.extraction import BAD_IMAGES, Altered, Extracted, Image
 from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.parts import chosen_parts, counted, left_to_judge, of_classes
 from openjepa.data.augmentation import Preprocessing, to_unit
-from openjepa.data.base import Splits
+from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Batch
+from openjepa.data.survey import statistics, survey
 from openjepa.evaluation.features import Classifier, Features, Part
 from openjepa.evaluation.folds import WORTH, in_folds
 from openjepa.evaluation.intervals import equal_grades, paired_difference
@@ -57,39 +58,46 @@ class Corruption:
         return gaussian_blur(images, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
 
 
-def _white(preprocessing: Preprocessing) -> float:
-    """Where images of more than 8 bits end in practice: 12 bits in a 16-bit file come nowhere near its white."""
-    return min(1.0, max(mean + 4 * std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)))
-
-
 CORRUPTIONS = tuple(
     Corruption(kind=kind, amount=amount) for kind, amounts in (("noise", (0.1, 0.2)), ("blur", (0.04, 0.08)))
     for amount in amounts
 )  # fmt: skip
 
 
+def white_of(source: Source, preprocessing: Preprocessing) -> float:
+    """Where images end in practice, in units of their files' white: 12 bits in a 16-bit file come nowhere near it.
+
+    1 for images of 8 bits; for others four standard deviations above the mean of the brightest channel, 1 at most.
+    """
+    if survey(source).bits == 8:
+        return 1.0
+    found = statistics(source, preprocessing.size, preprocessing.channels)
+    return min(1.0, max(mean + 4 * std for mean, std in zip(*found, strict=True)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spoilt(Altered):
-    """Images of which every one is spoilt by its place among them."""
+    """Images of which every one is spoilt by its place among them; ``white`` as :func:`white_of` has it."""
 
     corruption: Corruption
+    white: float = 1.0
 
     @classmethod
-    def by(cls, corruption: Corruption, clean: Images) -> "Spoilt":
+    def by(cls, corruption: Corruption, clean: Images, white: float = 1.0) -> "Spoilt":
         """All of the images, spoilt."""
         name = f"{clean.name}, {corruption.name}"
-        return cls(indices=clean.indices, name=name, clean=clean, corruption=corruption)
+        return cls(indices=clean.indices, name=name, clean=clean, corruption=corruption, white=white)
 
     @property
     def content(self) -> Any:
-        return [self.clean.content, asdict(self.corruption)]
+        of_white = [] if self.white == 1 else [self.white]
+        return [self.clean.content, asdict(self.corruption), *of_white]
 
     def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
         for batch in self.clean.batches(indices, preprocessing):
             if len(batch.samples):
                 places = np.searchsorted(self.indices, batch.samples.numpy())
-                white = 1.0 if batch.images.dtype == torch.uint8 else _white(preprocessing)
-                yield replace(batch, images=self.corruption(to_unit(batch.images), places, white))
+                yield replace(batch, images=self.corruption(to_unit(batch.images), places, self.white))
             else:
                 yield batch
 
@@ -134,7 +142,8 @@ def assess_robustness(
     own = panel.subjects[0]
     labels = _by_subject(learned)[own].labels, _by_subject(clean)[own].labels
     classes, notes = left_to_judge(chosen, labels, [one for part in unspoilt for one in part.bad], bad_images)
-    parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, chosen.held)) for one in corruptions}
+    white = white_of(chosen.held.source, panel.preprocessing)
+    parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, chosen.held, white)) for one in corruptions}
     train = _by_subject(learned, classes)
     tests = {part: _by_subject(found, classes) for part, found in parts.items()}
     rows, differences = [], []

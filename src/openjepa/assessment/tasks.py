@@ -233,8 +233,8 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
     Only of the same encoder; and where the labelled images are others than before, what was measured on them is left
     behind, as is what was asked of other images that were turned, or of the same more or less often, and of other
-    scenes. A look at images
-    without labels leaves what was measured on labelled ones, and one at no whole images what was measured on any.
+    scenes. A look at images without labels leaves what was measured on labelled ones, and one at no whole images what
+    was measured on any.
     """
     if before.get("encoder") != now.get("encoder"):
         return now

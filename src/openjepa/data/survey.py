@@ -12,8 +12,9 @@ from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import BadImage, Header, Source
 from openjepa.errors import InputError
 
-# The share of images that may lie the other way before the input is square.
+# The share of images that may lie the other way before the input is square, and how much longer a side then is.
 _OTHER_WAY = 0.1
+_LONGER = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def _typical(
     median: tuple[int, int], heights: Int64[np.ndarray, "n"], widths: Int64[np.ndarray, "n"]
 ) -> tuple[int, int]:
     """The median size, or a square where images lie both ways."""
-    if min((heights < widths).mean(), (heights > widths).mean()) <= _OTHER_WAY:
+    if min((_LONGER * heights < widths).mean(), (heights > _LONGER * widths).mean()) <= _OTHER_WAY:
         return median
     short = int(np.median(np.minimum(heights, widths)))
     return short, short

@@ -30,8 +30,9 @@ def by_class(train: Part, test: Part) -> Dealt:
 
 
 def medians(settings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of every setting the median over the folds, each of which chose its own."""
-    return {name: float(np.median([one[name] for one in settings])) for name in settings[0]}
+    """Of every setting that all folds have the median over them, each of which chose its own."""
+    shared = [name for name in settings[0] if all(name in one for one in settings)]
+    return {name: float(np.median([one[name] for one in settings])) for name in shared}
 
 
 def in_folds(judged: Judge, deal: Deal = by_class) -> Judge:
@@ -54,7 +55,9 @@ def in_folds(judged: Judge, deal: Deal = by_class) -> Judge:
         # Answers come fold by fold; back to the images' order.
         back = np.argsort(np.argsort(held, kind="stable"))
         correct = {name: np.concatenate([one.correct[name] for one in found])[back] for name in found[0].correct}
-        grades = {name: np.concatenate([one.grades[name] for one in found], 1)[:, back] for name in found[0].grades}
+        # What is measured in some folds alone (a share of the labels that is whole images there) is not of all images.
+        graded = [name for name in found[0].grades if all(name in one.grades for one in found)]
+        grades = {name: np.concatenate([one.grades[name] for one in found], 1)[:, back] for name in graded}
         settings = medians([one.settings for one in found])
         scores = shares_of(correct, WORTH) | Grades(measures=grades).scores(WORTH) | settings
         return Found(scores=scores, correct=correct, grades=grades, dimensions=train.dimensions, worth=WORTH)

@@ -6,16 +6,17 @@ from typing import Any
 
 from openjepa.encoder import EncoderConfig
 
-# What the name of an encoder says of its method, and the hub's tag for it.
-_TAGS = {"mae": "mae", "denoising": "denoising-autoencoder"}
+# The hub's tag for each method.
+_TAGS = {"ijepa": "i-jepa", "mae": "mae", "denoising": "denoising-autoencoder"}
 
 
 def model_card(config: EncoderConfig, preprocessing: Mapping[str, Any], card: Mapping[str, Any], obstacle: str) -> str:
     """The text of a model card; ``obstacle`` says why transformers cannot hold this architecture, or is empty.
 
-    ``card`` may hold ``name``, ``license``, ``summary`` (a paragraph), ``evaluation`` (rows as in evaluation.json, each
-    perhaps with the ``data``, ``train_images``, ``test_images``, ``folds`` and ``classes`` that it was measured on) and
-    ``notes`` (sentences); anything else that is a plain value is listed as a fact.
+    ``card`` may hold ``name``, ``method`` (ijepa, mae or denoising), ``license``, ``summary`` (a paragraph),
+    ``evaluation`` (rows as in evaluation.json, each perhaps with the ``data``, ``train_images``, ``test_images``,
+    ``folds`` and ``classes`` that it was measured on) and ``notes`` (sentences); anything else that is a plain value is
+    listed as a fact.
     """
     title = str(card.get("name") or "I-JEPA encoder")
     parts = [
@@ -36,13 +37,12 @@ def _front_matter(card: Mapping[str, Any], obstacle: str) -> str:
     if card.get("license"):
         lines.append(f"license: {json.dumps(str(card['license']))}")
     lines += ["pipeline_tag: image-feature-extraction"] if not obstacle else []
-    name = str(card.get("name") or "I-JEPA").lower()
-    method = next((tag for word, tag in _TAGS.items() if word in name), "i-jepa")
+    method = _TAGS[str(card.get("method") or "ijepa")]
     return "\n".join([*lines, "tags:", "- self-supervised-learning", f"- {method}", "- openjepa", "---"])
 
 
 def _architecture(config: EncoderConfig, card: Mapping[str, Any]) -> str:
-    known = {"name", "license", "summary", "evaluation", "notes"}
+    known = {"name", "method", "license", "summary", "evaluation", "notes"}
     classes = "a class token before them" if config.class_token else "no class token"
     facts = {
         "input": f"{_times(config.signal)}, {config.channels} channel{'s' * (config.channels != 1)}",

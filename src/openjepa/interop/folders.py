@@ -4,8 +4,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,18 @@ from openjepa.errors import InputError
 
 
 @contextmanager
-def whole_folder(directory: Path, replaceable: Callable[[Path], str | None] | None = None) -> Iterator[Path]:
+def whole_folder(
+    directory: Path,
+    replaceable: Callable[[Path], str | None] | None = None,
+    others: Callable[[Path], Iterable[Path]] = lambda folder: (),
+) -> Iterator[Path]:
     """A temporary folder beside ``directory`` that takes its name when the block ends well, and vanishes otherwise.
 
     Args:
         directory: the folder to make; its parents are made too.
         replaceable: says why an existing ``directory`` may not be replaced, or None where it may. Without it nothing
             that exists is replaced.
+        others: what in a folder that is replaced is somebody else's, and is moved into the new one.
 
     Raises:
         InputError: the folder exists and may not be replaced, or cannot be written.
@@ -40,19 +45,29 @@ def whole_folder(directory: Path, replaceable: Callable[[Path], str | None] | No
                 _sync(file)
             _sync(draft)
             _refuse(directory, replaceable)
-            _take_place(draft, directory)
+            _take_place(draft, directory, others)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         raise InputError(f"cannot write {directory}: {error}. Choose another folder or free some space.") from error
 
 
-def sweep(directory: Path) -> None:
+def sweep(directory: Path, others: Callable[[Path], Iterable[Path]]) -> None:
     """Remove what was left beside ``directory``, which is there, by writers that were killed; for the one writer."""
     if directory.is_dir():
         for left in directory.parent.glob(f".{directory.name}.*"):
+            if left.suffix == ".old":
+                _move(others(left), directory)
             if left.suffix in (".part", ".old"):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _move(entries: Iterable[Path], directory: Path) -> None:
+    """Move them into the folder; what is there already stays."""
+    for entry in entries:
+        if not os.path.lexists(directory / entry.name):
+            with suppress(FileNotFoundError):  # its owner was quicker
+                entry.rename(directory / entry.name)
 
 
 def _refuse(directory: Path, replaceable: Callable[[Path], str | None] | None) -> None:
@@ -63,7 +78,7 @@ def _refuse(directory: Path, replaceable: Callable[[Path], str | None] | None) -
         raise InputError(f"will not write {directory}: {reason}. Choose another folder or remove this one.")
 
 
-def _take_place(draft: Path, directory: Path) -> None:
+def _take_place(draft: Path, directory: Path, others: Callable[[Path], Iterable[Path]]) -> None:
     old = draft.with_suffix(".old")
     if directory.exists():
         directory.rename(old)
@@ -73,6 +88,8 @@ def _take_place(draft: Path, directory: Path) -> None:
         if old.exists():
             old.rename(directory)
         raise
+    if old.exists():
+        _move(others(old), directory)
     _sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -5,7 +5,6 @@ the architecture (a signal that has not two axes), the directory still loads her
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,18 +68,10 @@ def export(
     Raises:
         InputError: ``directory`` holds something else, or cannot be written.
     """
-    if not keep_others:
-        with whole_folder(Path(directory), _not_an_export) as draft:
-            write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
-        return
-    sweep(Path(directory))
-    with whole_folder(Path(directory), _not_ours) as draft:
+    if keep_others:
+        sweep(Path(directory), _others)
+    with whole_folder(Path(directory), _not_ours if keep_others else _not_an_export, _others) as draft:
         write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
-        for other in _others(Path(directory)):
-            if other.is_dir() and not other.is_symlink():
-                shutil.copytree(other, draft / other.name, symlinks=True)
-            else:
-                shutil.copy2(other, draft / other.name, follow_symlinks=False)
 
 
 def write_encoder(

@@ -122,6 +122,7 @@ def import_mae(content: Mapping[str, Any], path: Path, out: Path, *, heads: int 
         }
         card = {
             "name": f"MAE encoder from {path.name}",
+            "method": "mae",
             "summary": f"The encoder of the checkpoint {path.name}, weights unchanged.",
             "notes": ["The checkpoint's own licence goes on to hold for these weights."],
         }

@@ -30,6 +30,7 @@ def choose(
     images: int,
     device: str,
     wanted: tuple[int, int] | None = None,
+    median: tuple[int, int] | None = None,
 ) -> tuple[Experiment, str]:
     """The recipe ``name`` (``auto`` chooses) fitted to the data, and the reason.
 
@@ -40,6 +41,7 @@ def choose(
         images: number of images.
         device: ``cpu`` or ``cuda``.
         wanted: height and width that the user asked for.
+        median: median height and width of the images, where that is not their typical size.
 
     Raises:
         InputError: no such recipe, or images that it cannot take.
@@ -55,6 +57,9 @@ def choose(
         name = "standard" if device == "cuda" and min(wanted or size) >= _NATIVE_BELOW else "small"
     tokens = 14.0 if name == "standard" else _few_tokens(min(wanted or size), len(mean))
     signal, patch, fitted = fit(size, wanted, side=224 if name == "standard" else 128, tokens=tokens)
+    if median not in (None, size) and wanted is None:
+        (rows, columns), about = signal, f"about {median[0]}x{median[1]}"
+        fitted = f"resized to {rows}x{columns} px from {about}, square because some lie and some stand"
     make = standard if name == "standard" else small
     recipe = baseline(make(signal=signal, patch=patch, mean=mean, std=std), method)
     batch = min(recipe.training.batch, max(1, images // 4))

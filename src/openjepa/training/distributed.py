@@ -119,7 +119,7 @@ def join(device: str | None = None) -> Processes:
     if world > 1:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        patient = dist.new_group(timeout=timedelta(days=1))
         assert isinstance(patient, dist.ProcessGroup)  # all of them are members
     return Processes(rank, world, chosen, patient)
 

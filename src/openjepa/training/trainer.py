@@ -210,13 +210,17 @@ class Trainer:
         except Exception as error:
             if self.processes.world > 1:  # the others do not know, and saving takes them all
                 raise
-            self.save()
+            resume = f"openjepa resume {shlex.quote(str(self.run))}"
+            try:
+                self.save()
+                told = f"the run is saved at step {self.done}: {resume}"
+            except Exception as lost:  # noqa: BLE001 - the disk, it may be, that took the images as well
+                told = f"the run could not be saved either ({lost}): {resume} goes on from its last checkpoint"
             if not isinstance(error, LoaderError | InputError):
+                error.add_note(told)
                 raise
             kind = InputError if isinstance(error, InputError) else TrainingStopped
-            raise kind(
-                f"{error}; the run is saved at step {self.done}: openjepa resume {shlex.quote(str(self.run))}"
-            ) from error
+            raise kind(f"{error}; {told}") from error
         window.waited()
         self._note_bad(batch)
         device = self.processes.device
