@@ -75,8 +75,8 @@ class Pretrained:
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
-            unreadable: what becomes of an image that cannot be read or used: ``raise`` an error, or ``nan``, features of
-                NaN in its place, and a warning that counts them and names the first.
+            unreadable: what becomes of an image that cannot be read or used: ``raise`` an error, or ``nan``, features
+                of NaN in its place, and a warning that counts them and names the first.
 
         Raises:
             InputError: an image that cannot be read or used; the message names its path, or its number from 0.
