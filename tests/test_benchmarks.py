@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -214,6 +215,17 @@ def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(study, count, mo
             for alarms in found
         ]
         assert f"| {name} | {' | '.join(cells)} |" in readme
+
+
+def test_the_known_pair_is_told_as_the_readme_has_it(run):
+    study = BENCHMARKS / "collapse" / "results" / "runs-pair.jsonl"
+    told = run("collapse/analyse.py", study, "--looks")
+    readme = (BENCHMARKS / "collapse" / "README.md").read_text()
+    rows = [line for line in told.splitlines() if re.match(r"\| [\d,]+ \|", line)]
+    assert len(rows) == 22
+    assert all(row in readme for row in rows)
+    assert told.count("below: trouble") == 2 * 5, "the one that sinks, with labels and without"
+    assert "trouble" not in told.split("cifar-1200-1")[1], "the one that climbs out"
 
 
 def test_the_estimate_is_the_one_in_the_readme(run):

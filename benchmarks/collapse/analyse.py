@@ -227,9 +227,8 @@ def markdown(found: dict[str, Any]) -> str:
 def by_look(run: Studied) -> str:
     """One run as a table: what was judged at each look, two of the watch's measures, and what the watch told."""
     steps = [0, *(row["step"] + 1 for row in run.rows if "rankme" in row)]
-    told = [
-        [[], *findings(run, labels=labels)] for labels in (True, False)
-    ]  # before the first step there is nothing to tell
+    # Before the first step there is nothing to tell.
+    told = [[[], *findings(run, labels=labels)] for labels in (True, False)]
     parts = [
         f"\n{run.number}\n",
         "| steps | k-NN | probe | RankMe | pixel R2 | loss | with labels | without |",
@@ -242,8 +241,7 @@ def by_look(run: Studied) -> str:
         cells = [
             f"{step:,}",
             *(f"{100 * judged[name][at]:.1f}" for name in ("knn", "probe")),
-            f"{look['rankme']:.1f}",
-            f"{look['pixel_r2']:.2f}",
+            *(f"{look[name]:.{digits}f}" if name in look else "" for name, digits in (("rankme", 1), ("pixel_r2", 2))),
             f"{losses[step]:.4f}" if step else "",
             *kinds,
         ]
