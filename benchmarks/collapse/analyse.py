@@ -323,20 +323,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--looks", action="store_true", help="a table of each run instead of what all of them say")
     given = parser.parse_args()
-    if given.out is None and not given.looks:
-        parser.error("--out is missing: name the folder of the analysis")
-    if given.out is not None and given.study.resolve() == (given.out / "runs.jsonl").resolve():
+    out: Path | None = given.out
+    if out is not None and given.study.resolve() == (out / "runs.jsonl").resolve():
         parser.error("--out would overwrite the study: name another folder")
     runs, failed = read(given.study)
     if not runs:
         parser.error(f"{given.study} holds no finished run")
     if given.looks:
         print("\n".join(map(by_look, runs)))
+    elif out is None:
+        parser.error("--out is missing: name the folder of the analysis")
     else:
-        analyse(runs, failed, given.out)
-    if given.out is not None:
-        given.out.mkdir(parents=True, exist_ok=True)
-        slim(given.study, given.out / "runs.jsonl")
+        analyse(runs, failed, out)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        slim(given.study, out / "runs.jsonl")
 
 
 if __name__ == "__main__":
