@@ -294,7 +294,7 @@ def slim(study: Path, path: Path) -> None:
 
 
 def analyse(runs: Sequence[Studied], failed: int, out: Path) -> None:
-    """What all of the runs say, as JSON, tables and a picture."""
+    """What all of the runs say, as JSON, tables and a picture in the folder ``out``."""
     reported = [run for run in runs if not run.fitting]
     outcomes = {}
     for outcome in ("probe", "knn"):
@@ -309,7 +309,6 @@ def analyse(runs: Sequence[Studied], failed: int, out: Path) -> None:
             "choices_all": choices(runs, outcome, signs),
         }
     found = {"runs": len(runs), "reported": len(reported), "failed": failed, "outcomes": outcomes}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "analysis.md").write_text(markdown(found))
     picture(found, out / "analysis.png")
@@ -329,15 +328,15 @@ def main() -> None:
     runs, failed = read(given.study)
     if not runs:
         parser.error(f"{given.study} holds no finished run")
-    if given.looks:
-        print("\n".join(map(by_look, runs)))
-    elif out is None:
-        parser.error("--out is missing: name the folder of the analysis")
-    else:
-        analyse(runs, failed, out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         slim(given.study, out / "runs.jsonl")
+    if given.looks:
+        print("\n".join(map(by_look, runs)))
+    elif out is not None:
+        analyse(runs, failed, out)
+    else:
+        parser.error("--out is missing: name the folder of the analysis")
 
 
 if __name__ == "__main__":

@@ -86,10 +86,10 @@ class Pretrained:
         depth = max(1, self.encoder.config.depth)
         if not 1 <= blocks <= depth:
             raise InputError(f"blocks must be from 1 to {depth}, as many as this encoder has, got {blocks}")
-        grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
-        parts: list[Tensor] = []
         if unreadable not in ("raise", "nan"):
             raise InputError(f"unreadable must be 'raise' or 'nan', got {unreadable!r}")
+        grid = TokenGrid.of(self.preprocessing.size, self.encoder.config.patch).shape
+        parts: list[Tensor] = []
         bad: Bad | None = [] if unreadable == "nan" else None
         with _readers() as pool:
             for x in self._batches(images, batch, pool, bad):

@@ -2,10 +2,10 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
@@ -38,6 +38,7 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+T = TypeVar("T")
 NO_IMAGE = "not an image"
 
 
@@ -51,6 +52,11 @@ class Skipped(NamedTuple):
 def telling(skipped: Sequence[Skipped]) -> Skipped:
     """Of one or more, the file that says most: the first that is something else than no image at all, if any is."""
     return next((one for one in skipped if one.reason != NO_IMAGE), skipped[0])
+
+
+def to_test_on(parts: Sequence[T], labelled: Callable[[T], bool]) -> T | None:
+    """Of several parts of data the first with labels, else the first; None of none. A single one is not looked at."""
+    return next(filter(labelled, parts), parts[0]) if len(parts) > 1 else next(iter(parts), None)
 
 
 class Header(NamedTuple):

@@ -125,7 +125,7 @@ def class_numbers(
         values = {value for column in columns for value in column if value is not None}
         if any(isinstance(value, float) for value in values):
             return "has numbers that are not whole"
-        values = sorted(value for value in values if isinstance(value, str) or value >= 0)
+        values = sorted(value for value in values if _is_one(value))
         number = {value: index for index, value in enumerate(values)}
         names = tuple(str(value) for value in values)
         if 2 * len(names) > len(columns[0]):
@@ -139,7 +139,11 @@ def class_numbers(
 
 def names_a_class(labels: Iterable[int | float | str | None]) -> bool:
     """Whether any of the values of a column of labels is one: no null, NaN or negative number."""
-    return any(value is not None and (isinstance(value, str) or value >= 0) for value in labels)
+    return any(value is not None and _is_one(value) for value in labels)
+
+
+def _is_one(label: int | float | str) -> bool:
+    return isinstance(label, str) or label >= 0
 
 
 def give_labels(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from openjepa.data.arrays import White, own_white
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable, to_test_on
 from openjepa.data.decode import decode, read_header
 from openjepa.data.listing import Files, Found, Run
 from openjepa.data.white import CommonWhite
@@ -110,14 +110,14 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     skipped += found.skipped
     base = _common_folder(images)
     train_part, tests = _split_folders(base, images)
+    test_part = to_test_on(tests, lambda part: bool(_class_folders(base + part[0] + os.sep, part[1])[0]))
     white = CommonWhite(root, images)
-    if train_part is None or not tests:
+    if train_part is None or test_part is None:
         runs = list(images.runs())
         class_of, why = _class_folders(base, runs)
         classes = merged_classes(class_of.values())
         train = FolderSource(name, root, images, _numbers(class_of, runs, classes), classes, tuple(skipped), why, white)
         return Splits(train=train, test=None, sentence="The data bring no test split: every image is used to train.")
-    test_part = next((part for part in tests if _class_folders(base + part[0] + os.sep, part[1])[0]), tests[0])
     splits = (train_name, train_runs), (test_name, test_runs) = train_part, test_part
     used = {start for _, start, _ in train_runs + test_runs}
     outside = images.part([run for run in images.runs() if run[1] not in used])

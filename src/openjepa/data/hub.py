@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.data.base import BadImage, Header, Picture, Source, Splits
+from openjepa.data.base import BadImage, Header, Picture, Source, Splits, to_test_on
 from openjepa.data.columns import class_numbers, give_labels, names_a_class
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
@@ -102,7 +102,7 @@ def hub_splits(name: str, splits: "dict[str, Dataset]") -> Splits:
         raise InputError(f"{name} has no column of images; its columns: {', '.join(features)}")
     label = next((key for key, feature in features.items() if isinstance(feature, ClassLabel)), None)
     tests = [word for word in TEST_NAMES if word in splits and word != train_name]
-    test_name = next((word for word in tests if names_a_class(_labels(splits[word], label))), next(iter(tests), None))
+    test_name = to_test_on(tests, lambda word: names_a_class(_labels(splits[word], label)))
     names = [train_name] if test_name is None else [train_name, test_name]
     sources = [HubSource(name, split, splits[split], column) for split in names]
     if label is not None:

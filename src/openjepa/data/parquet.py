@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable
+from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable, to_test_on
 from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, names_a_class, open_file
 from openjepa.data.decode import decode, read_header
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
@@ -203,12 +203,12 @@ def open_parquet(name: str, root: Path, files: list[str], skipped: tuple[Skipped
         _label(source, None, columns)
         return Splits(train=source, test=None, sentence="The data bring no test split: every image is used to train.")
     of_word = {word: [file for file in files if words[file] == word] for word in (train_word, *tests)}
-    label = find_columns(root / of_word[train_word][0]).label
-    test_word = next((word for word in tests if _labelled(root, of_word[word], label)), tests[0])
+    columns = find_columns(root / of_word[train_word][0])
+    test_word = to_test_on(tests, lambda word: _labelled(root, of_word[word], columns.label))
+    assert test_word is not None
     groups = [of_word[train_word], of_word[test_word]]
     unused = [file for file in files if words[file] not in (train_word, test_word)]
     skipped += tuple(Skipped(printable(file), f"neither {train_word} nor {test_word}") for file in unused)
-    columns = find_columns(root / groups[0][0])
     train = ParquetSource(name, root, groups[0], columns, skipped)
     test = ParquetSource(name, root, groups[1], columns)
     _label(train, test, columns)

@@ -22,9 +22,8 @@ class LowShot:
 
     ``shares`` are shares of each class (at least one image; 1% is I-JEPA's, Assran et al. 2023, sec. 4), and left out
     where one image of each class is already half as many again; ``shots`` are images a class (all of a class that has
-    fewer). C is chosen by cross-validation among the drawn images alone, since
-    a person with so few labels has no others; with one image in a class it is 1. The interval is over draws and test
-    images together.
+    fewer). C is chosen by cross-validation among the drawn images alone, since a person with so few labels has no
+    others; with one image in a class it is 1. The interval is over draws and test images together.
     """
 
     shots: tuple[int, ...] = (1, 2, 5, 10)
@@ -48,12 +47,11 @@ class LowShot:
         measures: dict[str, np.ndarray] = {}
         settings = {"draws": float(self.repeats)}
         counts = np.unique(train.labels, return_counts=True)[1]
-        shared = {share: np.maximum(1, np.round(share * counts)) for share in self.shares}
-        wanted = {
-            f"{100 * share:g}% of labels": per_class
-            for share, per_class in shared.items()
-            if per_class.sum() <= _NEARLY * share * counts.sum()
-        }
+        wanted: dict[str, np.ndarray] = {}
+        for share in self.shares:
+            per_class = np.maximum(1, np.round(share * counts))
+            if per_class.sum() <= _NEARLY * share * counts.sum():
+                wanted[f"{100 * share:g}% of labels"] = per_class
         wanted |= {f"{shots} per class": np.minimum(shots, counts) for shots in self.shots}
         for name, per_class in wanted.items():
             right = [self._draw(train, test, per_class.astype(np.int64), repeat) for repeat in range(self.repeats)]

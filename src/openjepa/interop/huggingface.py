@@ -154,8 +154,6 @@ def _read_facts(directory: Path, config: EncoderConfig, own: Mapping[str, Any]) 
 
 def _not_an_export(directory: Path) -> str | None:
     """Why an existing folder may not be replaced: only our own exports (or an empty folder) may."""
-    if not directory.is_dir():
-        return "it is a file"
     if others := [entry.name for entry in _others(directory)]:
         return f"it holds files that are no part of an encoder ({', '.join(others[:4])})"
     return _not_ours(directory)

@@ -56,10 +56,10 @@ def choose(
     if not asked:
         name = "standard" if device == "cuda" and min(wanted or size) >= _NATIVE_BELOW else "small"
     tokens = 14.0 if name == "standard" else _few_tokens(min(wanted or size), len(mean))
-    signal, patch, fitted = fit(size, wanted, side=224 if name == "standard" else 128, tokens=tokens)
-    if median not in (None, size) and wanted is None:
-        (rows, columns), about = signal, f"about {median[0]}x{median[1]}"
-        fitted = f"resized to {rows}x{columns} px from {about}, square because some lie and some stand"
+    about, side = median or size, 224 if name == "standard" else 128
+    signal, patch, fitted = fit(size, wanted, about=about, side=side, tokens=tokens)
+    if about != size and wanted is None:
+        fitted += ", square because some lie and some stand"
     make = standard if name == "standard" else small
     recipe = baseline(make(signal=signal, patch=patch, mean=mean, std=std), method)
     batch = min(recipe.training.batch, max(1, images // 4))
@@ -110,12 +110,12 @@ def _few_tokens(short: int, channels: int) -> float:
 
 
 def fit(
-    size: tuple[int, int], wanted: tuple[int, int] | None, *, side: int, tokens: float
+    size: tuple[int, int], wanted: tuple[int, int] | None, *, about: tuple[int, int], side: int, tokens: float
 ) -> tuple[tuple[int, int], tuple[int, int], str]:
     """The encoder's input and patch, both (height, width) in pixels, and a remark on how they came about.
 
     Images far from square keep their proportions, up to _MOST_TOKENS in all; ``tokens`` is about the number on the
-    short side.
+    short side, and ``about`` what the remark says of the images' own size.
     """
     rows, columns = wanted or size
     short, ratio = min(rows, columns), max(rows, columns) / min(rows, columns)
@@ -143,7 +143,9 @@ def fit(
             f"--image-size {rows} {columns} is no multiple of a fitting patch; the nearest is {signal[0]} {signal[1]}"
         )
     same = (
-        "their own size" if signal == size else f"resized to {signal[0]}x{signal[1]} px from about {size[0]}x{size[1]}"
+        "their own size"
+        if signal == about
+        else f"resized to {signal[0]}x{signal[1]} px from about {about[0]}x{about[1]}"
     )
     if cut:
         same += (

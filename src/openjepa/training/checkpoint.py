@@ -58,7 +58,6 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         ) from error
     before = folder / f".before-{final.name}"
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
-        shutil.rmtree(before, ignore_errors=True)
         final.rename(before)
     aside.rename(final)
     _fsync(folder)
