@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 import openjepa
+import openjepa.cli.training
 from openjepa import costing
 from openjepa.claiming import LOCK
 from openjepa.cli import main
@@ -61,6 +62,12 @@ def call(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return left.value.code or 0
+
+
+@pytest.fixture
+def only_trained(monkeypatch) -> None:
+    """Runs end when they are trained: what they are judged by, and their report, is what other tests are about."""
+    monkeypatch.setattr(openjepa.cli.training, "_finish", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +169,14 @@ def test_unlabelled_images_are_trained_on_and_what_cannot_be_said_is_not(tmp_pat
 
 
 def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
-    assert call("pretrain", images, "--out", tmp_path / "run", "--dry-run", "--minutes", "1") == 0
+    assert call("pretrain", images, "--out", tmp_path / "run", "--dry-run", "--steps", "3") == 0
     said = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     for part in ("60 to train on", "32x32", "3 channels", "8x8 tokens", "parameters", "estimate"):
         assert part in said
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_copies_are_announced_written_once_used_and_written_again(tmp_path, capsys, monkeypatch):
     read, copy = [], Copies._copy
 
@@ -201,6 +209,7 @@ def test_copies_are_announced_written_once_used_and_written_again(tmp_path, caps
     assert (place / "images").read_bytes() == written
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_where_training_would_wait_for_large_images_the_plan_says_so(images, tmp_path, capsys):
     def said(data: Path, *more: str) -> str:
         assert call("pretrain", data, "--steps", "2", *SMALL, "--workers", "0", *more, "--dry-run") == 0
@@ -215,6 +224,7 @@ def test_where_training_would_wait_for_large_images_the_plan_says_so(images, tmp
     assert "--cache" not in capsys.readouterr().out, "they are copied already"
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_without_a_large_image_nothing_is_copied(images, tmp_path, capsys):
     assert call("pretrain", images, "--cache", "--steps", "2", *SMALL, "--out", tmp_path / "run") == 0
     assert "no copies are kept: no image of 8 bits" in capsys.readouterr().out
@@ -230,6 +240,7 @@ def test_replicas_stay_on_the_machine_that_has_them(run):
         assert (elsewhere.training.replicas, elsewhere.training.threads) == (0, 0)
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_the_number_of_threads_is_measured_unless_it_is_given(images, tmp_path, monkeypatch, capsys):
     # Without the first look at a step, by which a machine that is very slow just now measures no further.
     monkeypatch.setattr(costing, "_FIRST", {"cpu": 0})
@@ -243,9 +254,9 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(images, tmp_path, 
     assert training["replicas"] * training["threads"] == planned["threads"] <= torch.get_num_threads()
     tried = []
 
-    def seconds(trial, way, look):
+    def seconds(trial, way, look, most):
         tried.append((way.replicas, way.threads))
-        return measured(trial, way, look) * (1e-6 if way.replicas == 2 else 1)  # the fastest, on any machine
+        return measured(trial, way, look, most) * (1e-6 if way.replicas == 2 else 1)  # the fastest, on any machine
 
     measured = costing._seconds
     monkeypatch.setattr(costing, "_seconds", seconds)
@@ -263,25 +274,24 @@ def test_the_number_of_threads_is_measured_unless_it_is_given(images, tmp_path, 
 ONE_WAY = ("--training.replicas", "1", "--training.threads", "1", "--workers", "0")
 
 
-def planned_run(tmp_path: Path, images: Path, *arguments: str) -> tuple[Experiment, str]:
-    """What a run settles on, stopped once it has begun, and why."""
-    run = tmp_path / str(len(list(tmp_path.iterdir())))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "openjepa", "pretrain", str(images), "--out", str(run), "--device", "cpu"]
-    begun = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-    while not (run / "experiment.json").is_file():
-        if begun.poll() is not None:
-            raise AssertionError(begun.stderr.read().decode())
-        time.sleep(0.1)
-    begun.kill()
-    begun.communicate()
-    made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
-    return made, json.loads((run / "plan.json").read_text())["recipe"]["why"]
+@pytest.fixture
+def planned_run(images, tmp_path, monkeypatch) -> Callable[..., tuple[Experiment, str]]:
+    """What a run settles on, which ends where training would begin, and why."""
+
+    def planned(*arguments: str, data: Path = images) -> tuple[Experiment, str]:
+        run = tmp_path / f"planned{len(list(tmp_path.iterdir()))}"
+        with monkeypatch.context() as patch:
+            patch.setattr(openjepa.cli.training, "_train", lambda *_, **__: 0)
+            assert call("pretrain", data, "--out", run, "--device", "cpu", *arguments) == 0
+        made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
+        return made, json.loads((run / "plan.json").read_text())["recipe"]["why"]
+
+    return planned
 
 
-def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_path):
+def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(planned_run):
     def settled(*arguments: str) -> tuple[int, str, float, float]:
-        made, why = planned_run(tmp_path, images, *arguments)
+        made, why = planned_run(*arguments)
         assert ("room for 10,000 steps, so a wider encoder" in why) == (made.encoder.width == 256)
         return made.encoder.width, made.ijepa.target_norm, made.ijepa.variance_covariance, made.schedule.lr
 
@@ -293,26 +303,26 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(images, tmp_pat
     # What is asked for stays, and the shape of the encoder is one's own as soon as a part of it is.
     asked = ("--encoder.width", "96", "--ijepa.target-norm", "layer", "--schedule.lr", "2e-3")
     assert settled("--steps", "10000", *few, *asked) == (96, "layer", 0.005, 2e-3)
-    made, why = planned_run(tmp_path, images, "--steps", "10000", *few, "--encoder.heads", "3")
+    made, why = planned_run("--steps", "10000", *few, "--encoder.heads", "3")
     assert (made.encoder.width, made.encoder.heads) == (192, 3)
     assert "room for 10,000 steps, so targets standardised per feature and a slower teacher; lr 0.00035" in why
     assert made.ijepa.momentum == (0.995, 1.0)
 
 
 def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_becomes_of_images(
-    run, images, tmp_path
+    run, tmp_path, planned_run
 ):
     options = ["--experiment", str(run / "experiment.json"), "--workers", "0", "--steps", "1200"]
-    made, why = planned_run(tmp_path, images, *options)
+    made, why = planned_run(*options)
     assert made.training.watch_every == 100
     assert why == "taken from a saved experiment.json"
     large = stripes(tmp_path / "large", count=10, size=(40, 48))
-    assert "(images are resized to 32x32 px from about 40x48; mean and" in planned_run(tmp_path, large, *options)[1]
+    assert "(images are resized to 32x32 px from about 40x48; mean and" in planned_run(*options, data=large)[1]
 
 
-def test_time_for_a_long_run_is_given_to_the_wider_encoder(images, tmp_path):
-    short, _ = planned_run(tmp_path, images, "--minutes", "0.5", "--training.batch", "2", *ONE_WAY)
-    long, why = planned_run(tmp_path, images, "--minutes", "60", "--training.batch", "2", *ONE_WAY)
+def test_time_for_a_long_run_is_given_to_the_wider_encoder(planned_run):
+    short, _ = planned_run("--minutes", "0.5", "--training.batch", "2", *ONE_WAY)
+    long, why = planned_run("--minutes", "60", "--training.batch", "2", *ONE_WAY)
     assert (short.encoder.width, long.encoder.width) == (192, 256)
     assert "targets standardised per feature" in why
     assert long.training.steps > short.training.steps
@@ -419,6 +429,7 @@ def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path
     assert "an ijepa one can be turned" in refused(capsys, "pretrain", images, *again)
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_saved_experiment_is_begun_again(run, images, tmp_path):
     again = tmp_path / "again"
     assert (
@@ -429,6 +440,7 @@ def test_a_saved_experiment_is_begun_again(run, images, tmp_path):
     assert all(torch.equal(tensor, other["objective"][name]) for name, tensor in one["objective"].items())
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_ctrl_c_saves_and_resume_gives_the_same_run(images, tmp_path):
     one_way = ("--training.replicas", "1", "--training.threads", "1")  # what is measured may differ from run to run
     arguments = ["pretrain", str(images), "--steps", "60", *SMALL, *one_way]
@@ -486,13 +498,20 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
         ("--training.shard", "--training.accumulate", "2"),
     ],
 )
+@pytest.mark.usefixtures("only_trained")
 def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
     arguments = ["pretrain", str(images), "--steps", "6", *SMALL, "--training.precision", "float32"]
     arguments += ["--device", "cpu"]  # also where there is one GPU
     if "denoising" not in shard:
         arguments += ["--ijepa.variance-covariance", "0.1"]  # a term of the whole step, not of a process' share
     assert call(*arguments, *shard[1:], "--out", tmp_path / "one") == 0
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "openjepa", *arguments]
+    program = ["-m", "openjepa"]
+    if shard:  # the first goes on to its evaluation and report
+        program = [str(tmp_path / "only_trained.py")]
+        Path(program[0]).write_text(
+            "import openjepa.cli.training\nopenjepa.cli.training._finish = lambda *_: 0\nopenjepa.cli.main()\n"
+        )
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program, *arguments]
     ended = subprocess.run(
         [sys.executable, "-m", *launch, "--out", str(tmp_path / "two"), *shard],
         capture_output=True,
@@ -502,6 +521,7 @@ def test_two_processes_give_the_run_of_one(images, tmp_path, shard):
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (tmp_path / "two" / "report.html").is_file() == (not shard)
     one, other = (checkpoints.load_newest(tmp_path / r / "checkpoints")[0].state for r in ("one", "two"))
     for name, tensor in one["objective"].items():
         torch.testing.assert_close(tensor, other["objective"][name], rtol=1e-4, atol=1e-6)
@@ -617,6 +637,7 @@ def test_settings_that_make_no_sense_are_told_in_a_sentence(arguments, said, run
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_settings_given_on_the_command_line_are_those_of_the_run(run, images, tmp_path, capsys):
     again = tmp_path / "again"
     options = ["--experiment", run / "experiment.json", "--seed", "5", "--workers", "0", "--training.watch-every", "7"]
@@ -653,6 +674,7 @@ def test_a_run_goes_on_and_is_judged_from_any_folder(images, tmp_path, monkeypat
     assert "folder that exists" in refused(capsys, "evaluate", run, images, "--json", tmp_path / "no" / "x.json")
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_path):
     """101 images, the last of which no batch of a hundred shares."""
     images = stripes(tmp_path / "images", classes=1, count=101)
@@ -663,6 +685,7 @@ def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_
     assert last.name in (run / "bad_images.jsonl").read_text()
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_run_that_unreadable_images_stopped_goes_on_as_its_message_says(tmp_path, capsys):
     images, run = stripes(tmp_path / "images", classes=1, count=40), tmp_path / "a run"
     for path in sorted((images / "kind0").iterdir())[:2]:
@@ -682,6 +705,7 @@ def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
     """Only what was asked for is in its folder, so the same command may take it, and so may resume."""
     whole, begun, again = (tmp_path / name for name in ("whole", "begun", "again"))
@@ -697,6 +721,7 @@ def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -708,6 +733,7 @@ def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatc
     assert checkpoints.steps(run / "checkpoints")[-1] == 4
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
     copy = shutil.copytree(images, tmp_path / "images")
     run = tmp_path / "run"
@@ -843,6 +869,7 @@ def test_a_rare_class_is_set_aside_and_named(tmp_path, capsys):
     assert json.loads((run / "evaluation.json").read_text())["rows"]
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_an_image_smaller_than_a_patch_is_named_and_enlarged(tmp_path, capsys):
     images = stripes(tmp_path / "images")
     Image.new("RGB", (1, 1), "red").save(images / "kind1" / "dot.png")
@@ -934,6 +961,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(run, images, tmp_path, 
     assert (planned / "experiment.json").read_text() == "of the process that is looking at its images now"
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_draft_that_a_kill_has_left_is_in_nobodys_way(images, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -970,6 +998,7 @@ def no_file_above(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.usefixtures("only_trained")
 @pytest.mark.parametrize("verb", ["resume", "pretrain"])
 def test_a_run_that_a_full_disk_stopped_before_its_first_step_goes_on(images, tmp_path, capsys, verb):
     run = tmp_path / "run"
@@ -983,6 +1012,7 @@ def test_a_run_that_a_full_disk_stopped_before_its_first_step_goes_on(images, tm
     assert checkpoints.steps(run / "checkpoints")[-1] == 2
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_what_was_saved_stays_when_the_disk_is_full(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "copy")
     encoder = (copy / "encoder" / "model.safetensors").read_bytes()

@@ -34,6 +34,8 @@ _MOST_HELD = 8
 _FIRST = {"cpu": 3, "cuda": 5}
 # Seconds of these first steps from which other ways to compute are not tried.
 _SLOW = 8.0
+# Steps of which the mean says enough.
+_MOST_STEPS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,19 @@ class Cost:
 
 
 def measure(
-    experiment: Experiment, splits: Splits, processes: Processes, *, look: float, settle_workers: bool
+    experiment: Experiment,
+    splits: Splits,
+    processes: Processes,
+    *,
+    look: float,
+    steps: int | None,
+    settle_workers: bool,
 ) -> tuple[TrainingConfig, Cost]:
     """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
     costs then, from real steps on real batches with weights that are thrown away.
 
-    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches.
+    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches. A run of
+    so few ``steps`` (None: not known yet) that it takes less than the look is looked at for no longer.
 
     Raises:
         InputError: a step does not fit into the memory of the GPU, or its numbers are not finite.
@@ -68,6 +77,7 @@ def measure(
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
     given = experiment.training
+    most = _MOST_STEPS if steps is None else min(_MOST_STEPS, steps)
     held, loading = _load(experiment, splits, processes)
     with closing(_trial(experiment, processes, itertools.cycle(held))) as trial:
         next(trial)
@@ -82,7 +92,7 @@ def measure(
         timed = dict.fromkeys(ways, math.inf)
         for way in ways * rounds:
             with cpu_threads(way.threads_each):
-                timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds))
+                timed[way] = min(timed[way], _seconds(trial, way, look / len(ways) / rounds, most))
     fastest = min(timed.values())
     # Of what makes no difference the fewest, which leaves the other cores to the loader and to whoever else is there.
     chosen = next(way for way in ways if timed[way] < 1.05 * fastest)
@@ -92,9 +102,10 @@ def measure(
     if settle_workers:
         enough = math.ceil(_SPARE * loading / step)
         chosen = replace(chosen, workers=max(1, min(enough, _cores() - 1, _MOST_WORKERS)))
+    brief = steps is not None and steps * step < look
     if not chosen.workers:
         seconds = step + loading
-    elif loading > step * chosen.workers or slow or processes.device.type == "cuda":
+    elif loading > step * chosen.workers or slow or brief or processes.device.type == "cuda":
         seconds = max(step, loading / chosen.workers)
     else:  # a loader that keeps up, on the cores that compute: how much it takes of them is seen
         with (
@@ -103,7 +114,7 @@ def measure(
             cpu_threads(chosen.threads_each),
         ):
             next(trial)
-            seconds = _seconds(trial, chosen, look)
+            seconds = _seconds(trial, chosen, look, most)
     return chosen, Cost(step=seconds, waits=max(0.0, 1 - step / seconds), batch=loading, memory=memory)
 
 
@@ -162,12 +173,12 @@ def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig
     return ways
 
 
-def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, look: float) -> float:
-    """Mean seconds of a step, over ``look`` seconds and 3 steps at least, and 200 at most."""
+def _seconds(trial: Generator[None, TrainingConfig, None], way: TrainingConfig, look: float, most: int) -> float:
+    """Mean seconds of a step, over ``look`` seconds or ``most`` steps, and 3 at least."""
     for _ in range(2):
         trial.send(way)
     begin, count = time.perf_counter(), 0
-    while count < 3 or (count < 200 and time.perf_counter() - begin < look):
+    while count < 3 or (count < most and time.perf_counter() - begin < look):
         trial.send(way)
         count += 1
     return (time.perf_counter() - begin) / count

@@ -139,11 +139,15 @@ def plan(
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
     lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
-    experiment, cost = _costed(lengthy if wishes.long else short, splits, wishes, processes)
-    long = experiment.training.steps >= LONG if wishes.long is None else wishes.long
-    if long and lengthy != short:
-        if not wishes.long:
+    long, steps = wishes.long, _steps(short, wishes, len(source), processes)
+    if long is None and steps is not None:
+        long = steps >= LONG
+    experiment, cost = _costed(lengthy if long else short, splits, wishes, processes)
+    if long is None:
+        long = experiment.training.steps >= LONG
+        if long and lengthy != short:
             experiment, cost = _costed(lengthy, splits, wishes, processes)
+    if long and lengthy != short:
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, experiment)}"
@@ -269,33 +273,36 @@ def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: P
     """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
     # Where the time given decides on the steps it is worth a longer look: 0.2% of it, from 4 to 20 seconds.
     look = 1.0 if wishes.minutes is None else min(20.0, max(4.0, 0.002 * 60 * wishes.minutes))
-    training, cost = measure(experiment, splits, processes, look=look, settle_workers=wishes.workers is None)
     images = len(splits.train)
-    return _settle_length(replace(experiment, training=training), wishes, images, cost.step, processes), cost
+    steps = _steps(experiment, wishes, images, processes)
+    training, cost = measure(
+        experiment, splits, processes, look=look, steps=steps, settle_workers=wishes.workers is None
+    )
+    if steps is None:
+        assert wishes.minutes is not None
+        steps = max(1, int(wishes.minutes * 60 * (1 - BESIDES) / cost.step))
+    same = wishes.experiment is not None and steps == training.steps
+    watch = training.watch_every if same else max(1 if wishes.flops else 50, steps // 12)
+    training = replace(training, steps=steps, watch_every=wishes.watch_every or watch)
+    return replace(experiment, training=training), cost
 
 
-def _settle_length(
-    experiment: Experiment, wishes: Wishes, images: int, seconds: float, processes: Processes
-) -> Experiment:
-    training = experiment.training
-    per_epoch = images / training.batch
+def _steps(experiment: Experiment, wishes: Wishes, images: int, processes: Processes) -> int | None:
+    """The number of steps that was asked for; None where it hangs on how long one takes."""
+    batch = experiment.training.batch
     if wishes.minutes is not None:
-        steps = int(wishes.minutes * 60 * (1 - BESIDES) / seconds)
-    elif wishes.epochs is not None:
-        steps = round(wishes.epochs * per_epoch)
+        return None
+    if wishes.epochs is not None:
+        steps = round(wishes.epochs * images / batch)
     elif wishes.steps is not None:
         steps = wishes.steps
     elif wishes.flops is not None:
-        each = flops(experiment.objective(), experiment, drawn_masks(experiment, processes))["step"] * training.batch
+        each = flops(experiment.objective(), experiment, drawn_masks(experiment, processes))["step"] * batch
         steps = int(wishes.flops / each)
         if not steps:
             raise InputError(f"--flops {wishes.flops:g} is less than one step of {experiment.method} ({each:.3g})")
     elif wishes.experiment is not None:
-        steps = training.steps
+        steps = experiment.training.steps
     else:
-        steps = min(max(3000, round(100 * per_epoch)), 30_000)
-    steps = max(1, steps)
-    same = wishes.experiment is not None and steps == training.steps
-    watch = training.watch_every if same else max(1 if wishes.flops else 50, steps // 12)
-    watch = wishes.watch_every or watch
-    return replace(experiment, training=replace(training, steps=steps, watch_every=watch))
+        steps = min(max(3000, round(100 * images / batch)), 30_000)
+    return max(1, steps)

@@ -95,6 +95,15 @@ def _cross_entropy(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     return total / len(x), gradient.view_as(weights) / len(x)
 
 
+def _cross_entropy_of_sets(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where every problem has features of its own, "G n P", and all have the labels ``y`` "n"."""
+    log_p = (weights @ x.mT).log_softmax(1)
+    index = y.expand(len(x), 1, -1)
+    loss = -log_p.gather(1, index).sum((1, 2), dtype=torch.float64)
+    error = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1, 1), -1).expand(index.shape))
+    return loss / len(y), error @ x / len(y)
+
+
 def _direction(gradient: Tensor, inverse_diagonal: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """The L-BFGS step of every problem (rows) from pairs of (step, change of gradient, 1 / their product)."""
     q, alphas = gradient.clone(), []
@@ -179,28 +188,88 @@ def fit(
     ``limit`` steps. Two classes get the binary model of the same C: the penalty is doubled, as the softmax splits one
     vector into two halves.
     """
-    x = torch.cat([features.values, features.values.new_ones(len(features.values), 1)], 1)
-    penalty = x.new_tensor([1 / (c * len(x)) for c in strengths]) * (2 if classes == 2 else 1)
-    free = torch.ones_like(x[0])
+    x = _with_one(features.values)
+
+    def cross_entropy(w: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        return _cross_entropy(x, labels, w)
+
+    begin = x.new_zeros(len(strengths), classes, x.shape[1])
+    if start is not None:
+        begin[:, :, :-1], begin[:, :, -1] = start.weights @ features.axes, start.bias
+    return _fit([features], cross_entropy, begin, [strengths], tolerance, limit)[0]
+
+
+def fit_each(
+    sets: Sequence[Standardised],
+    labels: Int64[Tensor, "n"],
+    classes: int,
+    strengths: Sequence[Sequence[float]],
+    *,
+    tolerance: float = 1e-5,
+    limit: int = 500,
+) -> list[LogisticFit]:
+    """:func:`fit` on several sets of as many images with the same labels, each for as many ``strengths`` of its own.
+
+    Small sets are solved side by side, where a step of each alone would be all overhead.
+    """
+    images, width = sets[0].values.shape
+    at_once = max(1, _LOGITS_AT_ONCE // (len(strengths[0]) * images * (width + 1)))
+    if at_once == 1 or len(sets) == 1:
+        wanted = zip(sets, strengths, strict=True)
+        return [fit(one, labels, classes, own, tolerance=tolerance, limit=limit) for one, own in wanted]
+    fits: list[LogisticFit] = []
+    for first in range(0, len(sets), at_once):
+        part, own = sets[first : first + at_once], strengths[first : first + at_once]
+        x = _with_one(torch.stack([one.values for one in part]))
+
+        def cross_entropy(w: Tensor, active: Tensor, x: Tensor = x) -> tuple[Tensor, Tensor]:
+            return _cross_entropy_of_sets(x[active // len(strengths[0])], labels, w)
+
+        begin = x.new_zeros(len(part) * len(own[0]), classes, x.shape[2])
+        fits += _fit(part, cross_entropy, begin, own, tolerance, limit)
+    return fits
+
+
+def _with_one(values: Tensor) -> Tensor:
+    """Features with a last one that is 1, for the intercept."""
+    return torch.cat([values, values.new_ones(*values.shape[:-1], 1)], -1)
+
+
+def _fit(
+    sets: Sequence[Standardised],
+    cross_entropy: _Objective,
+    begin: Tensor,
+    strengths: Sequence[Sequence[float]],
+    tolerance: float,
+    limit: int,
+) -> list[LogisticFit]:
+    """Solve the problems "S G" from weights ``begin`` "(S G) K P", set after set; their penalties are added here."""
+    problems, classes, _ = begin.shape
+    penalty = begin.new_tensor(
+        [[1 / (c * len(one.values)) for c in own] for one, own in zip(sets, strengths, strict=True)]
+    )
+    penalty = penalty.flatten() * (2 if classes == 2 else 1)
+    free = torch.ones_like(begin[0, 0])
     free[-1] = 0
-    penalty = (penalty[:, None] * free)[:, None]  # G 1 P
-    curvature = torch.cat([features.variance, features.variance.new_ones(1)]) / classes + penalty
+    penalty = (penalty[:, None] * free)[:, None]  # (S G) 1 P
+    variance = torch.stack([torch.cat([one.variance, one.variance.new_ones(1)]) for one in sets])
+    curvature = variance.repeat_interleave(problems // len(sets), 0)[:, None] / classes + penalty
     inverse_diagonal = (1 / curvature.clamp(min=1e-12)).expand(-1, classes, -1).flatten(1)
 
     def objective(w: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         w = w.view(len(active), classes, -1)
         shrink = penalty[active] * w
-        loss, gradient = _cross_entropy(x, labels, w)
+        loss, gradient = cross_entropy(w, active)
         return loss + (shrink * w).sum((1, 2), dtype=torch.float64) / 2, (gradient + shrink).flatten(1)
 
-    begin = x.new_zeros(len(strengths), classes, x.shape[1])
-    if start is not None:
-        begin[:, :, :-1], begin[:, :, -1] = start.weights @ features.axes, start.bias
     w, loss, gradient, iterations = _minimise(objective, begin.flatten(1), inverse_diagonal, tolerance, limit)
-    w = w.view_as(begin)
-    return LogisticFit(
-        weights=w[:, :, :-1] @ features.axes.T, bias=w[:, :, -1], loss=loss, gradient=gradient, iterations=iterations
-    )
+    solved = zip(*(each.chunk(len(sets)) for each in (w.view_as(begin), loss, gradient)), strict=True)
+    return [
+        LogisticFit(
+            weights=w[:, :, :-1] @ one.axes.T, bias=w[:, :, -1], loss=loss, gradient=gradient, iterations=iterations
+        )
+        for one, (w, loss, gradient) in zip(sets, solved, strict=True)
+    ]
 
 
 def predict(fitted: LogisticFit, features: Standardised, values: Float[Tensor, "m D"]) -> Int64[Tensor, "G m"]:

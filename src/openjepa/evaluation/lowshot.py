@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from openjepa import draws
 from openjepa.evaluation import logistic
@@ -54,8 +54,7 @@ class LowShot:
                 wanted[f"{100 * share:g}% of labels"] = per_class
         wanted |= {f"{shots} per class": np.minimum(shots, counts) for shots in self.shots}
         for name, per_class in wanted.items():
-            right = [self._draw(train, test, per_class.astype(np.int64), repeat) for repeat in range(self.repeats)]
-            measures[f"accuracy, {name}"] = np.stack(right).astype(np.float64)
+            measures[f"accuracy, {name}"] = self._right(train, test, per_class.astype(np.int64)).astype(np.float64)
             settings[f"images, {name}"] = float(per_class.sum())
         return Grades(measures=measures, settings=settings)
 
@@ -72,34 +71,41 @@ class LowShot:
             parts.append(members[order[:count]])
         return np.concatenate(parts)
 
-    def _draw(self, train: Features, test: Features, per_class: Int64[np.ndarray, "K"], repeat: int) -> np.ndarray:
-        drawn = train.take(self.chosen(train.labels, per_class, repeat))
-        classes, codes = np.unique(drawn.labels, return_inverse=True)
-        values, labels = torch.from_numpy(drawn.values), torch.from_numpy(codes.astype(np.int64))
-        values, labels = values.to(self.device), labels.to(self.device)
-        features = logistic.standardise(values)
-        strength = self._choose(features, values, labels, per_class)
-        fitted = logistic.fit(features, labels, len(classes), [strength], tolerance=1e-4)
-        answer = logistic.predict(fitted, features, torch.from_numpy(test.values).to(self.device))[0]
-        return classes[answer.cpu().numpy()] == test.labels
+    def _right(self, train: Features, test: Features, per_class: Int64[np.ndarray, "K"]) -> Bool[np.ndarray, "R n"]:
+        """Which test images are right under each draw; the draws are solved side by side."""
+        classes = np.unique(train.labels)
+        drawn = [train.values[self.chosen(train.labels, per_class, repeat)] for repeat in range(self.repeats)]
+        labels = torch.from_numpy(np.repeat(np.arange(len(classes)), per_class)).to(self.device)  # of every draw
+        values = [torch.from_numpy(one).to(self.device) for one in drawn]
+        features = [logistic.standardise(one) for one in values]
+        strengths = [[strength] for strength in self._choose(features, values, labels, per_class)]
+        fits = logistic.fit_each(features, labels, len(classes), strengths, tolerance=1e-4)
+        asked = torch.from_numpy(test.values).to(self.device)
+        answers = [logistic.predict(fitted, own, asked)[0] for fitted, own in zip(fits, features, strict=True)]
+        return classes[torch.stack(answers).cpu().numpy()] == test.labels
 
     def _choose(
         self,
-        features: logistic.Standardised,
-        values: torch.Tensor,
+        features: list[logistic.Standardised],
+        values: list[torch.Tensor],
         labels: torch.Tensor,
         per_class: Int64[np.ndarray, "K"],
-    ) -> float:
-        """The C with the most right answers over the folds of the drawn images (the smallest among equals)."""
+    ) -> list[float]:
+        """Of each draw the C with the most right answers over folds of its images (the smallest among equals)."""
         folds = min(self.folds, int(per_class.min()))
         if folds < 2:
-            return _UNCHOSEN
+            return [_UNCHOSEN] * len(features)
         # The images come class by class in random order: their place in the class deals them out fairly.
-        fold = torch.from_numpy(np.concatenate([np.arange(count) % folds for count in per_class])).to(values.device)
-        right = torch.zeros(len(self.strengths), device=values.device)
+        fold = torch.from_numpy(np.concatenate([np.arange(count) % folds for count in per_class])).to(labels.device)
+        right = torch.zeros(len(features), len(self.strengths), device=labels.device)
         strengths = sorted(self.strengths)
         for number in range(folds):
             kept, held = (fold != number).nonzero()[:, 0], (fold == number).nonzero()[:, 0]
-            fits = logistic.fit(features.rows(kept), labels[kept], len(per_class), strengths, tolerance=1e-3, limit=100)
-            right += (logistic.predict(fits, features, values[held]) == labels[held]).sum(1)
-        return strengths[int(right.argmax())]
+            learned = [own.rows(kept) for own in features]
+            fits = logistic.fit_each(
+                learned, labels[kept], len(per_class), [strengths] * len(learned), tolerance=1e-3, limit=100
+            )
+            for draw, fitted in enumerate(fits):
+                answers = logistic.predict(fitted, features[draw], values[draw][held])
+                right[draw] += (answers == labels[held]).sum(1)
+        return [strengths[best] for best in right.argmax(1).tolist()]
