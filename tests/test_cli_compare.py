@@ -4,7 +4,6 @@ import html
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
-from openjepa.recipes.small import small
 
 
 def call(*arguments) -> int:
@@ -32,7 +30,7 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
-def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, capfd, monkeypatch):
+def test_objectives_are_trained_judged_and_set_side_by_side(images, tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "side-by-side"
@@ -47,7 +45,7 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
         "200",
         "200",
     )
-    asked += ("--steps", "3")
+    asked += ("--experiment", tiny, "--steps", "3")
     assert call(*asked) == 0
     told = capfd.readouterr().out
     assert re.search(r"measure +mae +denoising", told), "the objectives before what they are compared with"
@@ -83,16 +81,6 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tmp_path, ca
     capfd.readouterr()
     assert call(*asked[:-1], "4") == 2
     assert "other settings (steps)" in capfd.readouterr().err
-
-
-@pytest.fixture
-def tiny(tmp_path) -> Path:
-    """A saved experiment whose encoder takes next to no time."""
-    made = small(signal=(16, 16), patch=(4, 4), mean=(0.5,), std=(0.25,))
-    narrow = replace(made.encoder, width=24, depth=4, heads=2, channels=1)
-    made = replace(made, encoder=narrow, training=replace(made.training, batch=15))
-    (tmp_path / "tiny.json").write_text(made.to_json())
-    return tmp_path / "tiny.json"
 
 
 @pytest.mark.timeout(900)
@@ -151,7 +139,7 @@ def test_mistakes_are_told_before_anything_is_trained(images, tmp_path, capsys, 
     assert not (tmp_path / "c").exists()
 
 
-def test_masks_that_cannot_be_read_are_told_before_anything_is_trained(images, tmp_path, capsys):
+def test_masks_that_cannot_be_read_are_told_before_anything_is_trained(images, tiny, tmp_path, capsys):
     masks = tmp_path / "masks"
     for path in sorted(images.glob("*/*.png")):
         where = masks / path.parent.name / path.name
@@ -159,7 +147,7 @@ def test_masks_that_cannot_be_read_are_told_before_anything_is_trained(images, t
         Image.fromarray((np.indices((16, 16)).sum(0) > 15).astype(np.uint8)).save(where)
     where.write_bytes(where.read_bytes()[:50])
     asked = ("compare", images, "--out", tmp_path / "c", "--steps", "2", "--scene-count", "200", "200")
-    asked += ("--objectives", "mae", "--segmentation", images, masks)
+    asked += ("--objectives", "mae", "--experiment", tiny, "--segmentation", images, masks)
     assert call(*asked) == 2
     said = capsys.readouterr().err
     assert "1 of 60 images could not be read, more than 1%" in said

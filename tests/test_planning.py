@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openjepa import costing
+from openjepa import costing, planning
 from openjepa.data.sources import open_data
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
@@ -45,7 +45,8 @@ def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
     def settled(steps: int, objective: str = "ijepa", asked: tuple[str, ...] = ()) -> tuple[float, float]:
         def small(experiment: Experiment) -> Experiment:
             training = replace(experiment.training, batch=8, replicas=1, threads=1, workers=0)
-            return replace(experiment, training=training)
+            encoder = replace(experiment.encoder, width=24, depth=1, heads=2)
+            return replace(experiment, training=training, encoder=encoder)
 
         wishes = Wishes(steps=steps, objective=objective, workers=0)
         return plan(sample, wishes, alone, None, override=small, asked=asked).experiment.ijepa.momentum
@@ -55,6 +56,43 @@ def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
     assert settled(25_000) == (0.998, 1.0)
     assert settled(25_000, asked=("--ijepa.momentum",)) == (0.99, 1.0)
     assert settled(25_000, "mae") == (0.99, 1.0), "it has no teacher"
+
+
+def test_only_time_is_measured_with_both_recipes_and_a_brief_run_is_looked_at_for_no_longer_than_it_takes(monkeypatch):
+    sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
+    measured: list[tuple[int, int | None]] = []
+    loaders: list[int] = []
+    measure, batches = planning.measure, costing._batches
+
+    def noted(experiment: Experiment, *given, steps: int | None, **asked):
+        measured.append((experiment.predictor.width, steps))
+        return measure(experiment, *given, steps=steps, **asked)
+
+    def begun(experiment: Experiment, splits, processes, workers: int):
+        loaders.append(workers)
+        return batches(experiment, splits, processes, workers)
+
+    def tiny(experiment: Experiment) -> Experiment:
+        # The predictor tells the recipes apart.
+        predictor = replace(experiment.predictor, width=experiment.encoder.width // 8, depth=1, heads=2)
+        encoder = replace(experiment.encoder, width=24, depth=1, heads=2)
+        training = replace(experiment.training, batch=8, replicas=1, threads=1)
+        return replace(experiment, encoder=encoder, predictor=predictor, training=training)
+
+    monkeypatch.setattr(planning, "measure", noted)
+    monkeypatch.setattr(costing, "_batches", begun)
+
+    def looked(**wishes) -> tuple[list[tuple[int, int | None]], list[int]]:
+        measured.clear()
+        loaders.clear()
+        plan(sample, Wishes(workers=1, **wishes), alone, None, override=tiny)
+        return measured.copy(), loaders.copy()
+
+    assert looked(steps=3) == ([(24, 3)], [0])
+    assert looked(steps=9_999) == ([(24, 9_999)], [0, 1])
+    assert looked(steps=10_000) == ([(32, 10_000)], [0, 1])
+    monkeypatch.setattr(costing, "_seconds", lambda *_: 0.01)
+    assert looked(minutes=60.0)[0] == [(24, None), (32, None)]
 
 
 def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():

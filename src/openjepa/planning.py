@@ -271,8 +271,10 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
 
 def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, Cost]:
     """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
-    # Where the time given decides on the steps it is worth a longer look: 0.2% of it, from 4 to 20 seconds.
-    look = 1.0 if wishes.minutes is None else min(20.0, max(4.0, 0.002 * 60 * wishes.minutes))
+    look = 1.0
+    if wishes.minutes is not None:
+        # It decides on the steps and is worth a longer look: 0.2% of it, from 4 seconds (or a tenth of it) to 20.
+        look = min(20.0, max(min(4.0, 6 * wishes.minutes), 0.12 * wishes.minutes))
     images = len(splits.train)
     steps = _steps(experiment, wishes, images, processes)
     training, cost = measure(

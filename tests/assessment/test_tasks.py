@@ -175,7 +175,7 @@ def test_a_run_keeps_what_was_found_before(tmp_path, capsys):
             Image.fromarray(grey).save(tmp_path / "data" / kind / f"{number}.png")
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as end:
-        main(["pretrain", str(tmp_path / "data"), "--out", str(run), "--steps", "2"])
+        main(["pretrain", str(tmp_path / "data"), "--out", str(run), "--steps", "2", "--encoder.width", "48"])
     assert end.value.code == 0
     quick = rows_of(run / "evaluation.json")
     assert {task for task, _, _ in quick} == {"classes"}

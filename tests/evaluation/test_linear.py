@@ -61,6 +61,23 @@ def test_strengths_side_by_side_equal_each_alone():
     assert (together.gradient <= 1e-5).all()
 
 
+@pytest.mark.parametrize("at_once", [3, 2, 1])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_sets_side_by_side_equal_each_alone(at_once, classes, monkeypatch):
+    drawn = [mixture(60, classes, 200, seed) for seed in range(3)]
+    labels = torch.arange(60) % classes
+    sets = [logistic.standardise(torch.from_numpy(one.values)) for one in drawn]
+    strengths = [[0.01, 1.0], [0.1, 10.0], [1e-3, 0.3]]
+    monkeypatch.setattr(logistic, "_LOGITS_AT_ONCE", at_once * 2 * 60 * 61)
+    together = logistic.fit_each(sets, labels, classes, strengths)
+    for one, own, fitted in zip(sets, strengths, together, strict=True):
+        alone = logistic.fit(one, labels, classes, own)
+        torch.testing.assert_close(fitted.loss, alone.loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(fitted.weights, alone.weights, rtol=1e-2, atol=2e-4)
+        torch.testing.assert_close(fitted.bias, alone.bias, rtol=1e-2, atol=1e-3)
+        assert (fitted.gradient <= 1e-5).all()
+
+
 def test_more_dimensions_than_images():
     train, test = mixture(120, 3, 400, 0), mixture(500, 3, 400, 1)
     scaler = StandardScaler().fit(train.values.astype(np.float64))
