@@ -60,13 +60,18 @@ def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
 
 def test_only_time_is_measured_with_both_recipes_and_a_brief_run_is_looked_at_for_no_longer_than_it_takes(monkeypatch):
     sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
-    measured: list[tuple[int, int | None]] = []
+    measured: list[tuple[int, int | None, float]] = []
     loaders: list[int] = []
-    measure, batches = planning.measure, costing._batches
+    tried: list[int] = []
+    measure, batches, seconds = planning.measure, costing._batches, costing._seconds
 
-    def noted(experiment: Experiment, *given, steps: int | None, **asked):
-        measured.append((experiment.predictor.width, steps))
-        return measure(experiment, *given, steps=steps, **asked)
+    def noted(experiment: Experiment, *given, look: float, steps: int | None, **asked):
+        measured.append((experiment.predictor.width, steps, look))
+        return measure(experiment, *given, look=look, steps=steps, **asked)
+
+    def timed(trial, way, look: float, most: int) -> float:
+        tried.append(most)
+        return seconds(trial, way, 0.01, most)
 
     def begun(experiment: Experiment, splits, processes, workers: int):
         loaders.append(workers)
@@ -81,18 +86,20 @@ def test_only_time_is_measured_with_both_recipes_and_a_brief_run_is_looked_at_fo
 
     monkeypatch.setattr(planning, "measure", noted)
     monkeypatch.setattr(costing, "_batches", begun)
+    monkeypatch.setattr(costing, "_seconds", timed)
 
-    def looked(**wishes) -> tuple[list[tuple[int, int | None]], list[int]]:
-        measured.clear()
-        loaders.clear()
+    def looked(**wishes) -> tuple[list[tuple[int, int | None, float]], list[int], list[int]]:
+        for told in (measured, loaders, tried):
+            told.clear()
         plan(sample, Wishes(workers=1, **wishes), alone, None, override=tiny)
-        return measured.copy(), loaders.copy()
+        return measured.copy(), loaders.copy(), tried.copy()
 
-    assert looked(steps=3) == ([(24, 3)], [0])
-    assert looked(steps=9_999) == ([(24, 9_999)], [0, 1])
-    assert looked(steps=10_000) == ([(32, 10_000)], [0, 1])
+    assert looked(steps=3) == ([(24, 3, 1.0)], [0], [3])
+    assert looked(steps=9_999) == ([(24, 9_999, 1.0)], [0, 1], [200, 200])
+    assert looked(steps=10_000) == ([(32, 10_000, 1.0)], [0, 1], [200, 200])
+    assert looked(minutes=0.1)[0] == [(24, None, pytest.approx(0.6))]
     monkeypatch.setattr(costing, "_seconds", lambda *_: 0.01)
-    assert looked(minutes=60.0)[0] == [(24, None), (32, None)]
+    assert looked(minutes=60.0)[0] == [(24, None, pytest.approx(7.2)), (32, None, pytest.approx(7.2))]
 
 
 def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():

@@ -67,8 +67,9 @@ def measure(
     """The training settings with the fastest replicas and threads and with enough loader processes, and what a step
     costs then, from real steps on real batches with weights that are thrown away.
 
-    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches. A run of
-    so few ``steps`` (None: not known yet) that it takes less than the look is looked at for no longer.
+    It takes ``look`` seconds, or a few steps in each way to compute, whichever is longer, and a few batches. Of a run
+    of few ``steps`` (None: not known yet) each way is tried for no more than these, and one that takes less than the
+    look is not tried with loader processes, whose share of the time its estimate then leaves out.
 
     Raises:
         InputError: a step does not fit into the memory of the GPU, or its numbers are not finite.
@@ -85,7 +86,7 @@ def measure(
         with cpu_threads(given.threads_each):
             for _ in range(_FIRST[processes.device.type]):
                 trial.send(given)
-        slow = time.perf_counter() - begin > min(2 * look, _SLOW)
+        slow = time.perf_counter() - begin > (_SLOW if steps is None else min(2 * look, _SLOW))
         memory = _memory(processes.device)
         ways = [given] if slow else _ways(given, processes)
         rounds = 2 if len(ways) > 1 else 1

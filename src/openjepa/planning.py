@@ -139,8 +139,8 @@ def plan(
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
     lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
-    long, steps = wishes.long, _steps(short, wishes, len(source), processes)
-    if long is None and steps is not None:
+    long = wishes.long
+    if long is None and (steps := _steps(short, wishes, len(source), processes)) is not None:
         long = steps >= LONG
     experiment, cost = _costed(lengthy if long else short, splits, wishes, processes)
     if long is None:

@@ -128,13 +128,13 @@ def call(*arguments) -> int:
     return end.value.code or 0
 
 
-def test_images_without_labels_are_compared_by_what_needs_none(tiny, tmp_path, capfd):
+def test_images_without_labels_are_compared_by_what_needs_none(tmp_path, capfd):
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for number in range(40):
         Image.fromarray(random.integers(0, 255, (16, 16), dtype=np.uint8)).save(tmp_path / "images" / f"{number}.png")
     out = tmp_path / "out"
-    asked = ("--objectives", "mae", "--experiment", tiny, "--steps", "2", "--scene-count", "200", "200")
+    asked = ("--objectives", "mae", "--steps", "2", "--scene-count", "200", "200")
     assert call("compare", tmp_path / "images", "--out", out, *asked) == 0
     content = json.loads((out / "compare.json").read_text())
     assert {r["task"].split(":")[0] for r in content["runs"][0]["rows"]} == {"rotation", "scenes"}

@@ -61,14 +61,12 @@ def test_strengths_side_by_side_equal_each_alone():
     assert (together.gradient <= 1e-5).all()
 
 
-@pytest.mark.parametrize("at_once", [3, 2, 1])
 @pytest.mark.parametrize("classes", [2, 5])
-def test_sets_side_by_side_equal_each_alone(at_once, classes, monkeypatch):
+def test_sets_side_by_side_equal_each_alone(classes):
     drawn = [mixture(60, classes, 200, seed) for seed in range(3)]
     labels = torch.arange(60) % classes
     sets = [logistic.standardise(torch.from_numpy(one.values)) for one in drawn]
     strengths = [[0.01, 1.0], [0.1, 10.0], [1e-3, 0.3]]
-    monkeypatch.setattr(logistic, "_LOGITS_AT_ONCE", at_once * 2 * 60 * 61)
     together = logistic.fit_each(sets, labels, classes, strengths)
     for one, own, fitted in zip(sets, strengths, together, strict=True):
         alone = logistic.fit(one, labels, classes, own)

@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from openjepa import draws
 from openjepa.errors import InputError
+from openjepa.evaluation import logistic
 from openjepa.evaluation.attentive import AttentiveProbe, heads_for, initial, logits
 from openjepa.evaluation.catalogue import choose, full, quick
 from openjepa.evaluation.features import Classifier, Features, Grader, Tokens
@@ -199,6 +200,34 @@ def test_a_share_of_the_labels_goes_by_its_name_only_where_it_is_one():
     train, test = clusters(60, 0), clusters(60, 1)
     found = LowShot(shots=(1,), shares=(0.01, 0.5), repeats=2).grade(train, test)
     assert set(found.measures) == {"accuracy, 1 per class", "accuracy, 50% of labels"}  # 1% of 15 images is none
+
+
+def test_low_shot_draws_are_solved_side_by_side_as_each_alone(monkeypatch):
+    train, test = clusters(400, 0, spread=1.5), clusters(300, 1, spread=1.5)
+    probe, fit_each = LowShot(shots=(1, 5), shares=(0.1,)), logistic.fit_each
+    solved: list[list[list[float]]] = []
+
+    def noted(sets, labels, classes, strengths, **limits):
+        solved.append([list(own) for own in strengths])
+        return fit_each(sets, labels, classes, strengths, **limits)
+
+    monkeypatch.setattr(logistic, "fit_each", noted)
+
+    def graded(most: int) -> tuple[dict[str, np.ndarray], list[float]]:
+        """Right answers of every draw, and the C of each."""
+        solved.clear()
+        monkeypatch.setattr(logistic, "_SIDE_BY_SIDE", most)
+        right = probe.grade(train, test).measures
+        return right, [own[0] for sets in solved for own in sets if len(own) == 1]
+
+    together, strengths = graded(2**20)
+    assert max(len(sets) for sets in solved) == 5
+    alone, same = graded(0)
+    assert {len(sets) for sets in solved} == {1}
+    assert strengths == same
+    assert len(set(strengths[5:])) > 1, "draws choose their own"
+    for name, right in together.items():
+        np.testing.assert_array_equal(right, alone[name])
 
 
 def test_low_shot_is_scikit_learns_model_and_never_sees_the_test_labels():

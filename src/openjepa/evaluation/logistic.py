@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-# Logits held at one time: 64 MiB in float32.
-_LOGITS_AT_ONCE = 2**24
+# Numbers held at one time, logits above all: 64 MiB in float32.
+_AT_ONCE = 2**24
+# Features of sets that are solved side by side, each problem with a copy of its set's: more are faster set by set.
+_SIDE_BY_SIDE = 2**20
 _HISTORY = 20
 
 # (weights of the problems "g", which problems) -> their losses and gradients
@@ -85,7 +87,7 @@ def _cross_entropy(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     stacked = weights.reshape(problems * classes, width)
     total = weights.new_zeros(problems, dtype=torch.float64)
     gradient = torch.zeros_like(stacked)
-    rows = max(1, _LOGITS_AT_ONCE // len(stacked))
+    rows = max(1, _AT_ONCE // len(stacked))
     for part, target in zip(x.split(rows), y.split(rows), strict=True):
         log_p = (stacked @ part.T).view(problems, classes, len(part)).log_softmax(1)
         index = target.expand(problems, 1, -1)
@@ -199,6 +201,12 @@ def fit(
     return _fit([features], cross_entropy, begin, [strengths], tolerance, limit)[0]
 
 
+def sets_at_once(images: int, width: int, classes: int, strengths: int) -> int:
+    """How many sets of so many images and features :func:`fit_each` solves faster than one by one, in little memory."""
+    problem = classes * max(images, 2 * _HISTORY * (width + 1))  # logits, or steps and changes
+    return max(1, min(_SIDE_BY_SIDE // (strengths * images * (width + 1)), _AT_ONCE // (strengths * problem)))
+
+
 def fit_each(
     sets: Sequence[Standardised],
     labels: Int64[Tensor, "n"],
@@ -210,24 +218,17 @@ def fit_each(
 ) -> list[LogisticFit]:
     """:func:`fit` on several sets of as many images with the same labels, each for as many ``strengths`` of its own.
 
-    Small sets are solved side by side, where a step of each alone would be all overhead.
+    They are solved side by side, where a step of a small set alone would be all overhead (:func:`sets_at_once`).
     """
-    images, width = sets[0].values.shape
-    at_once = max(1, _LOGITS_AT_ONCE // (len(strengths[0]) * images * (width + 1)))
-    if at_once == 1 or len(sets) == 1:
-        wanted = zip(sets, strengths, strict=True)
-        return [fit(one, labels, classes, own, tolerance=tolerance, limit=limit) for one, own in wanted]
-    fits: list[LogisticFit] = []
-    for first in range(0, len(sets), at_once):
-        part, own = sets[first : first + at_once], strengths[first : first + at_once]
-        x = _with_one(torch.stack([one.values for one in part]))
+    if len(sets) == 1:
+        return [fit(sets[0], labels, classes, strengths[0], tolerance=tolerance, limit=limit)]
+    x = _with_one(torch.stack([one.values for one in sets]))
 
-        def cross_entropy(w: Tensor, active: Tensor, x: Tensor = x) -> tuple[Tensor, Tensor]:
-            return _cross_entropy_of_sets(x[active // len(strengths[0])], labels, w)
+    def cross_entropy(w: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        return _cross_entropy_of_sets(x[active // len(strengths[0])], labels, w)
 
-        begin = x.new_zeros(len(part) * len(own[0]), classes, x.shape[2])
-        fits += _fit(part, cross_entropy, begin, own, tolerance, limit)
-    return fits
+    begin = x.new_zeros(len(sets) * len(strengths[0]), classes, x.shape[2])
+    return _fit(sets, cross_entropy, begin, strengths, tolerance, limit)
 
 
 def _with_one(values: Tensor) -> Tensor:

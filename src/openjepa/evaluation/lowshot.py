@@ -72,16 +72,20 @@ class LowShot:
         return np.concatenate(parts)
 
     def _right(self, train: Features, test: Features, per_class: Int64[np.ndarray, "K"]) -> Bool[np.ndarray, "R n"]:
-        """Which test images are right under each draw; the draws are solved side by side."""
-        classes = np.unique(train.labels)
-        drawn = [train.values[self.chosen(train.labels, per_class, repeat)] for repeat in range(self.repeats)]
+        """Which test images are right under each draw; draws of few images are solved side by side."""
+        classes, images = np.unique(train.labels), int(per_class.sum())
         labels = torch.from_numpy(np.repeat(np.arange(len(classes)), per_class)).to(self.device)  # of every draw
-        values = [torch.from_numpy(one).to(self.device) for one in drawn]
-        features = [logistic.standardise(one) for one in values]
-        strengths = [[strength] for strength in self._choose(features, values, labels, per_class)]
-        fits = logistic.fit_each(features, labels, len(classes), strengths, tolerance=1e-4)
         asked = torch.from_numpy(test.values).to(self.device)
-        answers = [logistic.predict(fitted, own, asked)[0] for fitted, own in zip(fits, features, strict=True)]
+        width = min(images, train.dimensions)
+        at_once = logistic.sets_at_once(images, width, len(classes), len(self.strengths))
+        answers: list[torch.Tensor] = []
+        for first in range(0, self.repeats, at_once):
+            drawn = [self.chosen(train.labels, per_class, repeat) for repeat in range(self.repeats)[first:][:at_once]]
+            values = [torch.from_numpy(train.values[one]).to(self.device) for one in drawn]
+            features = [logistic.standardise(one) for one in values]
+            strengths = [[strength] for strength in self._choose(features, values, labels, per_class)]
+            fits = logistic.fit_each(features, labels, len(classes), strengths, tolerance=1e-4)
+            answers += [logistic.predict(fitted, own, asked)[0] for fitted, own in zip(fits, features, strict=True)]
         return classes[torch.stack(answers).cpu().numpy()] == test.labels
 
     def _choose(
