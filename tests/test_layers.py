@@ -169,6 +169,16 @@ def test_starting_is_cheap(statement):
     assert found.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_verb_that_does_not_train_starts_without_what_shards_and_counts():
+    check = (
+        "import sys, openjepa.cli.evaluation, openjepa.planning, openjepa.running, openjepa.assessment\n"
+        "slow = 'torch.distributed.checkpoint', 'torch.distributed.fsdp', 'torch.utils.flop_counter', 'sympy'\n"
+        "print([name for name in slow if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
 def test_every_public_name_is_there():
     for name in openjepa.__all__:
         assert getattr(openjepa, name) is not None

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch, training_batches
@@ -235,6 +234,8 @@ def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[st
     ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
     ``masks`` of some images.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # a tenth of PyTorch's own start
+
     shadow = objective.to("meta")
     images = len(masks.context) // (experiment.masks.contexts if experiment.method == "ijepa" else 1)
     x = torch.empty(images, experiment.encoder.channels, *experiment.encoder.signal, device="meta")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from openjepa import draws
 from openjepa.claiming import held
@@ -26,9 +25,8 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.files import whole_file, write_whole
 from openjepa.interop import huggingface
-from openjepa.objectives.base import Objective
 from openjepa.training import checkpoint as checkpoints
-from openjepa.training.distributed import Processes
+from openjepa.training.distributed import Processes, whole_weights
 from openjepa.training.metrics import read_rows
 from openjepa.training.step import refuse_uneven
 from openjepa.training.trainer import Trainer
@@ -218,7 +216,7 @@ class Run:
 
     def _train(self, until: int | None, show: bool) -> str | None:
         stopped = self.trainer.train(until=until, show=show)
-        state = whole_representation(self.objective)
+        state = whole_weights(self.objective.representation)
         if self.processes.first:
             self.encoder.load_state_dict(state)
             self.exported = self.trainer.done
@@ -283,13 +281,6 @@ def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
             f"{run / EXPORTED} is missing or damaged ({error}): openjepa resume {shlex.quote(str(run))} writes it"
         ) from error
     return huggingface.renew_card(run / "encoder", _card(plan, step, experiment, evaluation, choice))
-
-
-def whole_representation(objective: Objective) -> dict[str, Any]:
-    """The representation's weights as whole CPU tensors; every process must call it."""
-    return get_model_state_dict(
-        objective.representation, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
 
 
 @torch.no_grad()
