@@ -3,7 +3,8 @@
     python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --clipart CLIPART --fonts FONTS --textures TEXTURES
         --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
 
-Nine data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
+Ten data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
+``clothes``, as many of the bundled sample (28 px: 4x4 tokens, which a slow core can train on for long);
 ``tiles`` and ``wide``, forty photographs cut into tiles of 48x48 and 32x96 px, of which a third are to test: from which
 photograph is it; ``digits``, scikit-learn's (8 px; 1,437 and 360); ``clipart``, drawings (64 px) of what kind, by their
 folders in CLIPART (Debian: openclipart-png), a third to test; ``letters``, the 26 capitals (32 px) of the fonts below
@@ -61,9 +62,9 @@ def picture(read: Picture) -> Image.Image:
     return read if isinstance(read, Image.Image) else as_image(read)
 
 
-def few(cifar10: Path) -> Drawn:
-    """2,000 images to learn on, 2,000 to test."""
-    random, splits = np.random.default_rng(0), open_data(cifar10)
+def few(data: Path | None) -> Drawn:
+    """2,000 images to learn on, 2,000 to test; of the bundled sample where no folder is named."""
+    random, splits = np.random.default_rng(0), open_data(data)
     for part, source in (("train", splits.train), ("test", splits.test)):
         assert source is not None
         assert source.labels is not None
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     sets: dict[str, tuple[str | None, Callable[[Path], Drawn]]] = {
         "few": ("cifar10", few),
+        "clothes": (None, lambda _: few(None)),
         "tiles": ("photos", lambda photos: tiles(photos, 48, 48)),
         "wide": ("photos", lambda photos: tiles(photos, 32, 96)),
         "digits": (None, lambda _: digits()),
