@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 
 import openjepa
-import openjepa.cli.training
 from openjepa import costing
 from openjepa.claiming import LOCK
 from openjepa.cli import main
@@ -62,12 +61,6 @@ def call(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
     return left.value.code or 0
-
-
-@pytest.fixture
-def only_trained(monkeypatch) -> None:
-    """Runs end when they are trained: what they are judged by, and their report, is what other tests are about."""
-    monkeypatch.setattr(openjepa.cli.training, "_finish", lambda *_: 0)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +184,7 @@ def test_copies_are_announced_written_once_used_and_written_again(tmp_path, caps
     assert "copies of 24 images: about" in capsys.readouterr().out
     assert not kept.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(openjepa.cli.training, "_finish", lambda *_: 0)  # once is enough, below
+        patch.setattr("openjepa.cli.training._finish", lambda *_: 0)  # once is enough, below
         assert call(*asked, "--out", run) == 0
     (place,) = kept.iterdir()
     written = (place / "images").read_bytes()
@@ -284,7 +277,7 @@ def planned_run(images, tmp_path, monkeypatch) -> Callable[..., tuple[Experiment
     def planned(*arguments: str, data: Path = images) -> tuple[Experiment, str]:
         run = tmp_path / f"planned{len(list(tmp_path.iterdir()))}"
         with monkeypatch.context() as patch:
-            patch.setattr(openjepa.cli.training, "_train", lambda *_, **__: 0)
+            patch.setattr("openjepa.cli.training._train", lambda *_, **__: 0)
             assert call("pretrain", data, "--out", run, "--device", "cpu", *arguments) == 0
         made = Experiment.from_json((run / "experiment.json").read_text(), origin=run)
         return made, json.loads((run / "plan.json").read_text())["recipe"]["why"]

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from openjepa.cli import main
+from openjepa.recipes.small import small
 
 
 def call(*arguments) -> int:
@@ -28,6 +30,16 @@ def images(tmp_path):
             grey = random.normal(level, 30, (16, 16)).clip(0, 255).astype(np.uint8)
             Image.fromarray(grey).save(tmp_path / "images" / kind / f"{number}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    """A saved experiment whose encoder takes next to no time."""
+    made = small(signal=(16, 16), patch=(4, 4), mean=(0.5,), std=(0.25,))
+    narrow = replace(made.encoder, width=24, depth=4, heads=2, channels=1)
+    made = replace(made, encoder=narrow, training=replace(made.training, batch=15))
+    (tmp_path / "tiny.json").write_text(made.to_json())
+    return tmp_path / "tiny.json"
 
 
 def test_objectives_are_trained_judged_and_set_side_by_side(images, tiny, tmp_path, capfd, monkeypatch):

@@ -139,14 +139,17 @@ def plan(
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
     lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
-    long = wishes.long
-    if long is None and (steps := _steps(short, wishes, len(source), processes)) is not None:
+    long, planned = wishes.long, lengthy if wishes.long else short
+    steps = _steps(planned, wishes, len(source), processes)
+    if long is None and steps is not None:
         long = steps >= LONG
-    experiment, cost = _costed(lengthy if long else short, splits, wishes, processes)
+        if long and lengthy != short:
+            planned, steps = lengthy, _steps(lengthy, wishes, len(source), processes)
+    experiment, cost = _costed(planned, steps, splits, wishes, processes)
     if long is None:
         long = experiment.training.steps >= LONG
         if long and lengthy != short:
-            experiment, cost = _costed(lengthy, splits, wishes, processes)
+            experiment, cost = _costed(lengthy, steps, splits, wishes, processes)
     if long and lengthy != short:
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
@@ -269,14 +272,15 @@ def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Proces
     refuse_uneven(training, processes)
 
 
-def _costed(experiment: Experiment, splits: Splits, wishes: Wishes, processes: Processes) -> tuple[Experiment, Cost]:
-    """The experiment with the number of steps that was asked for, in the fastest way, and what a step costs."""
+def _costed(
+    experiment: Experiment, steps: int | None, splits: Splits, wishes: Wishes, processes: Processes
+) -> tuple[Experiment, Cost]:
+    """The experiment of so many steps, or of as many as the time asked for has room for, in the fastest way, and what
+    a step costs."""
     look = 1.0
     if wishes.minutes is not None:
         # It decides on the steps and is worth a longer look: 0.2% of it, from 4 seconds (or a tenth of it) to 20.
         look = min(20.0, max(min(4.0, 6 * wishes.minutes), 0.12 * wishes.minutes))
-    images = len(splits.train)
-    steps = _steps(experiment, wishes, images, processes)
     training, cost = measure(
         experiment, splits, processes, look=look, steps=steps, settle_workers=wishes.workers is None
     )

@@ -149,8 +149,8 @@ def test_images_without_labels_are_compared_by_what_needs_none(tmp_path, capfd):
     assert "have no labels" in capfd.readouterr().err
 
 
-def test_a_run_killed_in_its_first_save_is_begun_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("openjepa.cli.training._finish", lambda *_: 0)  # what comes after the training is not asked
+@pytest.mark.usefixtures("only_trained")
+def test_a_run_killed_in_its_first_save_is_begun_again(tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(20):
         Image.new("L", (16, 16), number * 10).save(tmp_path / "images" / f"{number}.png")

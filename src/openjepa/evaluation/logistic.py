@@ -78,6 +78,14 @@ def standardise(values: Float[Tensor, "n D"]) -> Standardised:
     )
 
 
+def _loss(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed loss "G" of logits "G K n" and its gradient by them."""
+    log_p = logits.log_softmax(1)
+    index = y.expand(len(logits), 1, -1)
+    loss = -log_p.gather(1, index).sum((1, 2), dtype=torch.float64)
+    return loss, log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1, 1), -1).expand(index.shape))
+
+
 def _cross_entropy(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean loss "G" and its gradient "G K P" of weights "G K P" on x "n P" (the last column is 1), in chunks of rows.
 
@@ -89,20 +97,15 @@ def _cross_entropy(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tenso
     gradient = torch.zeros_like(stacked)
     rows = max(1, _AT_ONCE // len(stacked))
     for part, target in zip(x.split(rows), y.split(rows), strict=True):
-        log_p = (stacked @ part.T).view(problems, classes, len(part)).log_softmax(1)
-        index = target.expand(problems, 1, -1)
-        total -= log_p.gather(1, index).sum((1, 2), dtype=torch.float64)
-        error = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1, 1), -1).expand(index.shape))
+        loss, error = _loss((stacked @ part.T).view(problems, classes, len(part)), target)
+        total += loss
         gradient.addmm_(error.view(-1, len(part)), part)
     return total / len(x), gradient.view_as(weights) / len(x)
 
 
 def _cross_entropy_of_sets(x: Tensor, y: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The same where every problem has features of its own, "G n P", and all have the labels ``y`` "n"."""
-    log_p = (weights @ x.mT).log_softmax(1)
-    index = y.expand(len(x), 1, -1)
-    loss = -log_p.gather(1, index).sum((1, 2), dtype=torch.float64)
-    error = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1, 1), -1).expand(index.shape))
+    loss, error = _loss(weights @ x.mT, y)
     return loss / len(y), error @ x / len(y)
 
 

@@ -80,7 +80,8 @@ class LowShot:
         at_once = logistic.sets_at_once(images, width, len(classes), len(self.strengths))
         answers: list[torch.Tensor] = []
         for first in range(0, self.repeats, at_once):
-            drawn = [self.chosen(train.labels, per_class, repeat) for repeat in range(self.repeats)[first:][:at_once]]
+            some = range(first, min(first + at_once, self.repeats))
+            drawn = [self.chosen(train.labels, per_class, repeat) for repeat in some]
             values = [torch.from_numpy(train.values[one]).to(self.device) for one in drawn]
             features = [logistic.standardise(one) for one in values]
             strengths = [[strength] for strength in self._choose(features, values, labels, per_class)]

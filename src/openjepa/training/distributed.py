@@ -153,9 +153,15 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
     """A module's weights by name, gathered to whole CPU tensors; every process must call it."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return get_model_state_dict(module, options=_whole_on_the_cpu())
+
+
+def _whole_on_the_cpu() -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_state(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -164,12 +170,11 @@ def whole_state(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[
     An optimiser that has taken no step has no state: PyTorch would make one by a step of its own (with a rate of 0),
     which AdamW's bias correction counts, so that saving would change the run.
     """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    from torch.distributed.checkpoint.state_dict import get_state_dict
 
     if not optimizer.state:
         return {"objective": whole_weights(objective), "optimizer": {}}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, moments = get_state_dict(objective, optimizer, options=options)
+    weights, moments = get_state_dict(objective, optimizer, options=_whole_on_the_cpu())
     return {"objective": weights, "optimizer": moments}
 
 
