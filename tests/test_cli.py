@@ -305,6 +305,18 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(planned_run):
     assert made.ijepa.momentum == (0.995, 1.0)
 
 
+def test_a_length_that_is_left_open_says_what_a_long_run_would_bring(planned_run):
+    few = ("--training.batch", "8", *ONE_WAY)
+    made, why = planned_run(*few)
+    assert made.training.steps == 3000
+    brings = "--steps 10000 brings a wider encoder, targets standardised per feature and a slower teacher, with which"
+    assert brings in why
+    own = ("--encoder.heads", "3", "--ijepa.momentum", "0.996", "1.0")
+    assert "--steps 10000 brings targets standardised per feature, with which" in planned_run(*few, *own)[1]
+    for told in (("--steps", "2999"), ("--objective", "mae")):
+        assert "brings" not in planned_run(*few, *told)[1]
+
+
 def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_becomes_of_images(
     run, tmp_path, planned_run
 ):

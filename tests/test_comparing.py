@@ -178,6 +178,20 @@ def test_what_each_run_was_given_is_told_as_it_was_asked_for(begun, name, value,
     assert f"encoder, {said}, 2 seeds" in page
 
 
+def test_times_by_the_clock_that_differ_are_told_where_the_same_time_was_given(begun):
+    def page(**times: float) -> str:
+        runs = [run(name, 0, 0.7) | {"seconds": seconds} for name, seconds in times.items()]
+        request = begun[1]["request"] | {"flops": None, "minutes": 4.0} | asked
+        summary = summarise(runs, ("ijepa", "mae"))
+        return render(begun[1] | {"command": "", "runs": runs, "summary": summary, "request": request})
+
+    asked = {}
+    assert "MAE trained for 4 min 16 s in the mean, I-JEPA for 3 min 59 s" in page(ijepa=239.3, mae=255.7)
+    assert "By the clock" not in page(ijepa=240.0, mae=251.0)
+    asked = {"minutes": None, "steps": 100}
+    assert "By the clock" not in page(ijepa=100.0, mae=200.0)
+
+
 def test_energy_of_some_seeds_alone_is_no_mean(begun):
     runs = [run("ijepa", 0, 0.7) | {"joules": 3.0}, run("ijepa", 1, 0.7)]
     assert "not available" in render(begun[1] | {"command": "", "runs": runs, "summary": summarise(runs, ("ijepa",))})

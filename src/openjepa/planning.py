@@ -154,9 +154,17 @@ def plan(
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
         why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, experiment)}"
+    elif of_its_own and lengthy != short and chosen.method == "ijepa" and _left_open(wishes):
+        long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=LONG)))
+        why += f"; --steps {LONG} brings {_differences(short, long_run)}, with which 2,000 images learned more"
     if rescaled and experiment.training.batch != chosen.training.batch and "--schedule.lr" not in asked:
         why += f"; {rate(experiment)}"
     return Plan(experiment=experiment, facts=facts(experiment, splits, opened, seen, why, cost, processes), long=long)
+
+
+def _left_open(wishes: Wishes) -> bool:
+    """Whether the length was left to the plan."""
+    return wishes.minutes is wishes.epochs is wishes.steps is wishes.flops is None
 
 
 def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:

@@ -61,7 +61,7 @@ def score(look: Row, before: Row) -> float | None:
 
     :func:`spectrum` + 2 :func:`pixel_r2_gain`, or the spectrum alone where pixel R2 was not measured. Chosen in
     benchmarks/collapse, where each alone misses runs that the other tells, and LiDAR, which ranks trained encoders,
-    does not tell one from the untrained: it rose in runs that ended far below.
+    tells them less surely from the untrained: it rose in runs that ended far below.
     """
     value = spectrum(look, before)
     return None if value is None else value + _PIXEL_R2_WEIGHT * (pixel_r2_gain(look, before) or 0.0)

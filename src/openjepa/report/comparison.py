@@ -36,6 +36,8 @@ _PREDICTS = {
     "denoising": "the clean pixels of all patches",
 }
 _MAIN = ("k-NN", "linear probe")
+# Mean times of training that differ by more than this share are told.
+_SAME_TIME = 0.05
 _TASKS = {
     "classes": "Semantic: the classes of whole images",
     "rotation": "Without labels: which way up an image is",
@@ -73,6 +75,8 @@ def render(content: dict[str, Any]) -> str:
     title = f"{listed([_CALLED[name] for name in objectives])} on {Path(data['name']).name}"
     left = len(content["request"]["objectives"]) * content["request"]["seeds"] - len(content["runs"])
     note = f'<div class="notes">{left} run(s) are not finished; their numbers are missing here.</div>' if left else ""
+    if unequal := _unequal(content, objectives):
+        note += f'<div class="notes">{escape(unequal)}</div>'
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -107,6 +111,19 @@ def _equal(content: dict[str, Any]) -> str:
     return (
         f"The same images, crops and encoder, {told[name]} for each run, {seeds}. Learning rates and decoders are this "
         f"project's own.{papers if {'mae', 'denoising'} & set(request['objectives']) else ''}"
+    )
+
+
+def _unequal(content: dict[str, Any], objectives: Sequence[str]) -> str:
+    """That some had more time than others where the same was given, or nothing."""
+    means = {name: _mean([run["seconds"] for run in _of(content, name)]) for name in objectives}
+    if content["request"]["minutes"] is None or max(means.values()) <= (1 + _SAME_TIME) * min(means.values()):
+        return ""
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    return (
+        f"By the clock they did not have the same time: {_CALLED[most]} trained for {duration(means[most])} in the "
+        f"mean, {_CALLED[least]} for {duration(means[least])}. Each plan is made of a few steps, and what else the "
+        f"machine did while the runs took theirs is in these times too."
     )
 
 
