@@ -3,7 +3,8 @@
     python benchmarks/data.py PHOTOS [--json FILE] [--workers 1] [--seconds 8] [--rows photos Parquet]
 
 PHOTOS is a folder of photographs. From them are made, in a temporary folder: JPEGs of their own size, written again
-with quality 90; a Parquet file of the same; 12-megapixel JPEGs; and 28-pixel grey PNGs. Everybody crops 0.3 to 1 of the
+with quality 90; a Parquet file of the same; 12-megapixel JPEGs, of one photograph enlarged and of many side by side
+(of an enlarged one little is left to decode but its pixels); and 28-pixel grey PNGs. Everybody crops 0.3 to 1 of the
 area at random, to 224 pixels (28 for the small ones), and normalises; ours draws the masks as well, and has a second
 row with --cache (the time that copying takes is not in it). The peers have the transforms of torchvision's
 documentation and PyTorch's DataLoader; without Hugging Face datasets (``pip install -e '.[hub]'``) Parquet has no peer.
@@ -42,7 +43,8 @@ from openjepa.grid import TokenGrid
 from openjepa.masking import MultiBlockMasking
 
 BATCH = 32
-COUNTS = {"photos": 200, "12 megapixels": 48, "28 px, grey": 4000, "Parquet": 200}
+LARGE = (4000, 3000)
+COUNTS = {"photos": 200, "12 megapixels": 48, "12 megapixels, mosaics": 48, "28 px, grey": 4000, "Parquet": 200}
 COPIED = " with --cache"  # our own rate from copies, beside the peer's from the files
 ROWS = (*COUNTS, "12 megapixels" + COPIED)
 
@@ -63,7 +65,10 @@ def make(photos: Path, folder: Path, wanted: set[str]) -> None:
             (folder / "photos" / "all" / f"{number}.jpg").write_bytes(content.getvalue())
         rows.append({"image": {"bytes": content.getvalue(), "path": f"{number}.jpg"}, "label": 0})
         if "12 megapixels" in wanted and number < COUNTS["12 megapixels"]:
-            image.resize((4000, 3000)).save(folder / "12 megapixels" / "all" / f"{number}.jpg", quality=90)
+            image.resize(LARGE).save(folder / "12 megapixels" / "all" / f"{number}.jpg", quality=90)
+        if "12 megapixels, mosaics" in wanted and number < COUNTS["12 megapixels, mosaics"]:
+            large = mosaic(found[number % len(found) :] + found[: number % len(found)])
+            large.save(folder / "12 megapixels, mosaics" / "all" / f"{number}.jpg", quality=90)
     if "Parquet" in wanted:
         pq.write_table(pa.Table.from_pylist(rows), folder / "Parquet" / "train.parquet", row_group_size=100)
     if "28 px, grey" in wanted:
@@ -72,6 +77,20 @@ def make(photos: Path, folder: Path, wanted: set[str]) -> None:
             left, top = number % 36, number // 36 % 36
             part = small[number % len(small)].crop((left, top, left + 28, top + 28))
             part.save(folder / "28 px, grey" / "all" / f"{number}.png")
+
+
+def mosaic(photos: list[Path]) -> Image.Image:
+    """Photographs of their own size in rows: as much to decode in an area as these have."""
+    canvas = Image.new("RGB", LARGE)
+    left = top = tallest = 0
+    pictures = itertools.cycle(photos)
+    while top < LARGE[1]:
+        photo = Image.open(next(pictures)).convert("RGB")
+        canvas.paste(photo, (left, top))
+        left, tallest = left + photo.width, max(tallest, photo.height)
+        if left >= LARGE[0]:
+            left, top, tallest = 0, top + tallest, 0
+    return canvas
 
 
 def ours(name: str, folder: Path, workers: int) -> Generator[int, None, None]:
@@ -154,14 +173,14 @@ def show(found: dict[str, Any]) -> None:
     shown = Table(
         title=f"From files to batches, images/s, {found['workers']} worker(s)", caption=found["machine"]["processor"]
     )
-    for heading in ("images", "openjepa", "peer", "ratio"):
+    for heading in ("images", "kB a file", "openjepa", "peer", "ratio"):
         shown.add_column(heading, justify="left" if heading == "images" else "right")
     for name, of in found["rates"].items():
         mine, cells = statistics.median(of["ours"]), ["", ""]
         if name in found["ratio"]:
             who = "datasets" if name == "Parquet" else "ImageFolder"
             cells = [f"{statistics.median(of['peer']):.0f} ({who})", f"{found['ratio'][name]:.2f}"]
-        shown.add_row(name, f"{mine:.0f}", *cells)
+        shown.add_row(name, f"{found['bytes'][name] / 1000:,.1f}", f"{mine:.0f}", *cells)
     Console().print(shown)
 
 
@@ -178,11 +197,13 @@ def main() -> None:
     hub = the_hub() if "Parquet" in options.rows else None
     torch.set_num_threads(1)
     found: dict[str, Any] = {"workers": options.workers, "machine": machine(torch.device("cpu"))}
-    found |= {"rates": {}, "ratio": {}}
+    found |= {"bytes": {}, "rates": {}, "ratio": {}}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make(options.photos, folder, {name.removesuffix(COPIED) for name in options.rows})
         for name in options.rows:
+            sizes = [path.stat().st_size for path in (folder / name.removesuffix(COPIED)).rglob("*") if path.is_file()]
+            found["bytes"][name] = statistics.mean(sizes)
             runs = {"ours": lambda name=name: ours(name, folder, options.workers)}
             if name != "Parquet" or hub is not None:
                 runs["peer"] = lambda name=name: peer(name, folder, options.workers, hub)

@@ -1,20 +1,23 @@
 """How much a minute teaches: our default, the published recipe's settings and MAE, trained for several budgets of time.
 
-    python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 0 1]
+    python benchmarks/time_to_accuracy.py DATA --out FOLDER [--minutes 2 7 30] [--seeds 0 1] [--marks 45 50]
 
 Every (recipe, budget, seed) is a whole run with its own schedule, made and judged by the commands that a person would
 type (``openjepa pretrain --minutes``), the others with the encoder that our default took with the same seed and the
 same budget, or the nearest of those that are there (so ours goes first); nothing else should run meanwhile. Runs that
 are there are left out, and a stopped one is gone on with, so a stopped study goes on. The mark is what the published
-settings reach with the longest budget; told is the smallest budget with which each of the others reaches it.
-``results.json`` in FOLDER holds the numbers.
+settings reach with the longest budget, and ``--marks`` are more of them for the linear probe, in percent. Told is the
+time of training with which each recipe reaches it: by the clock, in the mean over seeds, and between two budgets along
+a line over the logarithm of time. ``results.json`` in FOLDER holds the numbers.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,29 +59,38 @@ def found_by(run: Path) -> dict[str, Any]:
     return {"accuracy": found, "steps": last["step"] + 1, "seconds": last["seconds"]}
 
 
-def told(results: list[dict[str, Any]], evaluator: str) -> str:
-    """The table of one evaluator as Markdown, and the time to the mark."""
+def time_to(mark: float, curve: list[tuple[float, float]]) -> str:
+    """The minutes with which a ``curve`` of (minutes, accuracy), in their order, first reaches the mark, in words."""
+    before = None
+    for minutes, accuracy in curve:
+        if accuracy >= mark:
+            if before is None:
+                return f"at most {minutes:.1f} minutes"
+            share = (mark - before[1]) / (accuracy - before[1])
+            return f"{math.exp(math.log(before[0]) + share * math.log(minutes / before[0])):.1f} minutes"
+        before = minutes, accuracy
+    return "not run" if before is None else f"not in {before[0]:.1f} minutes"
+
+
+def told(results: list[dict[str, Any]], evaluator: str, marks: Sequence[float] = ()) -> str:
+    """The table of one evaluator as Markdown, and the time to each mark and to what the published settings end with."""
     budgets = sorted({result["minutes"] for result in results})
     heading = " | ".join(f"{budget:g} min" for budget in budgets)
     rows = [f"| {evaluator} | {heading} |", f"|{'---|' * (len(budgets) + 1)}"]
-    means: dict[tuple[str, float], float] = {}
+    curves: dict[str, list[tuple[float, float]]] = {recipe: [] for recipe in RECIPES}
     for recipe in RECIPES:
         cells = []
         for budget in budgets:
-            own = [
-                100 * result["accuracy"][f"trained encoder, {evaluator}"]
-                for result in results
-                if (result["recipe"], result["minutes"]) == (recipe, budget)
-            ]
+            runs = [result for result in results if (result["recipe"], result["minutes"]) == (recipe, budget)]
+            own = [100 * run["accuracy"][f"trained encoder, {evaluator}"] for run in runs]
             if own:
-                means[recipe, budget] = statistics.mean(own)
+                minutes = statistics.mean(run["seconds"] for run in runs) / 60
+                curves[recipe].append((minutes, statistics.mean(own)))
             cells.append(" ".join(f"{value:.1f}" for value in own))
         rows.append(f"| {recipe} | {' | '.join(cells)} |")
-    mark = means.get(("published settings", budgets[-1]))
-    if mark is not None:
-        for recipe in RECIPES:
-            reached = [budget for budget in budgets if means.get((recipe, budget), 0.0) >= mark]
-            rows.append(f"{recipe}: {f'{reached[0]:g} minutes' if reached else 'not reached'} to {mark:.1f}")
+    ends = [curve[-1][1] for recipe, curve in curves.items() if recipe == "published settings" and curve]
+    for mark in sorted({*marks, *ends}):
+        rows.append(f"to {mark:.1f}: {'; '.join(f'{name} {time_to(mark, curve)}' for name, curve in curves.items())}")
     return "\n".join(rows)
 
 
@@ -90,6 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[2.0, 7.0, 30.0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES), metavar="NAME")
+    parser.add_argument("--marks", type=float, nargs="+", default=[], help="of the linear probe, in percent")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
@@ -107,8 +120,8 @@ def main() -> None:
                 results.append({"recipe": recipe, "minutes": minutes, "seed": seed, **found})
                 path.write_text(json.dumps(results, indent=1) + "\n")
                 print(recipe, minutes, seed, found["steps"], "steps", found["accuracy"], flush=True)
-    for evaluator in ("linear probe", "k-NN"):
-        print(told(results, evaluator), end="\n\n")
+    for evaluator, marks in (("linear probe", options.marks), ("k-NN", ())):
+        print(told(results, evaluator, marks), end="\n\n")
 
 
 if __name__ == "__main__":

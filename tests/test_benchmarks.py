@@ -198,6 +198,23 @@ def test_time_to_accuracy_trains_judges_and_goes_on(run, photos, tmp_path):
     assert "| linear probe | 0.01 min |" in again
 
 
+def test_the_time_to_a_mark_is_by_the_clock_and_between_budgets(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    told = importlib.import_module("time_to_accuracy").told
+
+    def result(recipe: str, minutes: float, seed: int, value: float) -> dict:
+        accuracy = {"trained encoder, linear probe": value}
+        return {"recipe": recipe, "minutes": minutes, "seed": seed, "seconds": 66 * minutes, "accuracy": accuracy}
+
+    results = [result("openjepa", *each) for each in ((2.0, 0, 0.39), (2.0, 1, 0.41), (8.0, 0, 0.48), (8.0, 1, 0.52))]
+    results += [result("published settings", 8.0, 0, 0.44), result("published settings", 30.0, 0, 0.45)]
+    *_, low, mark, high = told(results, "linear probe", (40.0, 55.0)).splitlines()
+    assert low == "to 40.0: openjepa at most 2.2 minutes; published settings at most 8.8 minutes; MAE not run"
+    # Halfway from 40 to 50 is halfway from 2.2 to 8.8 minutes on a logarithmic scale.
+    assert mark == "to 45.0: openjepa 4.4 minutes; published settings 33.0 minutes; MAE not run"
+    assert high == "to 55.0: openjepa not in 8.8 minutes; published settings not in 33.0 minutes; MAE not run"
+
+
 @pytest.mark.parametrize(("study", "count"), [("fresh-2", 72), ("pixel-r2", 216), ("turned", 72)])
 def test_the_alarms_of_the_collapse_study_are_those_of_its_runs(study, count, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS / "collapse")

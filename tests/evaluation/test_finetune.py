@@ -74,6 +74,16 @@ def test_a_crop_shows_a_part_and_a_mirror_image_its_other_side():
     assert left.min() < 0.02
 
 
+def test_what_the_test_images_are_decides_on_nothing():
+    own, train, test = backbone(), stripes(60, 0), stripes(40, 1)
+    tuning = FineTuning(epochs=2, batch=16, rates=(1e-4, 1e-2))
+    outcome = tuning.classify(own, train, test)
+    others = tuning.classify(own, train, Labelled(images=test.images, labels=test.labels[::-1].copy()))
+    assert (others.predicted == outcome.predicted).all()
+    assert others.settings == outcome.settings
+    assert (others.correct != outcome.correct).any()
+
+
 def test_fine_tuning_learns_and_leaves_the_encoder_as_it_was():
     own, train, test = backbone(), stripes(120, 0), stripes(150, 1)
     before = {name: value.clone() for name, value in own.encoder.state_dict().items()}

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN, KNNGrid, leave_one_out
@@ -53,6 +54,30 @@ def test_memory_bound_does_not_change_the_answers():
     whole = KNN().classify(train, test).predicted
     for at_once in (1, 400 * 7, 400 * 299):
         assert np.array_equal(KNN(at_once=at_once).classify(train, test).predicted, whole)
+
+
+def test_no_more_similarities_are_held_than_the_bound_allows():
+    train, test = clusters(400, 5, 16, 2.0, 0), clusters(300, 5, 16, 2.0, 1)
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for one in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(one, torch.Tensor):
+                    self.numbers = max(self.numbers, one.numel())
+            return out
+
+    def held(evaluator) -> int:
+        with Largest() as largest:
+            evaluator.classify(train, test)
+        return largest.numbers
+
+    features = 400 * 16
+    assert held(KNN()) == 400 * 300
+    assert held(KNN(at_once=features)) == features
+    assert held(KNNGrid(ks=(10, 20), at_once=features)) == features
 
 
 def test_k_is_capped_at_the_number_of_images():
