@@ -14,6 +14,7 @@ from openjepa.assessment.encoders import Kind, panel_of
 from openjepa.assessment.parts import HELD_OUT, IN_FOLDS
 from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders
 from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
+from openjepa.assessment.tasks import Tasks, judge
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.decode import decode
@@ -23,6 +24,7 @@ from openjepa.data.masks import open_masked
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import choose, quick
+from openjepa.evaluation.layer_decay import layers
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.pretrained import Pretrained
 
@@ -280,6 +282,34 @@ def test_blocks_that_are_stages_are_not_read_as_blocks(kind, tmp_path, splits, t
     found = assess(panel, splits, limit=18)
     assert {row["evaluator"] for row in found["rows"]} == {"k-NN", "linear probe"}
     assert any("nothing is said of the last four" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("ViT", 5), ("vit", 5), ("Swin", 4), ("resnet10t", 0)])
+def test_other_libraries_encoders_are_fine_tuned(
+    kind, blocks, tmp_path, splits, transformers_directory, timm_directory
+):
+    if kind == "ViT":
+        transformers_directory(tmp_path / "model", kind, 16, **VIT)
+    elif kind == "vit":
+        timm_directory(tmp_path / "model", img_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3)
+    else:
+        staged(tmp_path / "model", kind, timm_directory)
+    panel = open_panel(tmp_path / "model")
+    mine, random = panel.backbones
+    names, depth = layers(mine.encoder)
+    assert depth == blocks
+    assert set(names.values()) == (set(range(blocks + 2)) if blocks else {1})
+    batch = panel.preprocessing.normalise(panel.preprocessing.fit(picture())[None])
+    kinds = features(panel, picture())
+    for backbone, subject in ((mine, PATCHES), (random, RANDOM)):
+        assert backbone.encoder(batch).requires_grad
+        torch.testing.assert_close(backbone.encoder(batch).detach(), kinds[Kind(subject, TOKENS)])
+    tasks = Tasks(names=("finetune",), finetune_epochs=3)
+    found = judge(panel, splits, entries=(), tasks=tasks)
+    assert [row["features"] for row in found["rows"]] == [PATCHES, "from scratch"]
+    assert max(row["value"] for row in found["rows"]) > (0.4 if blocks else 0.3)  # of three classes
+    assert found["differences"][0]["features"] == PATCHES
+    assert found["notes"] == []
 
 
 @pytest.mark.parametrize(("library", "extra"), [("transformers", "export"), ("timm", "parity")])

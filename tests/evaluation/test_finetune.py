@@ -3,24 +3,25 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.evaluation.finetune import Backbone, FineTuned, FineTuning, Labelled, cropped
-from openjepa.evaluation.layer_decay import layer_of, parameter_groups, share_of_rate
+from openjepa.evaluation.layer_decay import layers, parameter_groups, share_of_rate
 
 CONFIG = EncoderConfig(signal=(8, 8), patch=(4, 4), channels=1, width=16, depth=2, heads=2)
 
 
 def backbone() -> Backbone:
     encoder = Encoder(CONFIG, generator=torch.Generator().manual_seed(0))
-    return Backbone(encoder=encoder, width=16, depth=2, normalise=lambda x: x.float() / 127.5 - 1)
+    return Backbone(encoder=encoder, width=16, normalise=lambda x: x.float() / 127.5 - 1)
 
 
 def test_a_class_token_belongs_to_the_first_layer_and_is_not_decayed():
     encoder = Encoder(dataclasses.replace(CONFIG, class_token=True), generator=torch.Generator().manual_seed(0))
     made = dataclasses.replace(backbone(), encoder=encoder)
     model = FineTuned(made, 3, generator=torch.Generator())
-    groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    groups = parameter_groups(model.encoder, model.head, rate=1.0, layer_decay=0.5, weight_decay=0.1)
     (own,) = [group for group in groups if any(p is model.encoder.class_token for p in group["params"])]
     assert (own["lr"], own["weight_decay"]) == (0.125, 0.0)
 
@@ -37,7 +38,7 @@ def stripes(count: int, seed: int) -> Labelled:
 
 def test_every_parameter_has_its_layers_rate():
     model = FineTuned(backbone(), 3, generator=torch.Generator())
-    groups = parameter_groups(model, 2, rate=1.0, layer_decay=0.5, weight_decay=0.1)
+    groups = parameter_groups(model.encoder, model.head, rate=1.0, layer_decay=0.5, weight_decay=0.1)
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(rate) == len(list(model.parameters())) == sum(len(group["params"]) for group in groups)
     expected = {
@@ -50,8 +51,32 @@ def test_every_parameter_has_its_layers_rate():
     for name, parameter in model.named_parameters():
         lr = next(value for start, value in expected.items() if name.startswith(start))
         assert rate[id(parameter)] == (lr, 0.1 if parameter.ndim > 1 else 0.0), name
-    with pytest.raises(ValueError, match="no layer"):
-        layer_of("encoder.unheard.of", 2)
+
+
+def test_the_layers_of_other_networks():
+    def stage(width: int) -> nn.Sequential:
+        return nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(2)))
+
+    parts = {"stem": nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), "one": stage(4)}
+    parts |= {"between": nn.Linear(4, 8), "two": stage(8), "norm": nn.LayerNorm(8)}
+    found, depth = layers(nn.ModuleDict(parts))
+    told = {name.removesuffix(".weight"): layer for name, layer in found.items() if name.endswith("weight")}
+    stages = {"one.0.0": 1, "one.1.0": 2, "between": 2, "two.0.0": 3, "two.1.0": 4}
+    assert (told, depth) == ({"stem.0": 0, "stem.1": 0, **stages, "norm": 5}, 4)
+    assert layers(nn.Linear(3, 3)) == ({"weight": 1, "bias": 1}, 0), "no blocks: all has the head's rate"
+
+
+def test_what_a_network_draws_at_random_goes_by_the_seed():
+    encoder = nn.Sequential(nn.Flatten(2), nn.Linear(64, 16), nn.Dropout(0.5))
+    made, train, test = dataclasses.replace(backbone(), encoder=encoder), stripes(60, 0), stripes(90, 1)
+    tuning = FineTuning(epochs=4, batch=16, rates=(1e-2,))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one = tuning.classify(made, train, test).predicted
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert (tuning.classify(made, train, test).predicted == one).all()
+    assert (dataclasses.replace(tuning, seed=1).classify(made, train, test).predicted != one).any()
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():

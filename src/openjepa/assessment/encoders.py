@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
 from openjepa.evaluation.features import patch_pixels, raw_pixels
+from openjepa.evaluation.finetune import Backbone
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.files import expanded
 from openjepa.grid import TokenGrid, sincos_positions
@@ -62,7 +63,7 @@ class Panel:
         tokens: N and D of the tokens that the judged encoder gives.
         grid: rows and columns of its tokens, which come in raster order; None where they are on none that is known.
         notes: what a reader of the numbers should know, as that a view is of fewer blocks.
-        pretrained: the encoder judged, where it is one of ours.
+        backbones: the encoder judged and the random one, to be fine-tuned.
     """
 
     subjects: tuple[str, ...]
@@ -72,8 +73,8 @@ class Panel:
     tokens: tuple[int, int]
     grid: tuple[int, int] | None
     device: str
+    backbones: tuple[Backbone, Backbone]
     notes: tuple[str, ...] = ()
-    pretrained: Pretrained | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -97,8 +98,8 @@ class Reading(NamedTuple):
     grid: tuple[int, int] | None
 
 
-# (normalised images, how many of the last blocks) -> what they hold
-Read = Callable[[Float[Tensor, "B C H W"], int], Reading]
+# (a model, normalised images, how many of the last blocks) -> what they hold
+Read = Callable[[Any, Float[Tensor, "B C H W"], int], Reading]
 
 
 def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
@@ -129,13 +130,14 @@ def panel_of(pretrained: Pretrained) -> Panel:
     encoder, random = pretrained.encoder, random_twin(pretrained).encoder
     preprocessing, depth = pretrained.preprocessing, encoder.config.depth
     networks = tuple(
-        network(_read(one), preprocessing, pretrained.device, name, [asdict(one.config), weights_hash(one)], depth)
+        network(one, _read, preprocessing, pretrained.device, name, [asdict(one.config), weights_hash(one)], depth)
         for name, one in ((TARGET, encoder), (RANDOM, random))
     )
     rows, columns = cut(preprocessing.size, encoder.config.patch)
     shape = rows * columns, encoder.config.width
-    made = panel((TARGET,), networks, preprocessing, shape, (rows, columns), pretrained.device, depth)
-    return replace(made, pretrained=pretrained)
+    normalise, width = preprocessing.normalise, encoder.config.width
+    mine, other = (Backbone(encoder=one, width=width, normalise=normalise) for one in (encoder, random))
+    return panel((TARGET,), networks, (mine, other), preprocessing, shape, (rows, columns), pretrained.device, depth)
 
 
 def cut(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
@@ -147,6 +149,7 @@ def cut(size: Sequence[int], patch: Sequence[int]) -> tuple[int, int]:
 def panel(
     subjects: tuple[str, ...],
     networks: Sequence[Network],
+    backbones: tuple[Backbone, Backbone],
     preprocessing: Preprocessing,
     tokens: tuple[int, int],
     grid: tuple[int, int] | None,
@@ -166,6 +169,7 @@ def panel(
         tokens=tokens,
         grid=grid,
         device=str(device),
+        backbones=backbones,
         notes=tuple(notes),
     )
 
@@ -198,6 +202,7 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
 
 
 def network(
+    model: nn.Module,
     read: Read,
     preprocessing: Preprocessing,
     device: torch.device | str,
@@ -217,7 +222,7 @@ def network(
     @torch.inference_mode()
     def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
         blocks = min(BLOCKS, depth or 1) if four in wanted else 1
-        found = read(preprocessing.normalise(images.to(device)), blocks)
+        found = read(model, preprocessing.normalise(images.to(device)), blocks)
         given: dict[Kind, Tensor] = {}
         if last in wanted:
             given[last] = found.blocks[-1].float().mean(1)
@@ -233,11 +238,8 @@ def network(
     return Network(identity=identity, kinds=kinds, encode=encode)
 
 
-def _read(encoder: Encoder) -> Read:
-    def read(x: Float[Tensor, "B C H W"], blocks: int) -> Reading:
-        return Reading(encoder.last_blocks(x, blocks), None, cut(x.shape[2:], encoder.config.patch))
-
-    return read
+def _read(encoder: Encoder, x: Float[Tensor, "B C H W"], blocks: int) -> Reading:
+    return Reading(encoder.last_blocks(x, blocks), None, cut(x.shape[2:], encoder.config.patch))
 
 
 def weights_hash(module: nn.Module) -> str:

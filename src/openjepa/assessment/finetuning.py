@@ -10,7 +10,7 @@ import torch
 
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen
 from openjepa.assessment.parts import Parts, chosen_parts, left_to_judge, of_classes
-from openjepa.assessment.twin import random_twin
+from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.loader import BadRecord
 from openjepa.data.pixels import alike
@@ -20,16 +20,17 @@ from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
 from openjepa.evaluation.intervals import paired_difference
 from openjepa.evaluation.split import check_parts
 from openjepa.evaluation.suite import TARGET
-from openjepa.pretrained import Pretrained
 from openjepa.progress import progress
 
 TASK, SCRATCH = "fine-tuning", "from scratch"
 
 
 def assess_finetuning(
-    pretrained: Pretrained,
+    backbones: tuple[Backbone, Backbone],
     splits: Splits,
     *,
+    preprocessing: Preprocessing,
+    subject: str = TARGET,
     settings: FineTuning | None = None,
     limit: int = 1000,
     test_limit: int = 5000,
@@ -40,6 +41,9 @@ def assess_finetuning(
     """Accuracies after fine-tuning, as entries of ``evaluation.json`` with task "fine-tuning".
 
     Args:
+        backbones: the encoder that is judged, and one of its shape with random weights.
+        preprocessing: of the images, for both.
+        subject: the judged encoder's name in the rows.
         splits: labelled images; the test part is the data's own, or a fifth of each class.
         settings: of the training (None: the defaults, with mirror images for colour photos).
         limit: at most so many images to learn on, chosen by a fixed seed.
@@ -51,22 +55,14 @@ def assess_finetuning(
         InputError: the images have no labels, are too few, or too many cannot be read.
     """
     begin = time.perf_counter()
-    config = pretrained.encoder.config
     settings = settings or FineTuning()
-    settings = replace(settings, flip=settings.flip or config.channels == 3)
+    settings = replace(settings, flip=settings.flip or preprocessing.channels == 3)
     _refuse(splits, limit, test_limit)
     # Once: a training in every fold would take five times as long.
     parts = chosen_parts(splits, limit, test_limit, trained_on=trained_on)
-    train, test, notes = _read(pretrained, parts, bad_images)
-    weights = {TARGET: pretrained, SCRATCH: random_twin(pretrained)}
-    backbones = {
-        name: Backbone(
-            encoder=one.encoder, width=config.width, depth=config.depth, normalise=one.preprocessing.normalise
-        )
-        for name, one in weights.items()
-    }
+    train, test, notes = _read(preprocessing, parts, bad_images)
     steps = settings.steps(train.labels)
-    total, each = steps * len(backbones), settings.seconds_a_step(backbones[TARGET], train)
+    total, each = steps * len(backbones), settings.seconds_a_step(backbones[0], train)
     note(
         f"fine-tuning on {len(train.labels):,} images, {len(backbones)} x {steps:,} steps at {1000 * each:.0f} ms: "
         f"about {_duration(total * each)} ({len(settings.rates)} learning rates are tried first)"
@@ -79,16 +75,16 @@ def assess_finetuning(
             done += 1
             advance(done, total)
 
-        for name, backbone in backbones.items():
+        for name, backbone in zip((subject, SCRATCH), backbones, strict=True):
             outcomes[name] = settings.classify(backbone, train, test, stepped)
     rows = []
     for name, outcome in outcomes.items():
         scores = outcome.scores()
         about = {"task": TASK, "features": name, "evaluator": settings.name, "metric": "accuracy"}
         measured = {"value": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"]}
-        rows.append(about | measured | {"dimensions": config.width, "settings": outcome.settings})
-    found = paired_difference(outcomes[TARGET].correct, outcomes[SCRATCH].correct)
-    row = {"task": TASK, "features": TARGET, "against": SCRATCH, "evaluator": settings.name, "metric": "accuracy"}
+        rows.append(about | measured | {"dimensions": backbones[0].width, "settings": outcome.settings})
+    found = paired_difference(outcomes[subject].correct, outcomes[SCRATCH].correct)
+    row = {"task": TASK, "features": subject, "against": SCRATCH, "evaluator": settings.name, "metric": "accuracy"}
     row |= asdict(found)
     clear = "" if found.verdict != "unclear" else ", not clear"
     return {
@@ -100,7 +96,7 @@ def assess_finetuning(
         "notes": notes,
         "rows": rows,
         "differences": [row],
-        "summary": f"Fine-tuned, the {TARGET} is right for {100 * rows[0]['value']:.1f}% of the test images: "
+        "summary": f"Fine-tuned, the {subject} is right for {100 * rows[0]['value']:.1f}% of the test images: "
         f"{100 * found.value:+.1f} points against the same training {SCRATCH} (95% interval {100 * found.low:+.1f} to "
         f"{100 * found.high:+.1f}{clear}).",
         "seconds": time.perf_counter() - begin,
@@ -118,10 +114,10 @@ def _refuse(splits: Splits, limit: int, test_limit: int) -> None:
         raise InputError(f"fine-tuning needs 8 images or more to learn on and to test on, got {limit} and {test_limit}")
 
 
-def _read(pretrained: Pretrained, parts: Parts, bad_images: float) -> tuple[Labelled, Labelled, list[str]]:
+def _read(preprocessing: Preprocessing, parts: Parts, bad_images: float) -> tuple[Labelled, Labelled, list[str]]:
     """The images to learn on and to test on, prepared, and notes on those that could not be read."""
     bad: list[BadRecord] = []
-    train, test = (_prepared(pretrained, part, bad) for part in parts.each)
+    train, test = (_prepared(preprocessing, part, bad) for part in parts.each)
     classes, notes = left_to_judge(parts, (train.labels, test.labels), bad, bad_images)
     train, test = (of_classes(part, classes) for part in (train, test))
     # The checks are those of the probes; the images' mean colour stands in for features.
@@ -129,11 +125,11 @@ def _read(pretrained: Pretrained, parts: Parts, bad_images: float) -> tuple[Labe
     return train, test, notes
 
 
-def _prepared(pretrained: Pretrained, part: Chosen, bad: list[BadRecord]) -> Labelled:
+def _prepared(preprocessing: Preprocessing, part: Chosen, bad: list[BadRecord]) -> Labelled:
     """The images of a part; ``bad`` takes what cannot be read."""
     images, labels, done = [], [], 0
     with progress("images") as advance:
-        for batch in part.batches(part.indices, pretrained.preprocessing):
+        for batch in part.batches(part.indices, preprocessing):
             bad += batch.bad
             done += len(batch.samples) + len(batch.bad)
             if len(batch.samples):

@@ -1,7 +1,7 @@
 """Encoders of other libraries, read from directories on this machine: Hugging Face transformers, and timm."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from openjepa.assessment.image_tools import WHOLE, ForeignPreprocessing, TimmToo
 from openjepa.assessment.twin import RANDOM_SEED
 from openjepa.data.augmentation import Preprocessing
 from openjepa.errors import InputError
+from openjepa.evaluation.finetune import Backbone, seeded
 from openjepa.evaluation.suite import RANDOM
 
 PATCHES, CLASS_TOKEN = "encoder (mean of patch tokens)", "encoder (class token)"
@@ -44,7 +45,7 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
             model, info = AutoModel.from_pretrained(
                 folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
             )
-            with _seeded():
+            with seeded(RANDOM_SEED):
                 random = AutoModel.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"transformers cannot read {folder}: {_first_line(error)}") from error
@@ -55,8 +56,8 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
     depth = getattr(config, "num_hidden_layers", None)
     shown = _probe_transformers(folder, model, config, preprocessing)
     norm = _final_norm(model, config, preprocessing)
-    reader = partial(_read_transformers, config=config, norm=norm)
-    return _panel(folder, model, random, reader, shown, preprocessing, device, depth, norm)
+    read = partial(_read_transformers, config=config, norm=norm)
+    return _panel(folder, model, random, read, shown, preprocessing, device, depth, norm)
 
 
 def open_timm(folder: Path, device: torch.device | str) -> Panel:
@@ -74,7 +75,7 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
     name = f"local-dir:{folder.absolute()}"
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval()
-        with _seeded():
+        with seeded(RANDOM_SEED):
             random = timm.create_model(name, pretrained=False, num_classes=0).eval()
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(f"timm cannot read {folder}: {_first_line(error)}") from error
@@ -95,7 +96,7 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
     )
     blocks = getattr(model, "blocks", None)
     depth = len(blocks) if blocks is not None and hasattr(model, "forward_intermediates") else None
-    shown = _read_timm(model)(_probe(preprocessing), 1)
+    shown = _shown(_read_timm, model, preprocessing)
     return _panel(folder, model, random, _read_timm, shown, preprocessing, device, depth)
 
 
@@ -103,37 +104,57 @@ def _panel(
     folder: Path,
     model: nn.Module,
     random: nn.Module,
-    reader: Callable[[Any], Read],
+    read: Read,
     shown: Reading,
     preprocessing: Preprocessing,
     device: torch.device | str,
     depth: int | None,
     norm: str | None = None,
 ) -> Panel:
-    first, second = shown.blocks[-1], reader(model)(_probe(preprocessing), 1).blocks[-1]
+    first, second = shown.blocks[-1], _shown(read, model, preprocessing).blocks[-1]
     if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise InputError(
             f"{folder} is not deterministic: its features of one and the same image differ from pass to pass, so they "
             "cannot be judged; save the model without what it draws at random (masks, dropout)"
         )
     classes = shown.class_token is not None
-    depth = _blocks(reader(model), shown.blocks[-1], preprocessing, depth)
-    networks = []
+    depth = _blocks(read, model, shown.blocks[-1], preprocessing, depth)
+    networks, (_, tokens, width) = [], shown.blocks[-1].shape
     for name, class_name, one in ((PATCHES, CLASS_TOKEN, model), (RANDOM, _RANDOM_CLASS, random)):
         one = one.to(device).eval()
         # Weights do not show everything: heads, epsilons and activations stand in the configuration.
         described = str(getattr(one, "config", None) or getattr(one, "pretrained_cfg", None)), str(one)
         identity = [type(one).__name__, weights_hash(one), *described, norm]
-        read = reader(one)
-        networks.append(network(read, preprocessing, device, name, identity, depth, class_name if classes else None))
+        token = class_name if classes else None
+        networks.append(network(one, read, preprocessing, device, name, identity, depth, token))
     notes = []
     if classes:
         notes.append("The random encoder beside both is the mean of its patch tokens; its class token has its own row.")
     if not depth:
         notes.append(f"{folder.name} has no blocks that can be read one by one: nothing is said of the last four.")
-    _, tokens, width = shown.blocks[-1].shape
     subjects = (PATCHES, CLASS_TOKEN) if classes else (PATCHES,)
-    return panel(subjects, networks, preprocessing, (tokens, width), shown.grid, device, depth, notes)
+    normalise, modules = preprocessing.normalise, (PatchTokens(one, read) for one in (model, random))
+    mine, other = (Backbone(encoder=one, width=width, normalise=normalise) for one in modules)
+    return panel(subjects, networks, (mine, other), preprocessing, (tokens, width), shown.grid, device, depth, notes)
+
+
+class PatchTokens(nn.Module):
+    """Another library's model as a module from normalised images "B C H W" to its patch tokens "B N D"."""
+
+    def __init__(self, model: nn.Module, read: Read) -> None:
+        super().__init__()
+        self.model = model
+        self._read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The tokens of the last block."""
+        return self._read(self.model, x, 1).blocks[-1].float()
+
+
+@torch.inference_mode()
+def _shown(read: Read, model: nn.Module, preprocessing: Preprocessing, blocks: int = 1) -> Reading:
+    """What the model gives for the image of noise."""
+    return read(model, _probe(preprocessing), blocks)
 
 
 def _probe(preprocessing: Preprocessing) -> Tensor:
@@ -142,13 +163,13 @@ def _probe(preprocessing: Preprocessing) -> Tensor:
     return torch.from_numpy(draws.uniform("probe", np.arange(math.prod(extents)))).float().view(extents)
 
 
-def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
+def _blocks(read: Read, model: nn.Module, last: Tensor, preprocessing: Preprocessing, depth: int | None) -> int | None:
     """The number of blocks whose outputs can be read like the ``last`` one's; None for stages of other shapes."""
     if not depth:
         return None
     asked = min(BLOCKS, depth)
     try:
-        found = read(_probe(preprocessing), asked).blocks
+        found = _shown(read, model, preprocessing, asked).blocks
     except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
         return None  # each library says in its own way that it cannot
     return depth if [block.shape for block in found] == [last.shape] * asked else None
@@ -157,7 +178,7 @@ def _blocks(read: Read, last: Tensor, preprocessing: Preprocessing, depth: int |
 def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Preprocessing) -> Reading:
     """What the model gives for an image, which shows whether it can be read at all."""
     try:
-        return _read_transformers(model, config)(_probe(preprocessing), 1)
+        return _shown(partial(_read_transformers, config=config), model, preprocessing)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder} is a {config.model_type} model, which gives no image features that can be read "
@@ -193,28 +214,22 @@ def _final_norm(model: nn.Module, config: Any, preprocessing: Preprocessing) -> 
     return next((name for name, value in alike.items() if torch.allclose(value, last)), None)
 
 
-def _read_transformers(model: Any, config: Any, norm: str | None = None) -> Read:
-    """How the model is read; ``norm`` is the name of the norm after the last block, for the blocks before it."""
-    model.eval()
+def _read_transformers(model: Any, x: Tensor, blocks: int, *, config: Any, norm: str | None = None) -> Reading:
+    """``norm`` is the name of the norm after the last block, for the blocks before it."""
     final = nn.Identity() if norm is None else model.get_submodule(norm)
     patch = getattr(config, "patch_size", None)
-
-    @torch.inference_mode()
-    def read(x: Tensor, blocks: int) -> Reading:
-        output = _forward(model, config, x, states=blocks > 1)
-        last = output.last_hidden_state
-        if last.ndim == 4:  # a convolutional network: channels first
-            return Reading([last.flatten(2).mT], None, _extents(last.shape[2:]))
-        patches = _patches(x.shape[2:], patch, last.shape[1])
-        before = last.shape[1] - patches
-        states = [last]
-        if blocks > 1:
-            # The last state is after the norm already; the earlier ones are before it, where the model has one.
-            states = [*map(final, output.hidden_states[-blocks:-1]), last]
-        grid = _grid(x.shape[2:], patch, patches)
-        return Reading([state[:, before:] for state in states], last[:, 0] if before else None, grid)
-
-    return read
+    output = _forward(model, config, x, states=blocks > 1)
+    last = output.last_hidden_state
+    if last.ndim == 4:  # a convolutional network: channels first
+        return Reading([last.flatten(2).mT], None, _extents(last.shape[2:]))
+    patches = _patches(x.shape[2:], patch, last.shape[1])
+    before = last.shape[1] - patches
+    states = [last]
+    if blocks > 1:
+        # The last state is after the norm already; the earlier ones are before it, where the model has one.
+        states = [*map(final, output.hidden_states[-blocks:-1]), last]
+    grid = _grid(x.shape[2:], patch, patches)
+    return Reading([state[:, before:] for state in states], last[:, 0] if before else None, grid)
 
 
 def _patches(size: Sequence[int], patch: Any, tokens: int) -> int:
@@ -241,38 +256,24 @@ def _extents(patch: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def _read_timm(model: Any) -> Read:
-    model.eval()
+def _read_timm(model: Any, x: Tensor, blocks: int) -> Reading:
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     # Or they are registers alone; a NaFlexViT has the token in its embedding.
     has_class = bool(prefix) and any(
         getattr(part, "cls_token", None) is not None for part in (model, getattr(model, "embeds", None))
     )
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-
-    @torch.inference_mode()
-    def read(x: Tensor, blocks: int) -> Reading:
-        if blocks > 1:
-            found = model.forward_intermediates(x, indices=blocks, norm=True, output_fmt="NLC", intermediates_only=True)
-            token = model.forward_features(x)[:, 0] if has_class else None
-            return Reading(list(found), token, _grid(x.shape[2:], patch, found[-1].shape[1]))
-        last = model.forward_features(x)
-        if last.ndim == 4:
-            first = last.shape[1] == model.num_features and last.shape[3] != model.num_features
-            grid = _extents(last.shape[2:] if first else last.shape[1:3])
-            return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None, grid)
-        tokens = last[:, prefix:]
-        return Reading([tokens], last[:, 0] if has_class else None, _grid(x.shape[2:], patch, tokens.shape[1]))
-
-    return read
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Other libraries draw their weights from PyTorch's global generator: seed it, and put it back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(RANDOM_SEED)
-        yield
+    if blocks > 1:
+        found = model.forward_intermediates(x, indices=blocks, norm=True, output_fmt="NLC", intermediates_only=True)
+        token = model.forward_features(x)[:, 0] if has_class else None
+        return Reading(list(found), token, _grid(x.shape[2:], patch, found[-1].shape[1]))
+    last = model.forward_features(x)
+    if last.ndim == 4:
+        first = last.shape[1] == model.num_features and last.shape[3] != model.num_features
+        grid = _extents(last.shape[2:] if first else last.shape[1:3])
+        return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None, grid)
+    tokens = last[:, prefix:]
+    return Reading([tokens], last[:, 0] if has_class else None, _grid(x.shape[2:], patch, tokens.shape[1]))
 
 
 @contextmanager

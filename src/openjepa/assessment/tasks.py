@@ -156,7 +156,6 @@ def _asked(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """The tasks that can be done, in their order, each by its name."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
-    pretrained = panel.pretrained
     images = {"bad_images": bad_images, "trained_on": trained_on, "note": note}
     if ROTATION in tasks.names and splits is not None:
         found[ROTATION] = partial(
@@ -189,12 +188,14 @@ def _asked(
             cache=cache,
             note=note,
         )
-    if "finetune" in tasks.names and splits is not None and labelled and pretrained is not None:
+    if "finetune" in tasks.names and splits is not None and labelled:
         settings, tests = FineTuning(epochs=tasks.finetune_epochs), max(8, limit // 4)
         found["fine-tuning"] = partial(
             assess_finetuning,
-            pretrained,
+            panel.backbones,
             splits,
+            preprocessing=panel.preprocessing,
+            subject=panel.subjects[0],
             settings=settings,
             limit=tasks.finetune_images,
             test_limit=tests,
@@ -207,8 +208,6 @@ def _missing(panel: Panel, labelled: bool, tasks: Tasks) -> list[str]:
     notes = []
     if not labelled and (left := [name for name in ("robustness", "finetune") if name in tasks.names]):
         notes.append(f"not measured, for the images have no labels of two classes or more: {', '.join(left)}")
-    if panel.pretrained is None and "finetune" in tasks.names:
-        notes.append("fine-tuning is not available for another library's encoder")
     return notes
 
 

@@ -9,7 +9,8 @@ Without mixup, cutmix and drop path, which pay in schedules longer than a small 
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +35,11 @@ class Backbone:
     Attributes:
         encoder: prepared images "B C H W" to normed tokens "B N D".
         width: D.
-        depth: its number of blocks.
         normalise: from images as they are stored (uint8, or float in 0..1) to what the encoder reads.
     """
 
     encoder: nn.Module
     width: int
-    depth: int
     normalise: Callable[[Tensor], Tensor]
 
 
@@ -54,6 +53,15 @@ class Labelled:
     def take(self, index: Int64[np.ndarray, "m"]) -> "Labelled":
         """Some of the images."""
         return Labelled(images=self.images[torch.from_numpy(index)], labels=self.labels[index])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """PyTorch's global generators begin at ``seed`` within, for modules that draw from them, and are put back after."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.random.manual_seed(seed)
+        yield
 
 
 class FineTuned(nn.Module):
@@ -169,10 +177,23 @@ class FineTuning:
     def _trained(self, backbone: Backbone, train: Labelled, rate: float, advance: Callable[[], None]) -> FineTuned:
         classes, codes = np.unique(train.labels, return_inverse=True)
         device = next(backbone.encoder.parameters()).device
+        with seeded(self.seed, device):  # a module's first weights, and another library's dropout
+            return self._train(backbone, train.images, codes, len(classes), rate, device, advance).eval()
+
+    def _train(
+        self,
+        backbone: Backbone,
+        images: Shaped[Tensor, "n C H W"],
+        codes: Int64[np.ndarray, "n"],
+        classes: int,
+        rate: float,
+        device: torch.device,
+        advance: Callable[[], None],
+    ) -> FineTuned:
         head = torch.Generator().manual_seed(self.seed)
-        model = FineTuned(backbone, len(classes), generator=head).to(device).train()
+        model = FineTuned(backbone, classes, generator=head).to(device).train()
         groups = parameter_groups(
-            model, backbone.depth, rate=rate, layer_decay=self.layer_decay, weight_decay=self.weight_decay
+            model.encoder, model.head, rate=rate, layer_decay=self.layer_decay, weight_decay=self.weight_decay
         )
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999))
         step, steps = 0, self._steps(len(codes))
@@ -182,7 +203,7 @@ class FineTuning:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["scale"] * share_of_rate(step, steps, self.warmup)
                 u = draws.uniform("fine-tuning crop", self.seed, epoch, chosen[:, None], np.arange(5))
-                x = backbone.normalise(train.images[torch.from_numpy(chosen)].to(device))
+                x = backbone.normalise(images[torch.from_numpy(chosen)].to(device))
                 logits = model(cropped(x, u, self.crop_scale, flip=self.flip))
                 labels = torch.from_numpy(codes[chosen].astype(np.int64)).to(device)
                 optimizer.zero_grad()
@@ -190,7 +211,7 @@ class FineTuning:
                 optimizer.step()
                 step += 1
                 advance()
-        return model.eval()
+        return model
 
     @torch.inference_mode()
     def _predict(
