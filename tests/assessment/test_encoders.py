@@ -90,6 +90,34 @@ def test_pixels_too_are_told_where_a_patch_is():
     assert len({tuple(places) for places in tokens[0, :, 12 : 12 + 64].tolist()}) == 16
 
 
+def test_what_all_images_share_is_taken_off_raw_pixels():
+    """A camera's offset, by which all cosines would be 1."""
+    config = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=3)
+
+    def pixels(mean: float, std: float, x: torch.Tensor) -> torch.Tensor:
+        preprocessing = Preprocessing(size=(16, 16), channels=1, mean=(mean,), std=(std,))
+        panel = panel_of(Pretrained(Encoder(config), preprocessing))
+        return panel.networks[-1].encode(x, {Kind(PIXELS, LAST)})[Kind(PIXELS, LAST)].view_as(x)
+
+    x = 0.5 + 0.001 * torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(pixels(0.5, 0.001, x), x - (0.5 - 3 * 0.001))
+    assert torch.equal(pixels(0.5, 0.2, x), x)
+    eight = torch.full((3, 1, 16, 16), 200, dtype=torch.uint8)
+    torch.testing.assert_close(pixels(0.75, 0.05, eight), torch.full((3, 1, 16, 16), 200 / 255 - 0.6))
+
+
+@pytest.mark.parametrize(("mean", "std", "far"), [(0.5, 0.25, False), (0.9, 0.05, True), (0.02, 0.01, True)])
+def test_images_unlike_those_trained_on_are_told(mean, std, far, splits):
+    preprocessing = Preprocessing(size=(16, 16), channels=3, mean=(mean,) * 3, std=(std,) * 3)
+    notes = assess(Pretrained(ours().encoder, preprocessing), splits)["notes"]
+    told = [note for note in notes if "are not like those trained on" in note]
+    assert len(told) == far
+    if far:
+        pixels = np.mean([splits.train.read(number) for number in range(90)]) / 255
+        assert f"is {pixels:.3g}," in told[0]
+        assert f"from the {mean:.3g} there" in told[0]
+
+
 def test_patches_of_more_channels_than_an_encoder_is_wide_have_no_tokens_of_pixels():
     many = Preprocessing(size=(16, 16), channels=30, mean=(0.5,) * 30, std=(0.25,) * 30)
     config = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=30, width=24, depth=2, heads=3)

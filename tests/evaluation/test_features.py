@@ -3,9 +3,21 @@ import pytest
 import torch
 
 from openjepa.errors import InputError
-from openjepa.evaluation.features import Classifier, Evaluator, Features, Outcome, extract, pixel_size, raw_pixels
-from openjepa.evaluation.knn import KNN
+from openjepa.evaluation.features import (
+    Classifier,
+    Evaluator,
+    Features,
+    Outcome,
+    Tokens,
+    extract,
+    pixel_size,
+    raw_pixels,
+)
+from openjepa.evaluation.knn import KNN, KNNGrid
 from openjepa.evaluation.linear import LinearProbe
+from openjepa.evaluation.lowshot import LowShot
+from openjepa.evaluation.retrieval import Retrieval
+from openjepa.evaluation.sgd_probe import SGDProbe
 
 
 def test_values_and_labels_take_the_types_of_the_contract():
@@ -29,6 +41,56 @@ def test_values_that_are_not_finite_are_counted_by_image():
     values[4, 1] = np.inf
     with pytest.raises(InputError, match="NaN or infinity in 2 of 5 images"):
         Features(values, np.zeros(5, np.int64), "mine")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([0.2, 1.0, 2.0]), "1 of 3 are not, for example 0.2"),
+        (np.array([0.0, np.nan, 2.0]), "1 of 3 are not, for example nan"),
+        (np.array([0, 1, 2**63 + 1], np.uint64), "below 2.63"),
+        (np.array(["cat", "dog", "cat"]), "return_inverse"),
+    ],
+)
+def test_no_label_is_made_of_another(labels, said):
+    for made in (Features, Tokens):
+        with pytest.raises(InputError, match=said):
+            made(np.ones((3, 2, 2) if made is Tokens else (3, 2), np.float16), labels, "mine")
+    kept = Features(np.ones((3, 2)), np.array([0.0, 1.0, -1.0]), "mine").labels
+    assert kept.tolist() == [0, 1, -1]
+
+
+def test_complex_features_and_tokens_of_the_wrong_shape_are_refused():
+    with pytest.raises(InputError, match="complex128; real numbers are wanted"):
+        Features(np.ones((3, 2), complex), np.zeros(3, int), "mine")
+    with pytest.raises(InputError, match=r"\(20, 2, 2\) and \(1,\)"):
+        Tokens(np.ones((20, 2, 2), np.float16), np.zeros(1, int), "mine")
+
+
+@pytest.mark.parametrize(
+    "evaluator", [KNN(), KNNGrid(), LinearProbe(), LowShot(), Retrieval(), SGDProbe(epochs=1)], ids=lambda one: one.name
+)
+def test_an_evaluator_by_itself_refuses_images_without_a_class_and_other_widths(evaluator):
+    part = Features(np.random.default_rng(0).normal(size=(40, 4)), np.arange(40) % 2, "mine")
+    bare = Features(part.values, np.where(np.arange(40) < 7, -1, part.labels), "mine")
+    with pytest.raises(InputError, match="7 of 40 train images have no class"):
+        evaluator(bare, part)
+    with pytest.raises(InputError, match="4 dimensions in the train part and 3"):
+        evaluator(part, Features(part.values[:, :3], part.labels, "mine"))
+
+
+def test_extract_keeps_what_it_was_given_where_memory_is_used_again():
+    images, targets = torch.zeros(2, 1, 1, 1), torch.zeros(2, dtype=torch.int64)
+
+    def batches():
+        for number in range(3):
+            targets.fill_(number)
+            images.fill_(number / 10)
+            yield images, targets
+
+    found = extract(lambda x: {"mine": x.flatten(1)}, batches())["mine"]
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    np.testing.assert_allclose(found.values[:, 0], [0, 0, 0.1, 0.1, 0.2, 0.2])
 
 
 def test_both_evaluators_keep_the_contract():

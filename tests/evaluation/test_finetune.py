@@ -103,6 +103,8 @@ def test_what_the_test_images_are_decides_on_nothing():
     own, train, test = backbone(), stripes(60, 0), stripes(40, 1)
     tuning = FineTuning(epochs=2, batch=16, rates=(1e-4, 1e-2))
     outcome = tuning.classify(own, train, test)
+    with torch.inference_mode():
+        assert (tuning.classify(own, train, test).predicted == outcome.predicted).all()
     others = tuning.classify(own, train, Labelled(images=test.images, labels=test.labels[::-1].copy()))
     assert (others.predicted == outcome.predicted).all()
     assert others.settings == outcome.settings

@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openjepa.evaluation.features import Features
-from openjepa.evaluation.knn import KNN, KNNGrid, leave_one_out
+from openjepa.evaluation.knn import KNN, KNNGrid, leave_one_out, unit
 
 
 def clusters(n: int, classes: int, width: int, spread: float, seed: int) -> Features:
@@ -78,6 +78,35 @@ def test_no_more_similarities_are_held_than_the_bound_allows():
     assert held(KNN()) == 400 * 300
     assert held(KNN(at_once=features)) == features
     assert held(KNNGrid(ks=(10, 20), at_once=features)) == features
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-5])
+def test_a_small_temperature_is_the_nearest_alone(temperature):
+    """exp(1 / temperature) is no number any more."""
+    train, test = clusters(400, 7, 24, 1.8, 0), clusters(200, 7, 24, 1.8, 1)
+    nearest = KNN(k=1).classify(train, test).predicted
+    assert np.array_equal(KNN(k=20, temperature=temperature).classify(train, test).predicted, nearest)
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**60, 2.0**110])
+def test_the_length_of_features_does_not_matter(scale):
+    """Whose squares are no numbers in float32."""
+    train, test = clusters(400, 7, 24, 1.8, 0), clusters(200, 7, 24, 1.8, 1)
+    far = [Features(part.values * np.float32(scale), part.labels, part.name) for part in (train, test)]
+    assert np.array_equal(KNN().classify(*far).predicted, KNN().classify(train, test).predicted)
+    torch.testing.assert_close(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    plain = torch.from_numpy(train.values)
+    assert torch.equal(unit(plain), torch.nn.functional.normalize(plain, dim=1)), "to the last bit"
+
+
+def test_leaving_one_out_knows_nothing_of_features_that_are_not_finite():
+    part = clusters(50, 3, 6, 0.5, 0)
+    values, labels = torch.from_numpy(part.values.copy()), torch.from_numpy(part.labels)
+    assert leave_one_out(values, labels) > 0.8
+    values[7, 2] = torch.nan
+    assert np.isnan(leave_one_out(values, labels))
+    with pytest.raises(ValueError, match="k-NN needs"):
+        leave_one_out(values, labels, temperature=0.0)
 
 
 def test_k_is_capped_at_the_number_of_images():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -49,6 +50,17 @@ def test_it_is_scikit_learns_model(classes, strength):
     if classes == 2:
         weights, bias = weights[1:] - weights[:1], bias[1:] - bias[:1]
     assert peer_objective(weights, bias) == pytest.approx(best, rel=1e-5)  # the loss told is that of the weights told
+
+
+@pytest.mark.parametrize("strength", [10.0, 100.0, 1000.0])
+def test_few_images_with_a_weak_penalty_are_solved_to_the_end(strength):
+    values, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = (Features(values[part], labels[part], "digits") for part in (order[:1257], order[1257:]))
+    scaler = StandardScaler().fit(train.values)
+    peer = LogisticRegression(C=strength, tol=1e-9, max_iter=20_000).fit(scaler.transform(train.values), train.labels)
+    probe = LinearProbe(strengths=(strength,)).classify(train, test)
+    assert (probe.predicted != peer.predict(scaler.transform(test.values))).sum() <= 1
 
 
 def test_strengths_side_by_side_equal_each_alone():

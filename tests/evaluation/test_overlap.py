@@ -32,6 +32,10 @@ def test_a_pixel_without_a_class_counts_nowhere():
     found = Overlap.of(named, masks, 2)
     assert found.union.tolist() == [[1, 0], [1, 1]]
     assert found.miou() == 1
+    signed = torch.where(masks == 3, -1, masks.long())
+    assert Overlap.of(named, signed, 2).union.tolist() == found.union.tolist()
+    with pytest.raises(ValueError, match="2 classes are 0 to 1"):
+        Overlap.of(named + 1, masks, 2)
 
 
 def test_miou_is_scikit_learns_jaccard_over_all_pixels():

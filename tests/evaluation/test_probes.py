@@ -166,6 +166,20 @@ def test_attention_finds_what_the_mean_hides():
     assert probe(train, test)["accuracy"] > max(0.97, peer + 0.03)
 
 
+def test_whoever_asks_may_have_gradients_switched_off_and_doubles_as_default():
+    train, test = needles(60, 0), needles(40, 1)
+    probe = AttentiveProbe(epochs=2, rates=(1e-2,))
+    plain = probe.classify(train, test).predicted
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert (probe.classify(train, test).predicted == plain).all()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert (probe.classify(train, test).predicted == plain).all()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_members_of_the_attentive_grid_do_not_touch_each_other():
     train = needles(160, 0)
     both = AttentiveProbe(epochs=2).fit(train.values, train.labels, 3, (1e-3, 1e-2))

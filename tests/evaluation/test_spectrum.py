@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from openjepa.evaluation.spectrum import rankme
+from openjepa.evaluation.spectrum import rankme, uniformity
 
 
 def orthonormal(n: int, d: int) -> torch.Tensor:
@@ -13,6 +13,7 @@ def orthonormal(n: int, d: int) -> torch.Tensor:
 @pytest.mark.parametrize("d", [1, 2, 48, 192])
 def test_orthonormal_columns_have_full_rank(d):
     assert rankme(orthonormal(400, d)) == pytest.approx(d, rel=1e-3)
+    assert 1 <= rankme(orthonormal(400, d)) <= d
 
 
 def test_rank_one_is_one():
@@ -32,6 +33,7 @@ def test_known_singular_values():
 def test_an_encoder_that_says_the_same_of_all_has_rank_one():
     assert rankme(torch.ones(50, 8)) == pytest.approx(1, abs=1e-4)
     assert rankme(torch.zeros(50, 8)) == 1
+    assert [uniformity(torch.full((50, 8), value)) for value in (0.0, 1.0)] == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_an_empty_matrix_is_refused():

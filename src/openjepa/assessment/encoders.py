@@ -15,7 +15,7 @@ from openjepa.assessment.twin import random_twin
 from openjepa.data.augmentation import Preprocessing
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError
-from openjepa.evaluation.features import patch_pixels, raw_pixels
+from openjepa.evaluation.features import as_floats, patch_pixels, raw_pixels
 from openjepa.evaluation.finetune import Backbone
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.files import expanded
@@ -174,20 +174,35 @@ def panel(
     )
 
 
+def offsets(preprocessing: Preprocessing) -> tuple[float, ...]:
+    """What is taken off the raw pixels of each channel: the mean less three standard deviations, where above 0."""
+    return tuple(max(0.0, mean - 3 * std) for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True))
+
+
 def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | None) -> tuple[Network, tuple[int, int]]:
     """Raw pixels, and the (height, width) used: of the whole image and, on a grid that divides it evenly, of its
     patches, averaged to at most ``width`` numbers each (where there are no more channels), with their places beside
-    them as an encoder is told them."""
+    them as an encoder is told them.
+
+    What all images share is taken off the whole ones: of a channel whose mean is more than three spreads (of the
+    images trained on) above black, all that is below that, as a camera's offset is, by which all cosines would be 1.
+    """
     height, columns = preprocessing.size
     size = raw_pixels(torch.zeros(1, preprocessing.channels, height, columns))[1]
     last, tokens = Kind(PIXELS, LAST), Kind(PIXELS, TOKENS)
+    levels = offsets(preprocessing)
     if grid is not None and (height % grid[0] or columns % grid[1] or preprocessing.channels > width):
         grid = None
 
     def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
         given: dict[Kind, Tensor] = {}
         if last in wanted:
-            given[last] = raw_pixels(images)[0]
+            values = (
+                images
+                if not any(levels)
+                else as_floats(images) - torch.tensor(levels, device=images.device)[:, None, None]
+            )
+            given[last] = raw_pixels(values)[0]
         if grid is not None and tokens in wanted:
             patches = patch_pixels(preprocessing.normalise(images), grid, width)
             places = sincos_positions(TokenGrid(grid), _PLACES)
@@ -195,7 +210,7 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
             given[tokens] = torch.nn.functional.pad(both, (0, -both.shape[2] % _HEAD))
         return given
 
-    identity, kinds = [PIXELS, list(size)], (last,)
+    identity, kinds = [PIXELS, list(size), *([list(levels)] if any(levels) else [])], (last,)
     if grid is not None:
         identity, kinds = [*identity, list(grid), width, _HEAD], (last, tokens)
     return Network(identity=identity, kinds=kinds, encode=encode), size

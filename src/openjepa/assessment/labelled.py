@@ -1,7 +1,7 @@
 """Judge an encoder on somebody's labelled images, always beside a random encoder of its shape and raw pixels."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 
 from openjepa.assessment.cache import FeatureCache
-from openjepa.assessment.encoders import Kind, Panel, panel_of
+from openjepa.assessment.encoders import Kind, Panel, offsets, panel_of
 from openjepa.assessment.extraction import BAD_IMAGES, Chosen, extract_kinds, unreadable
 from openjepa.assessment.outcomes import remembering
 from openjepa.assessment.parts import chosen_parts, counted, digest_of, left_to_judge, of_classes
@@ -23,6 +23,9 @@ from openjepa.evaluation.spectrum import rankme
 from openjepa.evaluation.split import at_most, check_parts, set_aside
 from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
+
+# Standard deviations of the images trained on, between their mean and that of others, from which on it is told.
+_FAR = 5
 
 
 def silent(doing: str, done: float, total: float) -> None:
@@ -78,7 +81,7 @@ def assess(
     of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
     trained, tested = of_all[0], of_all[-1]
     subjects, notes = by_subject(trained, tested, folded=parts.folded)
-    notes += _uneven(tested[main].labels)
+    notes += _uneven(tested[main].labels) + _unlike(panel, trained)
     judged_by = remembering(cache)
     found = run_suite(subjects, entries, progress, in_folds(judged_by) if parts.folded else judged_by)
     return facts | {
@@ -146,6 +149,26 @@ def _uneven(labels: Int64[np.ndarray, "n"]) -> list[str]:
     ]
 
 
+def _unlike(panel: Panel, parts: Mapping[Kind, Part]) -> list[str]:
+    """A note where the images are far brighter or darker than those that the encoder was trained on, as the same ones
+    are where they were scaled otherwise."""
+    pixels = parts.get(Kind(PIXELS, LAST))
+    if not isinstance(pixels, Features):
+        return []
+    preprocessing = panel.preprocessing
+    means = pixels.values.reshape(len(pixels), preprocessing.channels, -1).mean((0, 2), dtype=np.float64)
+    means += offsets(preprocessing)
+    away = np.abs(means - preprocessing.mean) / preprocessing.std
+    worst = int(away.argmax())
+    if away[worst] <= _FAR:
+        return []
+    return [
+        f"These images are not like those trained on: their mean (of channel {worst + 1}, on a scale from 0 to 1) is "
+        f"{means[worst]:.3g}, {away[worst]:.0f} standard deviations from the {preprocessing.mean[worst]:.3g} there. "
+        f"Were they scaled otherwise? Floats are scaled by the largest of their own folder."
+    ]
+
+
 def kinds_for(panel: Panel, entries: Sequence[Entry]) -> list[Kind]:
     """What the entries read, and always the last layer, which RankMe is of."""
     views = {LAST, *(entry.view for entry in entries)}
@@ -181,7 +204,7 @@ def _unlabelled(
     """Without labels: RankMe, which says how many directions the features use, not what they are good for."""
     part = Chosen(source=source, indices=at_most(np.arange(len(source)), limit), name="train")
     found = extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view == LAST], cache, progress)
-    notes = unreadable(found.bad, len(part.indices), bad_images)
+    notes = unreadable(found.bad, len(part.indices), bad_images) + _unlike(panel, found.parts)
     measures = {
         kind.subject: {"rankme": rankme(torch.from_numpy(features.values))}
         for kind, features in found.parts.items()

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openjepa import draws
-from openjepa.evaluation.features import Outcome, Tokens
-from openjepa.evaluation.split import split
+from openjepa.evaluation.features import Outcome, Tokens, with_gradients
+from openjepa.evaluation.split import check_pair, split
 
 _NORM_EPS = 1e-6
 _HEAD_WIDTH = 64
@@ -41,14 +41,15 @@ def initial(grid: int, width: int, classes: int, mlp_ratio: float, seed: int) ->
     shapes = {"query": (1, width), "key": (width, width), "value": (width, width), "out": (width, width)}
     shapes |= {"mlp_in": (hidden, width), "mlp_out": (width, hidden)}
     weights = {
-        name: torch.nn.init.trunc_normal_(torch.empty(1, *shape), std=0.02, generator=generator)
+        name: torch.nn.init.trunc_normal_(torch.empty(1, *shape, dtype=torch.float32), std=0.02, generator=generator)
         for name, shape in shapes.items()
     }
-    weights["linear"] = torch.zeros(1, classes, width)
+    query = weights["query"]
+    weights["linear"] = query.new_zeros(1, classes, width)
     for name, rows in (("value", width), ("out", width), ("mlp_in", hidden), ("mlp_out", width), ("linear", classes)):
-        weights[f"{name}_bias"] = torch.zeros(1, 1, rows)
+        weights[f"{name}_bias"] = query.new_zeros(1, 1, rows)
     for name in ("norm", "last_norm"):
-        weights[f"{name}_scale"], weights[f"{name}_bias"] = torch.ones(1, 1, width), torch.zeros(1, 1, width)
+        weights[f"{name}_scale"], weights[f"{name}_bias"] = query.new_ones(1, 1, width), query.new_zeros(1, 1, width)
     return {name: weight.repeat(grid, 1, 1) for name, weight in weights.items()}
 
 
@@ -103,6 +104,7 @@ class AttentiveProbe:
 
     def classify(self, train: Tokens, test: Tokens) -> Outcome:
         """The prediction for each test image, and the rate chosen."""
+        check_pair(train, test)
         classes, codes = np.unique(train.labels, return_inverse=True)
         codes, heads = codes.astype(np.int64), heads_for(train.dimensions)
         rate = self.rates[0]
@@ -120,6 +122,7 @@ class AttentiveProbe:
         """``accuracy`` with its interval, and the rate chosen."""
         return self.classify(train, test).scores()
 
+    @with_gradients()
     def fit(
         self, tokens: np.ndarray, labels: Int64[np.ndarray, "n"], classes: int, rates: tuple[float, ...]
     ) -> Weights:

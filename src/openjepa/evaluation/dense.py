@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from openjepa import draws
 from openjepa.evaluation import logistic
+from openjepa.evaluation.knn import unit
 
 # Similarities held at one time: 64 MiB in float32.
 _AT_ONCE = 2**24
@@ -101,11 +102,11 @@ class PatchKNN:
         """Keep the bank."""
         chosen = np.sort(draws.permutation(len(train.values), "patch bank", self.seed)[: self.bank])
         kept = train.take(torch.from_numpy(chosen))
-        bank, k = F.normalize(kept.values, dim=1), min(self.k, len(kept.values))
+        bank, k = unit(kept.values), min(self.k, len(kept.values))
 
         def score(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N K"]:
             parts = []
-            for some in F.normalize(tokens.flatten(0, 1), dim=1).split(max(1, _AT_ONCE // len(bank))):
+            for some in unit(tokens.flatten(0, 1)).split(max(1, _AT_ONCE // len(bank))):
                 similarity, index = (some @ bank.T).topk(k)
                 weight = (similarity / self.temperature).softmax(1)
                 parts.append((weight[..., None] * kept.shares[index]).sum(1))
@@ -141,7 +142,7 @@ class LinearSegmentation:
             return Fitted(score=lambda tokens: row.expand(*tokens.shape[:2], -1))
         features = logistic.standardise(train.values)
         strength, start = self._choose(features, train, labels, present)
-        fitted = logistic.fit(features, labels, len(present), [strength], start=start, tolerance=1e-4)
+        fitted = logistic.fit(features, labels, len(present), [strength], start=start, tolerance=1e-4, limit=500)
 
         def score(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N K"]:
             # A class that no patch mostly shows gets a logit below all others, and a finite one: it is interpolated.

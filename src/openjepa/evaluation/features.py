@@ -1,7 +1,8 @@
 """Frozen features of a set of images, and the contracts that evaluators of them keep."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,16 +21,21 @@ Name = TypeVar("Name", bound=Hashable)
 class Features:
     """One vector for each of n images, with its class (-1: none); ``name`` says whose features they are.
 
-    Values become float32 and labels int64. Raises InputError for wrong shapes, no images, or values not finite.
+    Values become float32 and labels int64. Raises InputError for wrong shapes, no images, values that are not finite
+    real numbers, or labels that are not whole ones.
     """
 
-    values: Float[np.ndarray, "n D"]
-    labels: Int[np.ndarray, "_"]  # as many as values; checked below, with the numbers in the message
+    # Of what kind and how many they are is checked below, with the numbers in the message.
+    values: Shaped[np.ndarray, "n D"]
+    labels: Shaped[np.ndarray, "_"]
     name: str
 
     def __post_init__(self) -> None:
+        if np.asarray(self.values).dtype.kind not in "fiu":
+            kind = np.asarray(self.values).dtype
+            raise InputError(f"features of {self.name!r} are {kind}; real numbers are wanted")
         values = np.ascontiguousarray(self.values, np.float32)
-        labels = np.ascontiguousarray(self.labels, np.int64)
+        labels = whole_labels(self.labels, self.name)
         if values.ndim != 2 or labels.ndim != 1 or len(values) != len(labels) or values.size == 0:
             raise InputError(
                 f"features of {self.name!r} need shape (n, D) and labels (n,) with n and D at least 1, "
@@ -57,18 +63,47 @@ class Features:
         return Features(self.values[index], self.labels[index], self.name)
 
 
+def whole_labels(labels: Shaped[np.ndarray, "_"], name: str) -> Int64[np.ndarray, "_"]:
+    """Labels as int64 (InputError where they are no whole numbers, or too large): no class is made of another."""
+    given = np.asarray(labels)
+    if given.dtype.kind not in "iuf":
+        raise InputError(
+            f"labels of {name!r} are {given.dtype}; whole numbers are wanted, such as the second of "
+            "np.unique(labels, return_inverse=True)"
+        )
+    with np.errstate(invalid="ignore"):
+        found = np.ascontiguousarray(given, np.int64)
+    wrong = (found != given) | ((found < 0) & (given > 0))
+    if wrong.any():
+        raise InputError(
+            f"labels of {name!r} are whole numbers below 2^63, -1 for none, and {int(wrong.sum())} of {len(given)} are "
+            f"not, for example {given[wrong][0]}"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Every token's features of n images, in half precision to save memory, with their classes.
 
-    Raises InputError for values that are not finite (also those beyond half precision's 65,504).
+    Raises InputError for wrong shapes, values that are not finite (also those beyond half precision's 65,504), or
+    labels that are not whole numbers.
     """
 
     values: Float16[np.ndarray, "n N D"]
-    labels: Int64[np.ndarray, "n"]
+    labels: Shaped[np.ndarray, "_"]
     name: str
 
     def __post_init__(self) -> None:
+        values, labels = np.asarray(self.values), whole_labels(self.labels, self.name)
+        if values.ndim != 3 or labels.ndim != 1 or len(values) != len(labels):
+            raise InputError(
+                f"token features of {self.name!r} need shape (n, N, D) and labels (n,), got {values.shape} and "
+                f"{labels.shape}"
+            )
+        with np.errstate(over="ignore"):
+            object.__setattr__(self, "values", values.astype(np.float16, copy=False))
+        object.__setattr__(self, "labels", labels)
         rows = int((~np.isfinite(self.values)).any(axis=(1, 2)).sum())
         if rows or not self.values.size:
             raise InputError(
@@ -172,6 +207,13 @@ class Grader(Evaluator, Protocol):
         ...
 
 
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Training inside an evaluator, also where whoever calls it has gradients switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 @torch.inference_mode()
 def extract(
     encode: Callable[[Shaped[Tensor, "B C H W"]], Mapping[Name, Tensor]],
@@ -185,9 +227,10 @@ def extract(
     values: dict[Name, list[np.ndarray]] = {}
     labels: list[np.ndarray] = []
     for images, targets in batches:
-        labels.append(targets.cpu().numpy())
+        # Copies: a loader or an encoder may fill the same memory again.
+        labels.append(targets.cpu().numpy().copy())
         for name, given in encode(images).items():
-            values.setdefault(name, []).append(given.float().cpu().numpy())
+            values.setdefault(name, []).append(given.float().cpu().numpy().copy())
     if not labels:
         raise InputError("there are no images to take features of")
     every = np.concatenate(labels)
@@ -207,6 +250,11 @@ def pixel_size(channels: int, height: int, width: int, max_dimensions: int = 307
     return rows, min(columns, max_dimensions // (channels * rows))
 
 
+def as_floats(images: Shaped[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
+    """Images as they are stored as floats: 8-bit ones from 0 to 1, others as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
 def raw_pixels(
     images: Shaped[Tensor, "B C H W"], max_dimensions: int = 3072
 ) -> tuple[Float32[Tensor, "B D"], tuple[int, int]]:
@@ -215,7 +263,7 @@ def raw_pixels(
     Images with more than ``max_dimensions`` values are made smaller by averaging areas; the size returned says so.
     The default is that of a 32 x 32 colour image.
     """
-    values = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    values = as_floats(images)
     _, channels, height, width = images.shape
     size = pixel_size(channels, height, width, max_dimensions)
     if size != (height, width):

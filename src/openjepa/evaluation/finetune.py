@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openjepa import draws
-from openjepa.evaluation.features import Outcome
+from openjepa.evaluation.features import Outcome, with_gradients
 from openjepa.evaluation.layer_decay import parameter_groups, share_of_rate
 from openjepa.evaluation.split import split
 
@@ -174,6 +174,7 @@ class FineTuning:
             right.append((self._predict(model, backbone, kept.labels, held.images) == held.labels).sum())
         return rates[int(np.argmax(right))]
 
+    @with_gradients()
     def _trained(self, backbone: Backbone, train: Labelled, rate: float, advance: Callable[[], None]) -> FineTuned:
         classes, codes = np.unique(train.labels, return_inverse=True)
         device = next(backbone.encoder.parameters()).device

@@ -126,7 +126,7 @@ def crossed_mean(grades: Float[np.ndarray, "R n"], worth: int | float = 1) -> tu
     Both the draws and the images are samples, crossed with each other: the variance of the mean is that of the draws'
     means over R, plus that of the images' means over n, less what both count (Cornfield and Tukey 1956), and t has the
     degrees of freedom of Satterthwaite (1946). With one draw only the images vary. Images that all have the same mean
-    have at least the interval of :func:`equal_grades`. Raises ValueError for fewer than two images.
+    have at least the interval of :func:`equal_grades`; one image has an infinite one. Raises ValueError for none.
     """
     value, low, high, alike = _crossed(grades, worth)
     least = equal_grades(value, worth * grades.shape[1]) if alike else (low, high)

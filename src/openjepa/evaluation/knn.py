@@ -10,7 +10,17 @@ from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
 from openjepa.evaluation.features import Features, Outcome
-from openjepa.evaluation.split import split
+from openjepa.evaluation.split import check_pair, split
+
+
+def unit(values: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Vectors of length 1, of any finite ones; zeros stay.
+
+    A power of two, which changes no digit, brings each to where its square is neither too large nor too small.
+    """
+    _, exponent = torch.frexp(values.abs().amax(-1, keepdim=True))
+    return F.normalize(torch.ldexp(values, -exponent), dim=-1)
+
 
 # Similarities held at one time: 64 MiB in float32, whatever the number of images.
 SIMILARITIES_AT_ONCE = 2**24
@@ -36,8 +46,9 @@ def _vote(
     ks: Sequence[int],
 ) -> Int64[Tensor, "G B"]:
     """The class voted for by the first so many neighbours, for each of the rising ``ks``."""
-    # One rank at a time: no two additions meet in one cell, so the sum has one order on every device.
-    weight = (similarity.double() / temperature).exp()
+    # One rank at a time: no two additions meet in one cell, so the sum has one order on every device. The nearest has
+    # a vote of 1 and no other more, whatever the temperature.
+    weight = ((similarity.double() - similarity[:, :1]) / temperature).exp()
     tally = weight.new_zeros(len(weight), classes)
     winners = []
     for rank in range(weight.shape[1]):
@@ -61,8 +72,8 @@ def _classify(
     A k beyond the images there are is as good as all of them.
     """
     leave_one_out = queries is None
-    bank = F.normalize(bank, dim=1)
-    asked = bank if queries is None else F.normalize(queries, dim=1)
+    bank = unit(bank)
+    asked = bank if queries is None else unit(queries)
     capped = [min(k, len(bank) - leave_one_out) for k in ks]
     classes, codes = labels.unique(return_inverse=True)  # in their order; labels may be any numbers
     rows = max(1, at_once // len(bank))
@@ -98,6 +109,7 @@ class KNN:
 
     def classify(self, train: Features, test: Features) -> Outcome:
         """The prediction for each test image."""
+        check_pair(train, test)
         predicted = _classify(
             torch.from_numpy(train.values).to(self.device),
             torch.from_numpy(train.labels).to(self.device),
@@ -137,6 +149,7 @@ class KNNGrid:
 
     def classify(self, train: Features, test: Features) -> Outcome:
         """The prediction for each test image with the k chosen, and which are right with every k."""
+        check_pair(train, test)
         kept, held = split(train.labels, self.holdout, self.seed)
         trial = self._predict(train.take(kept), train.take(held)) == train.labels[held]
         best = int(trial.sum(1).argmax())
@@ -170,11 +183,15 @@ def leave_one_out(
 ) -> float:
     """Share of images whose class the k nearest of the others name, in [0, 1]: the online k-NN of a training run.
 
-    Runs where the tensors are; images without a class (-1) are left out. Raises ValueError for fewer than two with one.
+    Runs where the tensors are; images without a class (-1) are left out. NaN where a value is not finite, whose
+    neighbours nobody knows. Raises ValueError for fewer than two images with a class, and as :class:`KNN` does.
     """
+    KNN(k=k, temperature=temperature)
     known = labels >= 0
     if int(known.sum()) < 2:
         raise ValueError(f"leave-one-out k-NN needs at least 2 labelled images, got {int(known.sum())}")
     bank, classes = values[known].detach().float(), labels[known].long()
+    if not bank.isfinite().all():
+        return float("nan")
     predicted = _classify(bank, classes, None, ks=[k], temperature=temperature, at_once=SIMILARITIES_AT_ONCE)
     return float((predicted[0] == classes).double().mean())

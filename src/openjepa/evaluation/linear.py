@@ -7,7 +7,7 @@ import torch
 
 from openjepa.evaluation import logistic
 from openjepa.evaluation.features import Features, Outcome
-from openjepa.evaluation.split import split
+from openjepa.evaluation.split import check_pair, split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class LinearProbe:
 
     def classify(self, train: Features, test: Features) -> Outcome:
         """The prediction for each test image, and the C chosen."""
+        check_pair(train, test)
         classes, codes = np.unique(train.labels, return_inverse=True)
         labels = torch.from_numpy(codes.astype(np.int64)).to(self.device)
         values = torch.from_numpy(train.values).to(self.device)

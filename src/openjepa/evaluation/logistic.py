@@ -18,6 +18,11 @@ _AT_ONCE = 2**24
 # Features of sets that are solved side by side, each problem with a copy of its set's: more are faster set by set.
 _SIDE_BY_SIDE = 2**20
 _HISTORY = 20
+# A gradient left over that is no more than this share of 1 / (C n), which is the penalty's for weights of 1, moves the
+# weights little in the directions that only the penalty holds; below the other it is float32's rounding.
+_SHARE_OF_PENALTY, _ROUNDING = 0.02, 3e-7
+# Steps that are tried at the most, and the numbers that these may read where sets are small.
+_STEPS, _MOST_STEPS, _READ = 500, 2000, 2**27
 
 # (weights of the problems "g", which problems) -> their losses and gradients
 _Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -146,9 +151,9 @@ def _line_search(
 
 
 def _minimise(
-    objective: _Objective, w: Tensor, inverse_diagonal: Tensor, tolerance: float, limit: int
+    objective: _Objective, w: Tensor, inverse_diagonal: Tensor, tolerance: Tensor, limit: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Batched L-BFGS over the rows of w; a problem leaves the batch when its largest gradient is below ``tolerance``.
+    """Batched L-BFGS over the rows of w; a problem leaves the batch when its largest gradient is below its tolerance.
 
     It leaves as well when no step lowers its loss: float32 is then exhausted. Returns solutions, losses, largest
     gradients and the number of steps.
@@ -159,7 +164,7 @@ def _minimise(
     solution, losses, leftover = w.clone(), loss.clone(), gradient.abs().amax(1)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     for iteration in range(limit):
-        keep = (gradient.abs().amax(1) > tolerance) & ~stuck
+        keep = (gradient.abs().amax(1) > tolerance[active]) & ~stuck
         if not keep.any():
             return solution, losses, leftover, iteration
         if not keep.all():
@@ -185,13 +190,14 @@ def fit(
     *,
     start: LogisticFit | None = None,
     tolerance: float = 1e-5,
-    limit: int = 500,
+    limit: int | None = None,
 ) -> LogisticFit:
     """Solve for every C of ``strengths``; labels run from 0 to ``classes`` - 1.
 
     Stops at a largest gradient component of ``tolerance`` (of the mean objective, in the rotated features), or after
-    ``limit`` steps. Two classes get the binary model of the same C: the penalty is doubled, as the softmax splits one
-    vector into two halves.
+    ``limit`` steps. Without a limit it is solved to the end: few images and large C, whose weights the penalty hardly
+    holds, take a smaller gradient to be right, within 500 steps, or 2,000 on few images. Two classes get the binary
+    model of the same C: the penalty is doubled, as the softmax splits one vector into two halves.
     """
     x = _with_one(features.values)
 
@@ -217,7 +223,7 @@ def fit_each(
     strengths: Sequence[Sequence[float]],
     *,
     tolerance: float = 1e-5,
-    limit: int = 500,
+    limit: int | None = None,
 ) -> list[LogisticFit]:
     """:func:`fit` on several sets of as many images with the same labels, each for as many ``strengths`` of its own.
 
@@ -245,7 +251,7 @@ def _fit(
     begin: Tensor,
     strengths: Sequence[Sequence[float]],
     tolerance: float,
-    limit: int,
+    limit: int | None,
 ) -> list[LogisticFit]:
     """Solve the problems "S G" from weights ``begin`` "(S G) K P", set after set; their penalties are added here."""
     problems, classes, _ = begin.shape
@@ -253,6 +259,10 @@ def _fit(
         [[1 / (c * len(one.values)) for c in own] for one, own in zip(sets, strengths, strict=True)]
     )
     penalty = penalty.flatten() * (2 if classes == 2 else 1)
+    tolerances = torch.full_like(penalty, tolerance)
+    if limit is None:
+        tolerances = torch.minimum(tolerances, (_SHARE_OF_PENALTY * penalty).clamp(min=_ROUNDING))
+        limit = max(_STEPS, min(_MOST_STEPS, _READ // sum(one.values.numel() for one in sets)))
     free = torch.ones_like(begin[0, 0])
     free[-1] = 0
     penalty = (penalty[:, None] * free)[:, None]  # (S G) 1 P
@@ -266,7 +276,7 @@ def _fit(
         loss, gradient = cross_entropy(w, active)
         return loss + (shrink * w).sum((1, 2), dtype=torch.float64) / 2, (gradient + shrink).flatten(1)
 
-    w, loss, gradient, iterations = _minimise(objective, begin.flatten(1), inverse_diagonal, tolerance, limit)
+    w, loss, gradient, iterations = _minimise(objective, begin.flatten(1), inverse_diagonal, tolerances, limit)
     solved = zip(*(each.chunk(len(sets)) for each in (w.view_as(begin), loss, gradient)), strict=True)
     return [
         LogisticFit(

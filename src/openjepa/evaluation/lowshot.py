@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int64
 from openjepa import draws
 from openjepa.evaluation import logistic
 from openjepa.evaluation.features import Features, Grades
+from openjepa.evaluation.split import check_pair
 
 # Where one image a class leaves nothing to choose by: scikit-learn's own default.
 _UNCHOSEN = 1.0
@@ -44,6 +45,7 @@ class LowShot:
 
     def grade(self, train: Features, test: Features) -> Grades:
         """For each number of labels: whether each test image is right under each draw."""
+        check_pair(train, test)
         measures: dict[str, np.ndarray] = {}
         settings = {"draws": float(self.repeats)}
         counts = np.unique(train.labels, return_counts=True)[1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int, Int64, UInt8
+from jaxtyping import Float64, Int, Int64, Integer
 from torch import Tensor
 
 from openjepa import draws
@@ -28,9 +28,14 @@ class Overlap:
     union: Int64[np.ndarray, "n K"]
 
     @classmethod
-    def of(cls, predicted: Int[Tensor, "n H W"], masks: UInt8[Tensor, "n H W"], classes: int) -> "Overlap":
-        """Count the pixels of images; those labelled IGNORE, or with no class at all, are left out."""
-        known = masks < classes
+    def of(cls, predicted: Int[Tensor, "n H W"], masks: Integer[Tensor, "n H W"], classes: int) -> "Overlap":
+        """Count the pixels of images; those labelled IGNORE, or with no class at all, are left out.
+
+        Raises ValueError for predictions that are none of the ``classes``.
+        """
+        known = (masks >= 0) & (masks < classes)
+        if predicted.numel() and not 0 <= int(predicted.min()) <= int(predicted.max()) < classes:
+            raise ValueError(f"{classes} classes are 0 to {classes - 1}, and pixels are called {predicted.unique()}")
         cell = masks.long() * classes + predicted
         image = torch.arange(len(masks), device=masks.device)[:, None, None] * classes**2
         counts = torch.bincount((image + cell)[known], minlength=len(masks) * classes**2)

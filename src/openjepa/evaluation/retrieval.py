@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from openjepa.evaluation.features import Features, Grades
+from openjepa.evaluation.knn import unit
+from openjepa.evaluation.split import check_pair
 
 # Similarities held at one time: 16 MiB in float32, and as much again for their order.
 SIMILARITIES_AT_ONCE = 2**22
@@ -30,9 +31,10 @@ class Retrieval:
 
     def grade(self, train: Features, test: Features) -> Grades:
         """Average precision and precision at 10 of each test image."""
-        bank = F.normalize(torch.from_numpy(train.values).to(self.device), dim=1)
+        check_pair(train, test)
+        bank = unit(torch.from_numpy(train.values).to(self.device))
         labels = torch.from_numpy(train.labels).to(self.device)
-        asked = F.normalize(torch.from_numpy(test.values).to(self.device), dim=1)
+        asked = unit(torch.from_numpy(test.values).to(self.device))
         wanted = torch.from_numpy(test.labels).to(self.device)
         average, early = [], []
         for rows in torch.arange(len(asked), device=self.device).split(max(1, self.at_once // len(bank))):

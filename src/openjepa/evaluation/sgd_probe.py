@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openjepa import draws
 from openjepa.evaluation.features import Features, Outcome
-from openjepa.evaluation.split import split
+from openjepa.evaluation.split import check_pair, split
 
 _BN_EPS = 1e-5
 # Learning rates are told for this batch size and grow with the batch (Goyal et al. 2017).
@@ -75,6 +75,7 @@ class SGDProbe:
 
     def classify(self, train: Features, test: Features) -> Outcome:
         """The prediction for each test image, and the rate and decay chosen."""
+        check_pair(train, test)
         classes, codes = np.unique(train.labels, return_inverse=True)
         labels = torch.from_numpy(codes.astype(np.int64)).to(self.device)
         values = torch.from_numpy(train.values).to(self.device)

@@ -12,17 +12,23 @@ RANKME_IMAGES = 25_600
 def rankme(values: Float[Tensor, "n D"]) -> float:
     """The effective rank of an embedding: exp of the entropy of its normalised singular values (Garrido et al. 2023).
 
-    p = s / sum(s) + 1e-7 over the singular values s of the n x D matrix, not centred; between 1 and min(n, D). A matrix
-    of zeros has rank 1, the value of any constant output. Raises ValueError for an empty matrix.
+    p = s / sum(s) + 1e-7 over the singular values s of the n x D matrix, not centred; held between 1 and min(n, D),
+    which the 1e-7 would leave by a thousandth. A matrix of zeros has rank 1, the value of any constant output. Raises
+    ValueError for an empty matrix.
     """
     if values.numel() == 0:
         raise ValueError(f"RankMe needs at least one value, got a matrix of {tuple(values.shape)}")
     singular = torch.linalg.svdvals(values.detach().double())
-    total = singular.sum()
+    return _effective_rank(singular, min(values.shape))
+
+
+def _effective_rank(weights: Float[Tensor, "r"], most: int) -> float:
+    """exp of the entropy of weights of 0 and more, held between 1 and ``most``."""
+    total = weights.sum()
     if total == 0:
         return 1.0
-    p = singular / total + 1e-7
-    return float((-(p * p.log()).sum()).exp())
+    p = weights / total + 1e-7
+    return min(max(float((-(p * p.log()).sum()).exp()), 1.0), float(most))
 
 
 def lidar(views: Float[Tensor, "n q D"], *, ridge: float = 1e-4) -> float:
@@ -43,11 +49,7 @@ def lidar(views: Float[Tensor, "n q D"], *, ridge: float = 1e-4) -> float:
     # With Sw = L L^T the matrices Sw^-1/2 Sb Sw^-1/2 and L^-1 Sb L^-T have the same eigenvalues.
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), between.T, upper=False)
     eigenvalues = torch.linalg.eigvalsh(whitened @ whitened.T / n).clamp(min=0)
-    total = eigenvalues.sum()
-    if total == 0:
-        return 1.0
-    p = eigenvalues / total + 1e-7
-    return float((-(p * p.log()).sum()).exp())
+    return _effective_rank(eigenvalues, min(n - 1, width))
 
 
 def alpha_req(values: Float[Tensor, "n D"]) -> float:
@@ -76,12 +78,14 @@ def alpha_req(values: Float[Tensor, "n D"]) -> float:
 def uniformity(values: Float[Tensor, "n D"], *, t: float = 2.0) -> float:
     """log of the mean of exp(-t |x - y|^2) over pairs of different images, on the unit sphere (Wang and Isola 2020).
 
-    0 where all point one way, and lower the more evenly they are spread. Raises ValueError for fewer than 2 images.
+    0 where all point one way, and lower the more evenly they are spread. Features of zeros point nowhere and count as
+    pointing one way. Raises ValueError for fewer than 2 images.
     """
     n = len(values)
     if n < 2:
         raise ValueError(f"uniformity needs at least 2 images, got {n}")
     unit = F.normalize(values.detach().double(), dim=1)
+    unit[(unit == 0).all(1), 0] = 1
     squared = (2 - 2 * unit @ unit.T).clamp(min=0)
     close = (-t * squared).exp()
     return float(((close.sum() - close.diagonal().sum()) / (n * (n - 1))).log())

@@ -128,8 +128,8 @@ def set_aside(
     )
 
 
-def check_parts(train: Part, test: Part) -> None:
-    """Refuse, with the numbers, parts on which an accuracy means nothing (InputError)."""
+def check_pair(train: Part, test: Part) -> None:
+    """Refuse parts of different widths, and images without a class (InputError)."""
     if train.dimensions != test.dimensions:
         raise InputError(
             f"{train.name!r} has {train.dimensions} dimensions in the train part and {test.dimensions} in the test "
@@ -141,6 +141,11 @@ def check_parts(train: Part, test: Part) -> None:
             raise InputError(
                 f"{bare} of {len(features)} {part} images have no class; give images in class folders or with labels"
             )
+
+
+def check_parts(train: Part, test: Part) -> None:
+    """Refuse, with the numbers, parts on which an accuracy means nothing (InputError)."""
+    check_pair(train, test)
     classes, counts = np.unique(train.labels, return_counts=True)
     if len(classes) < 2:
         raise InputError(
