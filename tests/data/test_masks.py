@@ -1,7 +1,9 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, features
 
 from openjepa.data.augmentation import Preprocessing
@@ -64,6 +66,56 @@ def test_255_is_a_class_beside_one_other_and_unlabelled_beside_more(tmp_path):
     assert data.values == (0, 1)
     assert "255 is taken as not labelled" in data.sentence
     assert set(data.read(0, SEEN)[1].ravel()) == {0, 1, UNLABELLED}
+
+
+def stray(value: int, pixels: int = 1) -> np.ndarray:
+    mask = blocks(0, 255)
+    mask[0, :pixels] = value
+    return mask
+
+
+def test_a_stray_value_in_masks_of_0_and_255_does_not_make_all_foreground_unlabelled(tmp_path):
+    for number in range(12):
+        pair(tmp_path, str(number), stray(128) if number == 5 else blocks(0, 255))
+    said = refused(tmp_path)
+    assert said.startswith("11 of the masks in ")
+    assert f"for example {tmp_path / 'masks' / '5.png'} 128 (in 1 of its 600 pixels)" in said
+    assert "set each of their pixels to 0 or 255, or number the classes 0, 1, 2" in said
+    pair(tmp_path, "5", blocks(0, 255))
+    assert opened(tmp_path).values == (0, 255)
+
+
+def test_masks_of_0_and_1_among_as_many_of_0_and_255_are_refused(tmp_path):
+    for number in range(6):
+        pair(tmp_path, str(number), blocks(0, 255 if number % 2 else 1))
+    assert "3 of the masks in" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [5, 1])
+def test_smoothed_masks_of_0_and_255_are_refused(tmp_path, steps):
+    """With some dozens of values between, which could be classes by their number, and with all of them."""
+    for number in range(4):
+        small = np.random.default_rng(number).integers(0, 2, (6, 6), dtype=np.uint8) * np.uint8(255)
+        soft = np.asarray(Image.fromarray(small).resize((60, 60), Image.Resampling.BILINEAR)) // steps * steps
+        pair(tmp_path, str(number), soft, size=(60, 60))
+    said = refused(tmp_path)
+    assert "smoothed" in said
+    assert str(tmp_path / "masks") in said
+
+
+def test_255_round_objects_is_unlabelled_though_some_masks_hold_nothing_else(tmp_path):
+    """As in PASCAL VOC, where a thing too small to be named is all border."""
+    for number in range(9):
+        pair(tmp_path, str(number), blocks(0, 255) if number in (0, 4) else blocks(0, 15 + number % 3, 0, 255))
+    data = opened(tmp_path)
+    assert data.values == (0, 15, 16, 17)
+    assert "255 is taken as not labelled (29% of the pixels)" in data.sentence
+    pair(tmp_path / "two", "a", blocks(0, 255))
+    pair(tmp_path / "two", "b", blocks(0, 7, 255))
+    assert opened(tmp_path / "two").values == (0, 7)
+    for number in range(9):
+        pair(tmp_path / "rare", str(number), blocks(0, 255) if number < 2 else blocks(0, 1 + number % 3))
+    assert opened(tmp_path / "rare").void
 
 
 def test_what_does_not_fit_is_counted_and_said(tmp_path):
@@ -218,6 +270,51 @@ def test_lossy_masks_are_refused_by_name(tmp_path, name, options):
     assert "save masks as PNG" in said
 
 
+def test_fractions_are_refused_by_name_and_whole_floats_are_numbers(tmp_path):
+    pair(tmp_path, "a", blocks(0, 1))
+    pair(tmp_path, "b", blocks(0, 1))
+    (tmp_path / "masks" / "b.png").unlink()
+    np.save(tmp_path / "masks" / "b.npy", (blocks(0, 1) * 0.7).astype(np.float32))
+    said = refused(tmp_path)
+    assert f"{tmp_path / 'masks' / 'b.npy'}: holds 0.7 (300 of its 600 values are no whole numbers)" in said
+    np.save(tmp_path / "masks" / "b.npy", np.where(blocks(0, 1), np.nan, 0))
+    assert "holds nan (300 of its 600" in refused(tmp_path)
+    np.save(tmp_path / "masks" / "b.npy", blocks(0, 1).astype(np.float64))
+    assert opened(tmp_path).values == (0, 1)
+    for scale, whole in ((0.7, False), (300, True)):
+        Image.fromarray((blocks(0, 1) * scale).astype(np.float32)).save(tmp_path / "f.tif")
+        if whole:
+            assert np.unique(read_mask(tmp_path / "f.tif")).tolist() == [0, 300]
+        else:
+            with pytest.raises(BadImage, match="no whole numbers"):
+                read_mask(tmp_path / "f.tif")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_a_mask_in_the_transparency_is_refused_by_name(tmp_path, mode):
+    pair(tmp_path, "a", blocks(0, 1))
+    plain = Image.fromarray(blocks(0, 1).astype(np.uint8)).convert(mode)
+    plain.save(tmp_path / "masks" / "a.png")
+    assert opened(tmp_path).values == (0, 1)
+    plain.putalpha(Image.fromarray(blocks(0, 255).astype(np.uint8)))
+    plain.save(tmp_path / "masks" / "a.png")
+    said = refused(tmp_path)
+    assert f"{tmp_path / 'masks' / 'a.png'}: has transparency that differs by place (from 0 to 255)" in said
+    assert "save the mask without transparency" in said
+
+
+def test_masks_of_several_pages_are_refused_by_name_and_smaller_versions_are_no_pages(tmp_path):
+    pair(tmp_path, "a", blocks(0, 1))
+    (tmp_path / "masks" / "a.png").unlink()
+    mask, path = blocks(0, 1).astype(np.uint8), tmp_path / "masks" / "a.tif"
+    tifffile.imwrite(path, np.stack([mask, 1 - mask]), photometric="minisblack")
+    assert f"{path}: has 2 pages" in refused(tmp_path)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(mask)
+        tiff.write(mask[::2, ::2], subfiletype=1)
+    assert np.array_equal(read_mask(path), mask)
+
+
 @pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
 def test_lossless_webp_masks_are_read(tmp_path, options):
     Image.fromarray(blocks(0, 3, 9).astype(np.uint8)).save(tmp_path / "a.webp", lossless=True, **options)
@@ -227,6 +324,16 @@ def test_lossless_webp_masks_are_read(tmp_path, options):
 def test_names_may_lie_in_other_folders(tmp_path):
     save(tmp_path / "images" / "day" / "a.png", np.zeros((8, 8), np.uint8))
     save(tmp_path / "masks" / "a.png", blocks(0, 1, size=(8, 8)).astype(np.uint8))
+    assert len(opened(tmp_path)) == 1
+
+
+def test_one_mask_does_not_serve_two_images_of_its_name(tmp_path):
+    for folder in "ab":
+        save(tmp_path / "images" / folder / "0.png", np.zeros((8, 8), np.uint8))
+    save(tmp_path / "masks" / "0.png", blocks(0, 1, size=(8, 8)).astype(np.uint8))
+    said = refused(tmp_path)
+    assert f"two images, a{os.sep}0.png and b{os.sep}0.png, for the one mask 0.png" in said
+    save(tmp_path / "masks" / "a" / "0.png", blocks(0, 1, size=(8, 8)).astype(np.uint8))
     assert len(opened(tmp_path)) == 1
 
 

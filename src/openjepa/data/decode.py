@@ -41,6 +41,8 @@ _NPY = b"\x93NUMPY"
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112
+# TIFF's NewSubfileType, and its bits for a smaller version of another page and for a mask of one.
+_SUBFILE, _REDUCED, _MASK = 254, 1, 4
 # TIFF's numbers: what a sample means (PhotometricInterpretation), and what one beyond the colours is (ExtraSamples).
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK = 0, 1, 2, 5
 _NO_ALPHA, _PREMULTIPLIED, _ALPHA = 0, 1, 2
@@ -346,6 +348,22 @@ def _orientation(image: Image.Image) -> int:
         return orientation if 1 <= orientation <= 8 else 1
     except _DECODER_ERRORS:
         return 1
+
+
+def pages_of(image: Image.Image) -> int:
+    """How many pages or frames a file has; a TIFF's smaller versions of a page, and masks of one, don't count, nor do
+    the previews behind a camera's JPEG."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return 1
+    frames: int = getattr(image, "n_frames", 1)
+    if image.format != "TIFF":
+        return frames
+    here, pages = image.tell(), 0
+    for frame in range(frames):
+        image.seek(frame)
+        pages += not _tags(image).get(_SUBFILE, 0) & (_REDUCED | _MASK)
+    image.seek(here)
+    return pages
 
 
 def _target_mode(image: Image.Image) -> str:

@@ -6,25 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
-from openjepa.data.arrays import File
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Header, Skipped
-from openjepa.data.decode import opened, orientation_of, turned, upright
+from openjepa.data.decode import orientation_of, turned
 from openjepa.data.folder import FolderSource
 from openjepa.data.listing import Files, scan
+from openjepa.data.mask_files import NotAMask, numbers, read_mask
+from openjepa.data.mask_values import UNLABELLED, Classes, MaskValues
 from openjepa.data.pixels import Pixels, nearest
 from openjepa.data.white import CommonWhite
 from openjepa.errors import InputError
-
-MOST_CLASSES = 64
-UNLABELLED = 255
-
-
-class _Lossy(BadImage):
-    """A mask in a format that does not keep its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +57,7 @@ class MaskedImages:
             raise BadImage(*self.bad[index])
         header = self.images.header(index)
         pixels = preprocessing.fit(self.images.read(index, at_least=preprocessing.at_least))
-        mask = turned(_numbers(read_mask(self.masks[index]), self.one), self.orientations[index])
+        mask = turned(numbers(read_mask(self.masks[index]), self.one), self.orientations[index])
         classes = np.searchsorted(self.values, mask).astype(np.uint8)
         if self.void:
             classes[mask == UNLABELLED] = UNLABELLED
@@ -80,121 +73,57 @@ def open_masked(images: Path, masks: Path, note: Callable[[int, int], None] = la
     to its image, which EXIF turns by a quarter, was made on the pixels as they are stored and is turned with them.
 
     Raises:
-        InputError: a folder is missing or holds no images, no names fit, none can be read, a mask is lossy, or they
-            hold no classes.
+        InputError: a folder is missing or holds no images, no names fit, none can be read, a file is no mask as it was
+            made, or they hold no classes.
     """
     found_images, found_masks = (_paths(folder, kind) for folder, kind in ((images, "images"), (masks, "masks")))
     pairs = _pairs(found_images, found_masks, images, masks)
     paths = tuple(masks / mask for _, mask in pairs)
     white = CommonWhite(str(images), Files.of(found_images))
     source = FolderSource(str(images), str(images), Files.of(image for image, _ in pairs), white=white)
-    seen, bits, resized, orientations, unsure = set[int](), set[int](), 0, list[int](), 0
+    seen, resized, orientations, unsure = MaskValues(masks), 0, list[int](), 0
     bad: dict[int, Skipped] = {}
     for number, path in enumerate(paths):
         note(number + 1, len(paths))
         try:
             mask, header = read_mask(path), source.header(number)
             orientation = _orientation(images / source.path(number), path, mask.shape, header)
-        except _Lossy as error:
+        except NotAMask as error:
             raise InputError(f"{error}; mend or remove it") from error
         except BadImage as error:
             bad[number] = Skipped(error.reference, error.reason)
             orientations.append(1)
             continue
-        (bits if mask.dtype == np.bool_ else seen).update(np.unique(_numbers(mask)).tolist())
+        seen.add(path, mask)
         unsure += orientation is None
         orientations.append(orientation or 1)
         mask = turned(mask, orientations[-1])
         resized += mask.shape != (header.height, header.width)
-        if len(seen - {UNLABELLED}) > MOST_CLASSES:
-            raise InputError(
-                f"{masks} does not hold masks: up to {path.name} there are {len(seen)} different values, and classes "
-                f"are at most {MOST_CLASSES} (photos have hundreds, and so has a mask that was a JPEG once)"
-            )
     if len(bad) == len(paths):
         first = bad[0]
         raise InputError(
             f"none of the {len(bad):,} images with masks can be read, for example {first.reference} ({first.reason}); "
             "mend or replace them"
         )
-    one = 255 if 255 in seen and seen <= {0, 255} else 1
-    seen |= {value * one for value in bits}
-    void = UNLABELLED in seen and len(seen) > 2
-    values = tuple(sorted(seen - {UNLABELLED} if void else seen))
-    if len(values) < 2:
-        raise InputError(f"the masks in {masks} hold one value {values} and no other: there is nothing to tell apart")
+    classes = seen.classes()
     return MaskedImages(
         images=source,
         masks=paths,
-        values=values,
-        void=void,
-        one=one,
+        values=classes.values,
+        void=classes.void is not None,
+        one=classes.one,
         orientations=tuple(orientations),
         bad=bad,
         sentence=_sentence(
             len(pairs),
             len(found_images),
             len(found_masks),
-            values,
-            void,
+            classes,
             resized,
             sum(orientation > 1 for orientation in orientations),
             unsure,
         ),
     )
-
-
-def read_mask(path: Path) -> Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]:
-    """The numbers of a mask: palette indices, grey levels, or colours packed into one number where it has colours.
-
-    Masks of 1 bit are given as such; one with an EXIF orientation of its own is turned by it.
-
-    Raises:
-        BadImage: it cannot be read, or was saved with loss.
-    """
-    with opened(path, str(path)) as file:
-        if path.suffix.lower() == ".npy":
-            array = np.load(file, allow_pickle=False)
-        else:
-            with Image.open(file) as image:
-                if (lossy := _lossy(image, file)) is not None:
-                    raise _Lossy(
-                        str(path),
-                        f"is {lossy}, which does not hold masks as they were made (it blends the numbers of "
-                        "neighbouring classes): save masks as PNG",
-                    )
-                image = upright(image)
-                plain = image.mode in ("1", "L", "P", "I") or image.mode.startswith("I;")
-                array = np.asarray(image if plain else image.convert("RGB"))
-        array = array if array.dtype == np.bool_ else array.astype(np.int64)
-        if array.ndim == 3 and array.shape[2] == 3:
-            grey = bool((array == array[..., :1]).all())
-            array = array[..., 0] if grey else array @ np.array([1 << 16, 1 << 8, 1])
-        if array.ndim == 3 and array.shape[2] == 1:
-            array = array[..., 0]
-        if array.ndim != 2:
-            raise ValueError(f"a mask has two axes, this one has the shape {array.shape}")
-        return array
-
-
-def _numbers(mask: Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"], one: int = 1) -> Int64[np.ndarray, "H W"]:
-    """A mask's numbers, of which 1 in a mask of 1 bit stands for ``one``."""
-    return mask * np.int64(one) if mask.dtype == np.bool_ else mask
-
-
-def _lossy(image: Image.Image, file: File) -> str | None:
-    """What an opened image is saved in, if that is known to be lossy: of JPEG 2000 it cannot be told."""
-    if image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg"):
-        return "a lossy JPEG"
-    if image.format == "AVIF":
-        return "an AVIF, lossy as a rule"
-    if image.format != "WEBP":
-        return None
-    file.seek(12)
-    while len(head := file.read(8)) == 8 and head[:4] not in (b"VP8 ", b"VP8L"):
-        size = int.from_bytes(head[4:], "little")
-        file.seek(size + size % 2, os.SEEK_CUR)
-    return "a lossy WebP" if head[:4] == b"VP8 " else None
 
 
 def _orientation(image: Path, mask: Path, shape: tuple[int, ...], header: Header) -> int | None:
@@ -233,6 +162,13 @@ def _pairs(images: list[str], masks: list[str], images_in: Path, masks_in: Path)
         twice = next((found for _, found in fit if len(found) > 1), None)
         if twice is not None:
             raise InputError(f"{masks_in} has two masks of one name, {twice[0]} and {twice[1]}; keep one")
+        first: dict[str, str] = {}
+        for image, (mask,) in fit:
+            if (other := first.setdefault(mask, image)) != image:
+                raise InputError(
+                    f"{images_in} has two images, {other} and {image}, for the one mask {mask} in {masks_in}, and "
+                    "whose it is cannot be told: name masks as their images, folders included"
+                )
         if fit:
             return [(image, found[0]) for image, found in fit]
     raise InputError(
@@ -241,13 +177,12 @@ def _pairs(images: list[str], masks: list[str], images_in: Path, masks_in: Path)
     )
 
 
-def _sentence(
-    pairs: int, images: int, masks: int, values: tuple[int, ...], void: bool, resized: int, turns: int, unsure: int
-) -> str:
+def _sentence(pairs: int, images: int, masks: int, classes: Classes, resized: int, turns: int, unsure: int) -> str:
+    values = classes.values
     listed = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
     parts = [f"{pairs:,} images with a mask of {len(values)} classes (values {listed})"]
-    if void:
-        parts.append("255 is taken as not labelled")
+    if classes.void is not None:
+        parts.append(f"255 is taken as not labelled ({100 * classes.void:.2g}% of the pixels)")
     if images > pairs or masks > pairs:
         parts.append(f"{images - pairs:,} images without a mask and {masks - pairs:,} masks without an image left out")
     if resized:
