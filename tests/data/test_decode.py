@@ -483,7 +483,8 @@ def test_arrays(tmp_path):
         "int": (five.astype(np.int64), np.uint8, five),
         "bool": (five > 99, np.uint8, (five > 99) * 255),
         "short": (five.astype(np.int16), np.uint16, five),  # whatever its largest value: 12 bits, as often as not
-        "bright": (five / 220, np.float32, np.minimum(five / 220, 1).astype(np.float32)),  # reflectance above 1
+        "bright": (five / 245, np.float32, np.minimum(five / 245, 1).astype(np.float32)),  # a little above 1
+        "brighter": (five / 130, np.float32, (five / 260).astype(np.float32)),  # up to 2, of which nothing is cut
         "double": (five / 255, np.float32, (five / 255).astype(np.float32)),
         "endian": (five.astype(">u2"), np.uint16, five),
     }

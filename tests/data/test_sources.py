@@ -323,6 +323,22 @@ def test_an_array_of_another_scale_than_most_is_refused(tmp_path):
         source.read(1)
 
 
+def test_floats_up_to_2_are_of_one_scale_and_nothing_of_them_is_cut(tmp_path):
+    for number, highest in enumerate((0.7, 1.3, 1.95)):
+        np.save(tmp_path / f"{number}.npy", np.linspace(0, highest, 64, dtype=np.float32).reshape(8, 8))
+    source = open_data(str(tmp_path)).train
+    found = [np.asarray(source.read(number)) for number in range(3)]
+    assert [float(picture.max()) for picture in found] == pytest.approx([0.35, 0.65, 0.975])
+    assert all(len(np.unique(picture)) == 64 for picture in found)
+
+
+def test_one_image_that_was_not_looked_at_may_pass_1_as_reflectance_does(tmp_path):
+    for number in range(128):
+        np.save(tmp_path / f"{number:03}.npy", np.full((2, 2), 1.4 if number == 1 else 1.04, np.float32))
+    source = open_data(str(tmp_path)).train
+    assert np.asarray(source.read(0)).max() == np.asarray(source.read(1)).max() == 1
+
+
 def test_cached_features_go_with_the_scale(tmp_path):
     """The same file is another image where others say that white is something else."""
     for folder, bright in (("one", 4000), ("other", 200)):

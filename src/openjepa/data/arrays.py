@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 File = io.BufferedReader | io.BytesIO
 # What white is, given an image's highest value and whether it is a float.
 White = Callable[[float, bool], float]
+# Floats that end near 1 have white 1, as reflectance has, which may pass it a little; others up to 2 have white 2.
+_FLOAT_WHITES = 1.0, 2.0
+_OVERSHOOT = 1.05
 
 
 @functools.cache
@@ -116,18 +119,21 @@ def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
 
 
 def own_white(highest: float, floats: bool) -> float:
-    """What white is in an image of that highest value: the smallest of 1 (floats only), 255 and 65535 that holds it.
+    """What white is in an image of that highest value: the smallest of 1, 2 (floats only), 255 and 65535 that holds it.
 
-    Floats up to 2 count as from 0 to 1: reflectance may pass 1.
+    Floats a little above 1 count as from 0 to 1. White 2, and not the highest value itself, makes one scale of folders
+    whose highest values differ, and of images that were not looked at.
     """
-    return 1.0 if floats and highest <= 2 else 255.0 if highest <= 255 else 65535.0
+    if floats and highest <= _FLOAT_WHITES[-1]:
+        return _FLOAT_WHITES[highest > _OVERSHOOT]
+    return 255.0 if highest <= 255 else 65535.0
 
 
 def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White = own_white) -> Picture:
     """An array of any number type as uint8, uint16 or float32 in [0, 1].
 
     White is the dtype's largest value for uint8 and uint16, and 65535 for int16. Other types don't say what white is:
-    ``white`` does, from the image's highest value and whether it is a float. What is above white 1 is cut there.
+    ``white`` does, from the image's highest value and whether it is a float. Floats up to 2 are cut at white 1.
 
     Raises:
         BadImage: its values are not intensities, or are of another scale than ``white``.
@@ -144,7 +150,7 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White 
     if array.dtype.kind == "i" and array.dtype.itemsize == 2:
         return np.ascontiguousarray(array, np.uint16)
     limit = white(high, floats)
-    if own_white(high, floats) > limit:
+    if own_white(high, floats) > (max(limit, _FLOAT_WHITES[-1]) if floats else limit):
         raise BadImage(
             reference,
             f"has values up to {high:g} where other images of these data end at {limit:g}; save them all as uint8 or "
