@@ -346,7 +346,7 @@ def test_float_tiff_is_scaled_to_unit(white):
     np.testing.assert_allclose(picture[..., 0], values, atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [-1.0, 1e6, np.nan])
+@pytest.mark.parametrize("bad", [-1.0, 1e6])
 def test_float_values_that_are_no_intensities_are_refused(bad):
     values = np.full((4, 4), 0.5, np.float32)
     values[1, 2] = bad
@@ -582,6 +582,31 @@ def test_tiff_of_six_channels(tmp_path, dtype, layout):
         tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"})
     np.testing.assert_array_equal(decode(path, "x"), array)
     assert read_header(path, "x")[:4] == (20, 30, 6, np.dtype(dtype).itemsize * 8)
+
+
+@pytest.mark.parametrize("shape", [(100, 64, 64), (64, 64, 64), (40, 20, 30), (9, 64, 40), (200, 28, 28)])
+def test_unnamed_pages_are_channels_however_many_they_are(tmp_path, shape):
+    pages = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pages, photometric="minisblack")
+    np.testing.assert_array_equal(decode(tmp_path / "x.tif", "x"), np.moveaxis(pages, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((np.nan, 1.0), r"holds NaN \(1 of 6 values\): fill them with numbers, or leave the image out"),
+        ((np.inf, 1.0), r"holds infinity \(1 of 6 values\)"),
+        ((-np.inf, np.nan), r"holds NaN \(1 of 6 values\) and infinity \(1 of 6 values\)"),
+    ],
+)
+def test_what_is_no_number_is_counted(tmp_path, values, told):
+    array = np.full((2, 3), 0.5, np.float32)
+    array[1, :2] = values
+    np.save(tmp_path / "x.npy", array)
+    tifffile.imwrite(tmp_path / "x.tif", array)
+    for name in ("x.npy", "x.tif"):
+        with pytest.raises(BadImage, match=told):
+            decode(tmp_path / name, "x")
 
 
 def test_tiff_with_a_fourth_band_that_is_not_alpha_keeps_it(tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,12 +110,16 @@ def first_image(tiff: "TiffFile", reference: str) -> Shaped[np.ndarray, "H W C"]
 
 
 def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels: the one that is named so, or the shortest of three unnamed ones."""
+    """Which axis holds the channels: the one that is named so, or the pages of a file that does not name its axes.
+
+    Where such pages are a few pixels wide, they are the rows of an array (height, width, channels) that was saved so.
+    """
     for name in "SC":
         if name in axes:
             return axes.index(name)
     if len(shape) == 3 and "Q" in axes:
-        return 0 if shape[0] < shape[2] else 2
+        rows_as_pages = shape[2] <= 32 and 2 * shape[2] <= min(shape[:2])
+        return 2 if rows_as_pages else 0
     return None
 
 
@@ -145,6 +150,8 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White 
     if array.dtype.kind not in "iuf":
         raise BadImage(reference, f"holds numbers of type {array.dtype}, which is not an image's")
     floats, low, high = array.dtype.kind == "f", float(array.min()), float(array.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise BadImage(reference, _not_finite(array))
     if not (low >= 0 and high <= 65535):
         raise BadImage(reference, f"has values from {low:g} to {high:g}; scale them to 0..1, 0..255 or 0..65535")
     if array.dtype.kind == "i" and array.dtype.itemsize == 2:
@@ -159,6 +166,17 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White 
     if floats:
         return np.ascontiguousarray((array / limit).clip(max=1), np.float32)
     return np.ascontiguousarray(array, np.uint8 if limit == 255 else np.uint16)
+
+
+def _not_finite(array: Shaped[np.ndarray, "H W C"]) -> str:
+    """What an array holds beside numbers, and what to do."""
+    nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+    held = [
+        f"{name} ({count:,} of {array.size:,} values)"
+        for name, count in (("NaN", nan), ("infinity", infinite))
+        if count
+    ]
+    return f"holds {' and '.join(held)}: fill them with numbers, or leave the image out"
 
 
 def refuse_bomb(width: int, height: int, reference: str) -> None:
