@@ -1,12 +1,16 @@
 """What the plan settles from the length of a run."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from openjepa import costing, planning
 from openjepa.data.sources import open_data
+from openjepa.data.survey import survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.planning import Wishes, plan
@@ -27,6 +31,56 @@ def test_the_plan_tells_the_tokens_of_the_masks_that_are_drawn(shape):
     assert told["context_tokens"] == pytest.approx(drawn.context_valid.sum(1).double().mean().item(), abs=0.5)
     assert told["target_tokens"] == drawn.targets.shape[-1] > 0
     assert (told["context_tokens"] == round(0.25 * 14 * 14)) == (shape == "fixed")
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def tiny(experiment: Experiment) -> Experiment:
+    encoder = replace(experiment.encoder, width=24, depth=1, heads=2)
+    training = replace(experiment.training, batch=8, replicas=1, threads=1, workers=0)
+    return replace(experiment, encoder=encoder, training=training)
+
+
+def floats(folder: Path, count: int, flat: int) -> None:
+    """Images of floats, of which the first ones hold a single value each."""
+    images = np.random.default_rng(0).random((count, 18, 18), np.float32)
+    images[:flat] = images[:flat, :1, :1]
+    for number, image in enumerate(images):
+        np.save(folder / f"{number:03}.npy", image)
+
+
+def test_images_whose_pixels_cannot_be_used_are_counted_though_their_size_can_be_told(tmp_path):
+    for number in range(130):
+        pixels = np.random.default_rng(number).integers(0, 255, (18, 18), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number:03}.tif")
+    for number in (7, 40):
+        values = np.full((18, 18), np.nan if number == 7 else 0.5, np.float32)
+        Image.fromarray(values).save(tmp_path / f"{number:03}.tif")
+    source = open_data(str(tmp_path))
+    assert not survey(source.train).bad
+    data = plan(source, Wishes(steps=1, workers=0), ALONE, None, tiny).facts["data"]
+    assert (data["unreadable"], data["looked_at"]) == (1, 130)
+    assert data["unreadable_example"].startswith("007.tif: holds NaN (324 of 324 values)")
+    for number in (8, 9):
+        Image.fromarray(np.full((18, 18), np.nan, np.float32)).save(tmp_path / f"{number:03}.tif")
+    with pytest.raises(InputError, match=r"3 of 130 images looked at cannot be read, more than 1%: for example 007"):
+        plan(open_data(str(tmp_path)), Wishes(steps=1, workers=0), ALONE, None, tiny)
+
+
+def test_images_of_a_single_value_are_refused_and_a_share_of_them_is_told(tmp_path):
+    for name, flat in {"all": 20, "many": 5, "few": 2}.items():
+        (tmp_path / name).mkdir()
+        floats(tmp_path / name, 20, flat)
+
+    def told(name: str) -> str | None:
+        found = plan(open_data(str(tmp_path / name)), Wishes(steps=1, workers=0), ALONE, None, tiny)
+        return found.facts["data"]["flat"]
+
+    with pytest.raises(InputError, match=r"each of the 20 images looked at in .*all holds a single value all over"):
+        told("all")
+    assert told("many") == "5 of 20 hold a single value all over (for example 000.npy)"
+    assert told("few") is None
 
 
 def test_a_step_that_does_not_fit_into_a_gpu_is_a_sentence(monkeypatch):

@@ -10,9 +10,12 @@ from openjepa._version import __version__
 from openjepa.costing import BESIDES, Cost, drawn_masks, flops
 from openjepa.data.base import Source, Splits, telling
 from openjepa.data.copies import WORTHWHILE, Copies
-from openjepa.data.survey import Survey
+from openjepa.data.survey import Levels, Survey
 from openjepa.experiment import Experiment
 from openjepa.training.distributed import Processes
+
+# The share of images of a single value from which on the plan says how many there are.
+_FLAT = 0.1
 
 
 def facts(
@@ -20,6 +23,7 @@ def facts(
     splits: Splits,
     opened: str | None,
     seen: Survey,
+    found: Levels,
     why: str,
     cost: Cost,
     processes: Processes,
@@ -28,9 +32,12 @@ def facts(
 
     Args:
         opened: what ``open_data`` was given, to open it again on resume.
+        seen: what the headers of some images say.
+        found: what their pixels are.
         why: how the recipe was chosen, in words.
         cost: of a step, measured.
     """
+    bad = {error.reference: error for error in (*seen.bad, *found.bad)}
     source, training, encoder = splits.train, experiment.training, experiment.encoder
     objective, masks = experiment.objective(), drawn_masks(experiment, processes)
     counted = {
@@ -45,8 +52,9 @@ def facts(
             "skipped": len(source.skipped),
             "skipped_example": ": ".join(telling(source.skipped)) if source.skipped else None,
             "looked_at": seen.looked_at,
-            "unreadable": len(seen.bad),
-            "unreadable_example": str(seen.bad[0]) if seen.bad else None,
+            "unreadable": len(bad),
+            "unreadable_example": str(next(iter(bad.values()))) if bad else None,
+            "flat": _flat(found),
             "sizes": seen.sizes,
             "tiny": _tiny(seen, encoder.patch),
             "channels": seen.channels,
@@ -86,6 +94,13 @@ def facts(
         },
         "estimate": {"seconds": training.steps * cost.step * (1 + BESIDES), "memory": cost.memory},
     }
+
+
+def _flat(found: Levels) -> str | None:
+    """How many images hold a single value, where they are more than a few."""
+    if len(found.flat) <= _FLAT * found.looked_at:
+        return None
+    return f"{len(found.flat):,} of {found.looked_at:,} hold a single value all over (for example {found.flat[0]})"
 
 
 def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from openjepa.costing import BESIDES, Cost, drawn_masks, flops, measure
 from openjepa.data.base import Source, Splits
-from openjepa.data.survey import Survey, statistics, survey
+from openjepa.data.survey import Levels, Survey, levels, survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.facts import facts
@@ -120,7 +120,8 @@ def plan(
             f"are needed"
         )
     seen = survey(source, seed=wishes.seed or 0)
-    chosen, why = _settle(splits, seen, wishes, processes)
+    found = _levels(source, seen, wishes)
+    chosen, why = _settle(splits, seen, found, wishes, processes)
 
     rescaled = wishes.experiment is None and chosen.recipe in ("small", "standard")
 
@@ -132,7 +133,7 @@ def plan(
             experiment.masking()
         except ValueError as error:
             raise InputError(str(error)) from error
-        _refuse(experiment, seen, len(source), processes)
+        _refuse(experiment, seen, found, len(source), processes)
         return experiment
 
     short = checked(chosen)
@@ -159,7 +160,9 @@ def plan(
         why += f"; --steps {LONG} brings {_differences(short, long_run)}, with which 2,000 images learned more"
     if rescaled and experiment.training.batch != chosen.training.batch and "--schedule.lr" not in asked:
         why += f"; {rate(experiment)}"
-    return Plan(experiment=experiment, facts=facts(experiment, splits, opened, seen, why, cost, processes), long=long)
+    return Plan(
+        experiment=experiment, facts=facts(experiment, splits, opened, seen, found, why, cost, processes), long=long
+    )
 
 
 def _left_open(wishes: Wishes) -> bool:
@@ -167,21 +170,39 @@ def _left_open(wishes: Wishes) -> bool:
     return wishes.minutes is wishes.epochs is wishes.steps is wishes.flops is None
 
 
-def _settle(splits: Splits, seen: Survey, wishes: Wishes, processes: Processes) -> tuple[Experiment, str]:
+def _levels(source: Source, seen: Survey, wishes: Wishes) -> Levels:
+    """How bright the images are, at the size that the recipe is fitted to.
+
+    Raises:
+        InputError: none can be read, or there is nothing in them to be told apart.
+    """
+    if wishes.experiment is None:
+        channels, size = wishes.channels or seen.channels, wishes.image_size or seen.typical
+    else:
+        channels, size = wishes.experiment.preprocessing.channels, wishes.experiment.preprocessing.size
+    if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
+        size = (256 * size[0] // min(size), 256 * size[1] // min(size))
+    found = levels(source, size, channels, seed=wishes.seed or 0)
+    if len(found.flat) + len(found.bad) == found.looked_at:
+        raise InputError(
+            f"each of the {len(found.flat):,} images looked at in {source.name} holds a single value all over (for "
+            f"example {found.flat[0]}), from which nothing can be learned: see how they were saved"
+        )
+    return found
+
+
+def _settle(
+    splits: Splits, seen: Survey, found: Levels, wishes: Wishes, processes: Processes
+) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
         saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
         return _begun(saved, wishes), f"taken from a saved experiment.json{_unlike(saved, seen)}"
-    channels = wishes.channels or seen.channels
-    size = wishes.image_size or seen.typical
-    if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
-        size = (256 * size[0] // min(size), 256 * size[1] // min(size))
-    mean, std = statistics(splits.train, size, channels, seed=wishes.seed or 0)
     experiment, why = choose(
         wishes.recipe,
         method=wishes.objective or "ijepa",
         size=seen.typical,
-        mean=mean,
-        std=std,
+        mean=found.mean,
+        std=found.std,
         images=len(splits.train),
         device=processes.device.type,
         wanted=wishes.image_size,
@@ -252,14 +273,15 @@ def _fast_bfloat16() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def _refuse(experiment: Experiment, seen: Survey, images: int, processes: Processes) -> None:
+def _refuse(experiment: Experiment, seen: Survey, found: Levels, images: int, processes: Processes) -> None:
     training, patch = experiment.training, experiment.encoder.patch
-    if len(seen.bad) > training.bad_images * seen.looked_at:
-        raise InputError(
-            f"{len(seen.bad)} of {seen.looked_at} images looked at cannot be read, more than "
-            f"{100 * training.bad_images:g}%: for example {seen.bad[0]}. Mend or remove them, or allow more with "
-            f"--training.bad-images"
-        )
+    for look in (seen, found):  # at the headers of some images, and at the pixels of some of those
+        if len(look.bad) > training.bad_images * look.looked_at:
+            raise InputError(
+                f"{len(look.bad)} of {look.looked_at} images looked at cannot be read, more than "
+                f"{100 * training.bad_images:g}%: for example {look.bad[0]}. Mend or remove them, or allow more with "
+                f"--training.bad-images"
+            )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
     if min(seen.median) < min(patch):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from openjepa.data.sources import ArraySource, open_data
-from openjepa.data.survey import statistics, survey
+from openjepa.data.survey import levels, statistics, survey
 from openjepa.errors import InputError
 
 
@@ -82,6 +82,23 @@ def test_statistics_of_deep_images_and_bad_ones(tmp_path):
     mean, std = statistics(open_data(str(tmp_path)).train, (8, 8), 1)
     assert mean[0] == pytest.approx(0.5, abs=1e-4)
     assert std[0] == pytest.approx(0.25, abs=1e-4)
+
+
+def test_levels_name_what_is_flat_and_what_cannot_be_read(tmp_path):
+    noise = np.random.default_rng(0).integers(1000, 1200, (10, 8, 8), dtype=np.uint16)
+    for number, image in enumerate(noise):
+        np.save(tmp_path / f"{number}.npy", np.full_like(image, 1100 + number) if number < 3 else image)
+    np.save(tmp_path / "broken.npy", np.full((8, 8), np.nan))
+    source = open_data(str(tmp_path)).train
+    found = levels(source, (8, 8), 1)
+    assert found.looked_at == 11
+    assert found.flat == ("0.npy", "1.npy", "2.npy")
+    assert [str(error) for error in found.bad] == [
+        "broken.npy: holds NaN (64 of 64 values): fill them with numbers, or leave the image out"
+    ]
+    assert (found.low * 65535, found.high * 65535) == pytest.approx((1000, 1199))
+    colours = ArraySource("colours", np.tile(np.array([[[[5, 90, 200]]]], np.uint8), (2, 8, 8, 1)))
+    assert len(levels(colours, (8, 8), 3).flat) == 2
 
 
 def test_nothing_readable_is_said(tmp_path):

@@ -19,11 +19,13 @@ def print_plan(facts: dict[str, Any]) -> None:
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
     about = "about " if masks["shape"] in ("packed", "reference") else ""
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
+    noticed = {"flat": data["flat"]} if data["flat"] else {}
     rows = {
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
         "skipped": _skipped(data),
         "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}"
         + (f"; smaller than a patch, and enlarged: {data['tiny']}" if data["tiny"] else ""),
+        **noticed,
         "labels": _labels(data),
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",

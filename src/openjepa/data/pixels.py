@@ -111,6 +111,14 @@ def _unit_array(image: np.ndarray) -> Float32[np.ndarray, "H W C"]:
     return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
 
+def unit_extremes(image: Picture) -> tuple[list[float], list[float]]:
+    """The lowest and the highest value of each channel, in units where white is 1."""
+    array = np.asarray(image)
+    array = array if array.ndim == 3 else array[..., None]
+    white = np.iinfo(array.dtype).max if array.dtype.kind == "u" else 1
+    return (array.min((0, 1)) / white).tolist(), (array.max((0, 1)) / white).tolist()
+
+
 def extent_of(image: Picture) -> tuple[int, int]:
     """Height and width in pixels."""
     return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])

@@ -1,5 +1,6 @@
 """Look at a data set before training: sizes, channels, and the mean and standard deviation of its pixels."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from jaxtyping import Int64
 from openjepa import draws
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import BadImage, Header, Source
+from openjepa.data.pixels import unit_extremes, with_channels
 from openjepa.errors import InputError
 
 # The share of images that may lie the other way before the input is square, and how much longer a side then is.
@@ -106,25 +108,50 @@ def _typical(
     return short, short
 
 
-def statistics(
-    source: Source, size: tuple[int, int], channels: int, limit: int = 1000, seed: int = 0
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel over the pixels of up to ``limit`` images at ``size``.
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """How bright the pixels of a sample of the images are, in units where white is 1.
 
-    In units where white is 1. A channel that is constant gets the standard deviation 1.
+    Attributes:
+        mean: of every channel.
+        std: the standard deviation of every channel; 1 for one that is constant.
+        low: the lowest value of all.
+        high: the highest value of all.
+        looked_at: images in the sample.
+        flat: where the images are that hold a single value in each channel.
+        bad: images of the sample that cannot be read, or not with that number of channels.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    low: float
+    high: float
+    looked_at: int
+    flat: tuple[str, ...]
+    bad: tuple[BadImage, ...]
+
+
+def levels(source: Source, size: tuple[int, int], channels: int, limit: int = 1000, seed: int = 0) -> Levels:
+    """Read the pixels of up to ``limit`` images at ``size``, of those that :func:`survey` looks at with that ``seed``.
 
     Raises:
         InputError: none of the images can be read with that number of channels.
     """
     fit = Preprocessing(size=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels).fit
-    count, bad = 0, []
+    sample = _sample(source, limit, seed)
+    count, bad, flat, low, high = 0, list[BadImage](), list[str](), math.inf, -math.inf
     total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    for index in _sample(source, limit, seed):
+    for index in sample:
         try:
-            pixels = to_unit(fit(source.read(index, at_least=size))).to(torch.float64)
+            picture = with_channels(source.read(index, at_least=size), channels)
+            pixels = to_unit(fit(picture)).to(torch.float64)
         except BadImage as error:
             bad.append(BadImage(source.reference(index), error.reason))
             continue
+        darkest, brightest = unit_extremes(picture)
+        low, high = min(low, min(darkest)), max(high, max(brightest))
+        if darkest == brightest:
+            flat.append(source.reference(index))
         count += size[0] * size[1]
         total += pixels.sum((1, 2))
         squares += pixels.square().sum((1, 2))
@@ -133,7 +160,27 @@ def statistics(
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     std = torch.where(std < 1e-6, torch.ones_like(std), std)
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return Levels(
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        low=low,
+        high=high,
+        looked_at=len(sample),
+        flat=tuple(flat),
+        bad=tuple(bad),
+    )
+
+
+def statistics(
+    source: Source, size: tuple[int, int], channels: int, limit: int = 1000, seed: int = 0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, as :func:`levels` finds them.
+
+    Raises:
+        InputError: none of the images can be read with that number of channels.
+    """
+    found = levels(source, size, channels, limit, seed)
+    return found.mean, found.std
 
 
 def _sample(source: Source, limit: int, seed: int) -> list[int]:
