@@ -1,5 +1,6 @@
 """What the plan settles from the length of a run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from openjepa import costing, planning
+from openjepa.cli.tables import print_plan
 from openjepa.data.sources import open_data
 from openjepa.data.survey import survey
 from openjepa.errors import InputError
@@ -66,6 +68,21 @@ def test_images_whose_pixels_cannot_be_used_are_counted_though_their_size_can_be
         Image.fromarray(np.full((18, 18), np.nan, np.float32)).save(tmp_path / f"{number:03}.tif")
     with pytest.raises(InputError, match=r"3 of 130 images looked at cannot be read, more than 1%: for example 007"):
         plan(open_data(str(tmp_path)), Wishes(steps=1, workers=0), ALONE, None, tiny)
+
+
+def test_the_plan_tells_of_transparency_unless_it_is_kept(tmp_path, capsys):
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 255, (18, 18, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.tif")
+
+    def printed(channels: int | None) -> str:
+        found = plan(open_data(str(tmp_path)), Wishes(steps=1, workers=0, channels=channels), ALONE, None, tiny)
+        print_plan(json.loads(json.dumps(found.facts)))
+        return " ".join(capsys.readouterr().out.split())
+
+    told = "the last channel is transparency, laid over white; --channels 4 keeps it (20 of 20 files looked at)"
+    assert f"reading {told}" in printed(None)
+    assert "transparency" not in printed(4)
 
 
 def test_images_of_a_single_value_are_refused_and_a_share_of_them_is_told(tmp_path):

@@ -55,6 +55,7 @@ def facts(
             "unreadable": len(bad),
             "unreadable_example": str(next(iter(bad.values()))) if bad else None,
             "flat": _flat(found),
+            "remarks": _remarks(seen, encoder.channels),
             "sizes": seen.sizes,
             "tiny": _tiny(seen, encoder.patch),
             "channels": seen.channels,
@@ -101,6 +102,13 @@ def _flat(found: Levels) -> str | None:
     if len(found.flat) <= _FLAT * found.looked_at:
         return None
     return f"{len(found.flat):,} of {found.looked_at:,} hold a single value all over (for example {found.flat[0]})"
+
+
+def _remarks(seen: Survey, channels: int) -> list[str]:
+    """How images are read that have more than one picture's colours, but for what ``channels`` keeps."""
+    kept = f"--channels {channels} keeps it"
+    told = {remark: count for remark, count in seen.remarks.items() if not remark.endswith(kept)}
+    return [f"{remark} ({count:,} of {seen.remarked:,} files looked at)" for remark, count in told.items()]
 
 
 def _tiny(seen: Survey, patch: tuple[int, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from openjepa.data.sources import ArraySource, open_data
@@ -99,6 +100,51 @@ def test_levels_name_what_is_flat_and_what_cannot_be_read(tmp_path):
     assert (found.low * 65535, found.high * 65535) == pytest.approx((1000, 1199))
     colours = ArraySource("colours", np.tile(np.array([[[[5, 90, 200]]]], np.uint8), (2, 8, 8, 1)))
     assert len(levels(colours, (8, 8), 3).flat) == 2
+
+
+FIRST, CHANNELS = "several pages, of which only the first is read", "pages are read as channels"
+ALPHA = "the last channel is transparency, laid over white"
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "told"),
+    [
+        ((5, 9, 8), {"photometric": "minisblack"}, (CHANNELS,)),
+        ((20, 9, 2), {"photometric": "minisblack"}, ("pages are read as rows, and their width as channels",)),
+        ((5, 9, 8), {"photometric": "minisblack", "metadata": None}, (FIRST,)),
+        ((5, 9, 8), {"imagej": True, "metadata": {"axes": "ZYX"}}, (FIRST,)),
+        ((5, 9, 8), {"imagej": True, "metadata": {"axes": "CYX"}}, (CHANNELS,)),
+        ((5, 9, 8, 3), {"photometric": "rgb"}, (FIRST,)),
+        ((9, 8), {}, ()),
+        ((9, 8, 6), {"photometric": "minisblack", "planarconfig": "contig"}, ()),
+        ((6, 9, 8), {"photometric": "minisblack", "planarconfig": "separate"}, ()),
+        ((9, 8, 4), {"photometric": "rgb"}, (ALPHA,)),
+        ((9, 8, 4), {"photometric": "rgb", "extrasamples": ["unspecified"]}, ()),
+        ((9, 8, 3), {"photometric": "rgb"}, ()),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_how_pages_and_transparency_are_read_is_told(tmp_path, shape, options, told, dtype):
+    tifffile.imwrite(tmp_path / "x.tif", np.random.default_rng(0).integers(0, 250, shape).astype(dtype), **options)
+    found = survey(open_data(str(tmp_path)).train)
+    if dtype == np.uint8 and told == (ALPHA,):  # of more bits it lies over white already
+        told = (f"{ALPHA}; --channels 4 keeps it",)
+    assert found.remarks == dict.fromkeys(told, 1)
+    assert found.remarked == 1
+
+
+def test_remarks_of_other_formats(tmp_path):
+    Image.new("LA", (8, 6)).save(tmp_path / "x.png")
+    assert survey(open_data(str(tmp_path)).train).remarks == {f"{ALPHA}; --channels 2 keeps it": 1}
+    frames = [Image.fromarray(np.full((6, 8), value, np.uint8)) for value in (0, 200)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
+        tiff.write(np.zeros((6, 8), np.uint8))
+        tiff.write(np.zeros((3, 4), np.uint8), subfiletype=1)
+    np.save(tmp_path / "x.npy", np.zeros((6, 8), np.uint8))
+    found = survey(open_data(str(tmp_path)).train)
+    assert found.remarks == {FIRST: 1, f"{ALPHA}; --channels 2 keeps it": 1}
+    assert found.remarked == 4
 
 
 def test_nothing_readable_is_said(tmp_path):

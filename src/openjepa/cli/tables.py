@@ -20,6 +20,8 @@ def print_plan(facts: dict[str, Any]) -> None:
     about = "about " if masks["shape"] in ("packed", "reference") else ""
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
     noticed = {"flat": data["flat"]} if data["flat"] else {}
+    if data["remarks"]:
+        noticed["reading"] = "; ".join(data["remarks"])
     rows = {
         "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
         "skipped": _skipped(data),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 File = io.BufferedReader | io.BytesIO
 # What white is, given an image's highest value and whether it is a float.
 White = Callable[[float, bool], float]
+FIRST_PAGE = "several pages, of which only the first is read"
 # Floats that end near 1 have white 1, as reflectance has, which may pass it a little; others up to 2 have white 2.
 _FLOAT_WHITES = 1.0, 2.0
 _OVERSHOOT = 1.05
@@ -107,6 +108,18 @@ def first_image(tiff: "TiffFile", reference: str) -> Shaped[np.ndarray, "H W C"]
     array = np.moveaxis(array, channel, -1)
     # Other leading axes (time, depth, a sequence) count as frames: the first one is the image.
     return array.reshape(-1, *array.shape[-3:])[0]
+
+
+def pages_as_read(tiff: "TiffFile") -> str:
+    """What :func:`first_image` makes of the pages of a TIFF, in words; "" where it has one."""
+    series = tiff.series[0]
+    channel = _channel_axis(series.axes, series.shape)
+    others = [extent for axis, extent in enumerate(series.shape) if axis != channel][:-2]
+    if max(others, default=1) > 1:
+        return FIRST_PAGE
+    if channel is None or series.axes[channel] == "S":
+        return ""
+    return "pages are read as rows, and their width as channels" if channel else "pages are read as channels"
 
 
 def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:

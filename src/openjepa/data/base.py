@@ -108,6 +108,14 @@ class Source(ABC):
             BadImage: it cannot be read.
         """
 
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """What a person should know of how image ``index`` is read, in the same words for all such images.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return ()
+
     @abstractmethod
     def reference(self, index: int) -> str:
         """Where image ``index`` is, for a person."""

@@ -21,6 +21,7 @@ from jaxtyping import Num, Shaped, UInt8, UInt16
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from openjepa.data.arrays import (
+    FIRST_PAGE,
     File,
     White,
     allow_pixels,
@@ -28,6 +29,7 @@ from openjepa.data.arrays import (
     first_image,
     open_tiff,
     own_white,
+    pages_as_read,
     read_npy,
     refuse_bomb,
 )
@@ -57,6 +59,7 @@ _SIXTEEN_BITS = {
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
 _CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 _SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None  # not required
+_OVER_WHITE = "the last channel is transparency, laid over white"
 # What decoders raise on damaged files: Pillow promises OSError, its plug-ins and the libraries below also raise these.
 _DECODER_ERRORS = (
     OSError,
@@ -159,12 +162,17 @@ def _by_tifffile(file: File, reference: str, white: White) -> Num[np.ndarray, "_
     with open_tiff(file) as tiff:
         array = np.asarray(as_picture(first_image(tiff, reference), reference, white))
         page: Any = tiff.pages.first
-        photometric, extra, samples = int(page.photometric), page.extrasamples, page.samplesperpixel
-        bits, orientation = page.bitspersample, _orientation_by_tifffile(tiff)
-    alpha = _NO_ALPHA
-    if array.shape[2] == samples and (photometric, samples) in ((_WHITE_IS_ZERO, 2), (_BLACK_IS_ZERO, 2), (_RGB, 4)):
-        alpha = int(extra[0]) if extra else _ALPHA if samples == 4 else _NO_ALPHA
+        alpha = _alpha_of(page) if array.shape[2] == page.samplesperpixel else _NO_ALPHA
+        photometric, bits, orientation = int(page.photometric), page.bitspersample, _orientation_by_tifffile(tiff)
     return turned(_as_seen(array, photometric, alpha, bits), orientation)
+
+
+def _alpha_of(page: Any) -> int:
+    """What the last sample of a TIFF's page is said to be, by TIFF's number."""
+    photometric, extra, samples = int(page.photometric), page.extrasamples, page.samplesperpixel
+    if (photometric, samples) not in ((_WHITE_IS_ZERO, 2), (_BLACK_IS_ZERO, 2), (_RGB, 4)):
+        return _NO_ALPHA
+    return int(extra[0]) if extra else _ALPHA if samples == 4 else _NO_ALPHA
 
 
 def _orientation_by_tifffile(tiff: Any) -> int:
@@ -235,6 +243,32 @@ def header_of(picture: Picture) -> Header:
         return Header(picture.height, picture.width, len(picture.getbands()), 8, picture.mode)
     height, width, channels = picture.shape
     return Header(height, width, channels, picture.dtype.itemsize * 8, f"{channels} x {picture.dtype}")
+
+
+def remarks(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> tuple[str, ...]:
+    """What a person should know of how a file is read, in the same words for all such files.
+
+    Raises:
+        BadImage: as in :func:`decode`, as far as the header and the list of pages show.
+    """
+    with opened(data, reference) as file:
+        head = _head(file)
+        if head.startswith(_NPY):
+            return ()
+        with _pillow(file, head) as image:
+            if image is not None:
+                return tuple(filter(None, (FIRST_PAGE if pages_of(image) > 1 else "", _transparency(image))))
+        with open_tiff(file) as tiff:
+            alpha = _alpha_of(tiff.pages.first) in (_PREMULTIPLIED, _ALPHA)
+            return tuple(filter(None, (pages_as_read(tiff), _OVER_WHITE if alpha else "")))
+
+
+def _transparency(image: Image.Image) -> str:
+    """What becomes of the transparency that an opened image has; "" for none."""
+    if (packing := _packing(image)) is not None:
+        return _OVER_WHITE if _SIXTEEN_BITS[packing[0]][1] != _NO_ALPHA else ""
+    channels = 1 if image.mode.startswith(("I", "F")) else _CHANNELS[_target_mode(image)]
+    return f"{_OVER_WHITE}; --channels {channels} keeps it" if channels in (2, 4) else ""
 
 
 def orientation_of(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -> int:

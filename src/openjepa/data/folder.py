@@ -11,7 +11,7 @@ from jaxtyping import Int64
 
 from openjepa.data.arrays import White, own_white
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable, to_test_on
-from openjepa.data.decode import decode, read_header
+from openjepa.data.decode import decode, read_header, remarks
 from openjepa.data.listing import Files, Found, Run
 from openjepa.data.white import CommonWhite
 
@@ -60,6 +60,10 @@ class FolderSource(Source):
     def header(self, index: int) -> Header:
         """Size and kind, from the file's first bytes."""
         return read_header(os.path.join(self.root, self.path(index)), self.reference(index), self.white)
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """What becomes of pages and transparency."""
+        return remarks(os.path.join(self.root, self.path(index)), self.reference(index))
 
     def reference(self, index: int) -> str:
         """The file's path below the folder."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from openjepa.data.base import BadImage, Header, Picture, Source, Splits, to_test_on
 from openjepa.data.columns import class_numbers, give_labels, names_a_class
-from openjepa.data.decode import decode, read_header
+from openjepa.data.decode import decode, read_header, remarks
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.errors import InputError
 
@@ -41,6 +41,10 @@ class HubSource(Source):
     def header(self, index: int) -> Header:
         """Size and kind, from the first bytes."""
         return read_header(self._encoded(index), self.reference(index))
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """What becomes of pages and transparency."""
+        return remarks(self._encoded(index), self.reference(index))
 
     def reference(self, index: int) -> str:
         """The split and the row in it."""

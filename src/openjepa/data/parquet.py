@@ -10,7 +10,7 @@ import numpy as np
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable, to_test_on
 from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, names_a_class, open_file
-from openjepa.data.decode import decode, read_header
+from openjepa.data.decode import decode, read_header, remarks
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
@@ -66,6 +66,10 @@ class ParquetSource(Source):
     def header(self, index: int) -> Header:
         """Size and kind, from the first bytes."""
         return read_header(self.encoded(index), self.reference(index))
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """What becomes of pages and transparency."""
+        return remarks(self.encoded(index), self.reference(index))
 
     def reference(self, index: int) -> str:
         """The file and the row in it."""

@@ -1,5 +1,6 @@
 """Look at a data set before training: sizes, channels, and the mean and standard deviation of its pixels."""
 
+import contextlib
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from openjepa.errors import InputError
 # The share of images that may lie the other way before the input is square, and how much longer a side then is.
 _OTHER_WAY = 0.1
 _LONGER = 1.25
+# The most images whose remarks are asked for, since that reads the list of a file's pages.
+_REMARKED = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Survey:
         modes: how often each kind of image occurs.
         channels: the natural number of channels (alpha is not one: transparent images lie over white).
         bits: the most bits per channel.
+        remarked: images of the sample whose remarks were asked for.
+        remarks: how many of these have each remark (:meth:`Source.remarks`), most frequent first.
         bad: images of the sample whose header cannot be read.
     """
 
@@ -52,6 +57,8 @@ class Survey:
     modes: dict[str, int]
     channels: int
     bits: int
+    remarked: int
+    remarks: dict[str, int]
     bad: tuple[BadImage, ...]
 
     @property
@@ -81,6 +88,7 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
     heights, widths = (np.array([header[axis] for header in headers]) for axis in (0, 1))
     median = int(np.median(heights)), int(np.median(widths))
     tiniest = int(np.minimum(heights, widths).argmin())
+    remarked = places[:: -(-len(places) // _REMARKED)]
     return Survey(
         images=len(source),
         looked_at=len(headers) + len(bad),
@@ -94,8 +102,18 @@ def survey(source: Source, limit: int = 2000, seed: int = 0) -> Survey:
         modes=dict(Counter(header.mode for header in headers).most_common()),
         channels=_natural_channels(headers),
         bits=max(header.bits for header in headers),
+        remarked=len(remarked),
+        remarks=_remarks(source, remarked),
         bad=tuple(bad),
     )
+
+
+def _remarks(source: Source, indices: list[int]) -> dict[str, int]:
+    found = Counter[str]()
+    for index in indices:
+        with contextlib.suppress(BadImage):  # of a later page; reading tells whether it matters
+            found.update(source.remarks(index))
+    return dict(found.most_common())
 
 
 def _typical(
