@@ -11,6 +11,7 @@ from jaxtyping import Int64
 
 from openjepa.data.arrays import White, own_white
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable, to_test_on
+from openjepa.data.beside import without_masks
 from openjepa.data.decode import decode, read_header, remarks
 from openjepa.data.listing import Files, Found, Run
 from openjepa.data.white import CommonWhite
@@ -107,10 +108,10 @@ def open_folder(name: str, root: str, found: Found) -> Splits:
     A train and a test folder (or ``val``, ``valid``, ``validation``) are splits when both hold images; what lies
     outside them is left out. Of several to test on, the first with class folders counts, else the first. Class labels
     need every image in a folder directly below the root or the split, at least two such folders, and two images in
-    each on average.
+    each on average. Masks in a folder beside their images are neither (:func:`without_masks`).
     """
-    images = found.images
-    skipped = [Skipped(printable(path), "a Parquet file among more images") for path in found.parquet]
+    images, masks = without_masks(root, found.images)
+    skipped = masks + [Skipped(printable(path), "a Parquet file among more images") for path in found.parquet]
     skipped += found.skipped
     base = _common_folder(images)
     train_part, tests = _split_folders(base, images)
