@@ -85,6 +85,34 @@ def test_the_plan_tells_of_transparency_unless_it_is_kept(tmp_path, capsys):
     assert "transparency" not in printed(4)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "told"),
+    [
+        (np.uint8, 0, 255, "values 8 bits, 0 to 255; in % of white the mean is 50, the spread 50 "),
+        (
+            np.uint16,
+            1000,
+            1200,
+            "values 16 bits, 1,000 to 1,200 (white is 65,535); in % of white the mean is 1.68, the ",
+        ),
+        (
+            np.float32,
+            0,
+            1.95,
+            "values floats, 0 to 1.95 (white is 2); in % of white the mean is 48.8, the spread 48.8 ",
+        ),
+        (np.float32, 0.5, 3000, "values floats, 0.5 to 3,000 (white is 65,535); in % of white the mean is 2.29, the "),
+    ],
+)
+def test_the_plan_tells_the_values_as_they_are_in_the_files(tmp_path, capsys, dtype, low, high, told):
+    for number in range(20):
+        image = np.random.default_rng(number).permutation(np.repeat([low, high], 162)).reshape(18, 18)
+        np.save(tmp_path / f"{number:02}.npy", image.astype(dtype))
+    found = plan(open_data(str(tmp_path)), Wishes(steps=1, workers=0), ALONE, None, tiny)
+    print_plan(json.loads(json.dumps(found.facts)))
+    assert told in " ".join(capsys.readouterr().out.split())
+
+
 def test_images_of_a_single_value_are_refused_and_a_share_of_them_is_told(tmp_path):
     for name, flat in {"all": 20, "many": 5, "few": 2}.items():
         (tmp_path / name).mkdir()

@@ -54,6 +54,7 @@ def facts(
             "looked_at": seen.looked_at,
             "unreadable": len(bad),
             "unreadable_example": str(next(iter(bad.values()))) if bad else None,
+            "values": _values(source, seen, found),
             "flat": _flat(found),
             "remarks": _remarks(seen, encoder.channels),
             "sizes": seen.sizes,
@@ -94,6 +95,19 @@ def facts(
             "copies_help": _copies_help(experiment, source, seen),
         },
         "estimate": {"seconds": training.steps * cost.step * (1 + BESIDES), "memory": cost.memory},
+    }
+
+
+def _values(source: Source, seen: Survey, found: Levels) -> dict[str, Any]:
+    """Bits, range and white as the files have them, and mean and spread of each channel where white is 1."""
+    white = {8: 255.0, 16: 65535.0}.get(seen.bits, source.float_white)
+    return {
+        "bits": seen.bits,
+        "low": found.low * white,
+        "high": found.high * white,
+        "white": white,
+        "mean": list(found.mean),
+        "std": [0.0 if std == 1 else std for std in found.std],  # 1 stands for none
     }
 
 

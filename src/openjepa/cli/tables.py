@@ -27,6 +27,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "skipped": _skipped(data),
         "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}"
         + (f"; smaller than a patch, and enlarged: {data['tiny']}" if data["tiny"] else ""),
+        "values": _values(**data["values"]),
         **noticed,
         "labels": _labels(data),
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
@@ -45,6 +46,15 @@ def print_plan(facts: dict[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), value)
     console().print(table)
+
+
+def _values(bits: int, low: float, high: float, white: float, mean: list[float], std: list[float]) -> str:
+    kind = f"{bits} bits" if bits < 32 else "floats"
+    said = f"{kind}, {low:,.5g} to {high:,.5g}" + ("" if high == white else f" (white is {white:,g})")
+    means, spreads = (" ".join(f"{100 * value:.3g}" for value in values) for values in (mean, std))
+    if len(mean) > 4:
+        means, spreads = (f"{100 * min(values):.3g} to {100 * max(values):.3g}" for values in (mean, std))
+    return f"{said}; in % of white the mean is {means}, the spread {spreads}"
 
 
 def _loader(workers: int, batch_seconds: float, waits: float, copies_help: bool) -> str:

@@ -86,6 +86,11 @@ class Source(ABC):
     unlabelled: str = "no class folders, no label column"
     skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def float_white(self) -> float:
+        """What white is in files of floats, where all have one."""
+        return 1.0
+
     @abstractmethod
     def __len__(self) -> int:
         """How many images there are."""

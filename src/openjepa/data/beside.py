@@ -1,6 +1,7 @@
 """Masks that lie in a folder beside their images, which are no images to train on and no class."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,8 @@ from openjepa.data.listing import Files
 from openjepa.data.mask_files import read_mask
 from openjepa.data.mask_values import MOST_CLASSES
 
-_IMAGES = frozenset(["image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "input", "inputs"])
-_MASKS = frozenset(
-    ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations")
-    + ("gt", "groundtruth", "ground_truth")
-)
+_IMAGES = re.compile("(image|img|photo|picture|input)s?")
+_MASKS = re.compile("(mask|label|annotation|segmentation)s?|gt|ground_?truth")
 REASON = "a mask, by its folder and name, of an image beside it; evaluate by masks with --segmentation IMAGES MASKS"
 _LOOKED_AT = 8
 
@@ -61,8 +59,8 @@ def _parts(folder: str) -> Iterator[str]:
         end = folder.find(os.sep, end + 1)
 
 
-def _named(folder: str, names: frozenset[str]) -> bool:
-    return os.path.basename(folder.rstrip(os.sep)).lower() in names
+def _named(folder: str, names: re.Pattern[str]) -> bool:
+    return names.fullmatch(os.path.basename(folder.rstrip(os.sep)).lower()) is not None
 
 
 def _below(images: Files, folder: str) -> Files:

@@ -51,6 +51,11 @@ class FolderSource(Source):
         self.labels, self.classes, self.skipped, self.unlabelled = labels, classes, skipped, unlabelled
         self.white = white
 
+    @property
+    def float_white(self) -> float:
+        """What white is in the folder's floats."""
+        return self.white(0.0, True)
+
     def __len__(self) -> int:
         return len(self.files)
 
