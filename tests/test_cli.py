@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import openjepa
-from openjepa import costing
+from openjepa import claiming, costing
 from openjepa.claiming import LOCK
 from openjepa.cli import main
 from openjepa.cli.parsing import from_anywhere
@@ -694,20 +694,29 @@ def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_a_run_that_unreadable_images_stopped_goes_on_as_its_message_says(tmp_path, capsys):
+def test_a_run_that_unreadable_images_stopped_goes_on_as_its_message_says(tmp_path, monkeypatch, capsys):
     images, run = stripes(tmp_path / "images", classes=1, count=40), tmp_path / "a run"
-    for path in sorted((images / "kind0").iterdir())[:2]:
-        path.write_bytes(path.read_bytes()[:60])  # its size can still be read
+    make_run = claiming.make_run
+
+    def spoilt(*planned: typing.Any) -> None:
+        """Two images are damaged after the plan, which would have refused them, and keep their names and sizes."""
+        make_run(*planned)
+        for path in sorted((images / "kind0").iterdir())[:2]:
+            whole = path.read_bytes()
+            path.write_bytes(whole[:60].ljust(len(whole), b"\0"))
+
+    monkeypatch.setattr(claiming, "make_run", spoilt)
     said = refused(capsys, "pretrain", images, "--out", run, "--steps", "10", *SMALL)
     assert f"openjepa resume '{run}' --bad-images SHARE" in said
     assert call("resume", run, "--bad-images", "0.05") == 0
     assert checkpoints.steps(run / "checkpoints")[-1] == 10
 
 
-def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize("spoilt", [lambda whole: b"not an image", lambda whole: whole[:60]], ids=["all", "pixels"])
+def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys, spoilt):
     images = stripes(tmp_path / "images", classes=1, count=40)
     for path in sorted((images / "kind0").iterdir())[:4]:
-        path.write_bytes(b"not an image")
+        path.write_bytes(spoilt(path.read_bytes()))
     said = refused(capsys, "pretrain", images, "--out", tmp_path / "r")
     assert "4 of 40 images looked at cannot be read" in said
     assert not (tmp_path / "r").exists()
