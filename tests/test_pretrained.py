@@ -118,6 +118,53 @@ def test_another_size_than_the_native_one_has_its_own_grid(tmp_path, pixels):
     close(tokens.mean((1, 2)), found.encode(pixels))
 
 
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}, "resample": 2},
+            "stretches",
+        ),
+        (
+            {"size": {"shortest_edge": 20}, "resample": 3},
+            r"short side of images 20 px \(bicubic\) and cuts 16x16 px out",
+        ),
+        ({"size": {"shortest_edge": 16}, "resample": 2}, r"short side of images 16 px \(bilinear\)"),
+        (
+            {"size": {"shortest_edge": 16}, "resample": 3, "do_resize": False},
+            "leaves the size of images as it is and cuts",
+        ),
+        ({"size": {"shortest_edge": 16}, "resample": 3}, None),
+        ({"image_processor_type": "BitImageProcessorFast", "size": {"shortest_edge": 16}, "resample": 3}, None),
+        (None, None),
+    ],
+)
+def test_another_way_to_prepare_images_than_ours_is_told(processor, said, tmp_path):
+    """What transformers would show the encoder is not what is shown here: nobody gets other features unknowingly."""
+    square = {"size": (16, 16), "channels": 3, "mean": RGB.mean, "std": RGB.std}
+    huggingface.export(make_encoder(signal=(16, 16)), tmp_path / "one", preprocessing=square)
+    config, file = tmp_path / "one" / "config.json", tmp_path / "one" / "preprocessor_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "openjepa"}))
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps(written | processor)) if processor is not None else file.unlink()
+    if said is None:
+        openjepa.load(tmp_path / "one")
+    else:
+        with pytest.warns(UserWarning, match=rf"not be transformers' own: .*{said}.*made 16x16 px \(bicubic\)") as told:
+            openjepa.load(tmp_path / "one")
+        assert len(told) == 1
+
+
+def test_an_oblong_that_another_says_to_stretch_is_told_and_our_own_is_not(folder):
+    openjepa.load(folder)
+    config = folder / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({k: v for k, v in json.loads(before).items() if k != "openjepa"}))
+    with pytest.warns(UserWarning, match="stretches images to 24x16 px"):
+        openjepa.load(folder)
+    config.write_text(before)
+
+
 def test_folders_that_hold_no_image_encoder_are_refused(tmp_path):
     with pytest.raises(InputError, match="not a folder"):
         openjepa.load(tmp_path / "nothing")

@@ -163,6 +163,9 @@ class Pretrained:
 def load(path: str | PathLike[str]) -> Pretrained:
     """Load a run folder, an imported checkpoint's folder, or a Hugging Face directory with an I-JEPA model.
 
+    Images are prepared in this library's way, whatever the directory says of more than their size, mean and deviation:
+    a warning tells where transformers' own image processor would show the encoder others.
+
     Raises:
         InputError: there is no encoder; the message says what was found.
     """
@@ -178,7 +181,22 @@ def load(path: str | PathLike[str]) -> Pretrained:
         raise InputError(f"{directory} reads signals of {len(config.signal)} axes {config.signal}; images have two")
     if any(extent % patch for extent, patch in zip(size, config.patch, strict=True)):
         raise InputError(f"{directory} prepares images of {size} px, no multiple of the encoder's patch {config.patch}")
+    words, native = huggingface.prepared_otherwise(directory)
+    if words:
+        evaluated = "; `openjepa evaluate` takes the directory's own way" if native else ""
+        warnings.warn(
+            f"the features will not be transformers' own: the image processor in {directory} {words}, and here the "
+            f"largest central part of an image is made {size[0]}x{size[1]} px (bicubic). For its own, give `.encoder` "
+            f"the pixel_values of transformers' AutoImageProcessor{evaluated}",
+            stacklevel=2,
+        )
     return Pretrained(loaded.encoder, Preprocessing.from_json(loaded.preprocessing))
+
+
+def shown_otherwise(directory: PathLike[str]) -> bool:
+    """Whether transformers, with the image processor of a Hugging Face directory with an I-JEPA model, would show the
+    encoder other images than :func:`load`, and of a size that it lets it see."""
+    return all(huggingface.prepared_otherwise(directory))
 
 
 def _each(images: Any) -> Iterator[ImageLike]:

@@ -213,6 +213,41 @@ def test_a_masked_autoencoder_sees_all_patches_in_their_order(tmp_path, transfor
         assert all(torch.equal(value, again[kind]) for kind, value in one.encode(images, one.kinds).items())
 
 
+def covering(side: int) -> dict:
+    return {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": side}, "resample": 3} | {
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+    }
+
+
+def test_an_ijepa_whose_images_transformers_stretches_is_judged_on_those(tmp_path, transformers_directory):
+    model = transformers_directory(tmp_path, "IJepa", 16, intermediate_size=48, **VIT)
+    panel = open_panel(tmp_path)
+    assert (panel.subjects, panel.grid) == ((PATCHES,), (4, 4))
+    from transformers import AutoImageProcessor
+
+    x = AutoImageProcessor.from_pretrained(tmp_path)(picture(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = model(pixel_values=x, output_hidden_states=True)
+    found = features(panel, picture())
+    torch.testing.assert_close(found[Kind(PATCHES, LAST)], output.last_hidden_state.mean(1), rtol=1e-4, atol=1e-4)
+    four = torch.cat([model.layernorm(state).mean(1) for state in output.hidden_states[-4:]], 1)
+    torch.testing.assert_close(found[Kind(PATCHES, LAST_FOUR)], four, rtol=1e-4, atol=1e-4)
+    # Where the file asks for the very images that ours are, nothing needs transformers, and nothing is to be told.
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | covering(16)))
+    assert open_panel(tmp_path).subjects == (TARGET,)
+
+
+def test_an_ijepa_at_a_size_that_transformers_refuses_is_judged_in_our_way_and_told(tmp_path, transformers_directory):
+    transformers_directory(tmp_path, "IJepa", 16, intermediate_size=48, **VIT)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": {"height": 24, "width": 24}}))
+    with pytest.warns(UserWarning, match="stretches images to 24x24 px"):
+        panel = open_panel(tmp_path)
+    assert (panel.subjects, panel.grid) == ((TARGET,), (6, 6))
+
+
 def test_a_model_that_draws_at_random_is_refused(tmp_path, monkeypatch, transformers_directory):
     transformers_directory(tmp_path, "ViTMAE", 16, **VIT)
     monkeypatch.setattr("openjepa.assessment.foreign._MASKING", "another")

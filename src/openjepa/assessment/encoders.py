@@ -20,7 +20,7 @@ from openjepa.evaluation.finetune import Backbone
 from openjepa.evaluation.suite import LAST, LAST_FOUR, PIXELS, RANDOM, TARGET, TOKENS
 from openjepa.files import expanded
 from openjepa.grid import TokenGrid, sincos_positions
-from openjepa.pretrained import Pretrained, load
+from openjepa.pretrained import Pretrained, load, shown_otherwise
 
 BLOCKS = 4
 # Numbers that say where a patch of raw pixels is; and of what their tokens' width is filled up to a multiple, so that
@@ -105,6 +105,9 @@ Read = Callable[[Any, Float[Tensor, "B C H W"], int], Reading]
 def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
     """The encoder in ``path`` with its baselines: a run, an imported checkpoint, or a Hugging Face or timm directory.
 
+    An I-JEPA that transformers has saved with another image processor than ours is transformers' to run, so that its
+    images are prepared as the directory says.
+
     Raises:
         InputError: there is no encoder, or the library that it needs is not installed.
     """
@@ -115,12 +118,15 @@ def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
             content = json.loads(config.read_text())
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{config} cannot be read as JSON ({error}): copy or download it again") from error
-        if isinstance(content, dict) and "openjepa" not in content and content.get("model_type") != "ijepa":
+        if isinstance(content, dict) and "openjepa" not in content:
             from openjepa.assessment import foreign
 
-            if "model_type" in content:
+            if content.get("model_type") == "ijepa":
+                if shown_otherwise(folder):
+                    return foreign.open_transformers(folder, device)
+            elif "model_type" in content:
                 return foreign.open_transformers(folder, device)
-            if "architecture" in content:
+            elif "architecture" in content:
                 return foreign.open_timm(folder, device)
     return panel_of(load(folder).to(device))
 

@@ -7,6 +7,7 @@ the architecture (a signal that has not two axes), the directory still loads her
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from openjepa.interop.image_processor import (
     assumed,
     check_facts,
     describe,
+    otherwise,
     processor_config,
     read_processor,
 )
@@ -141,12 +143,37 @@ def load(directory: str | Path) -> LoadedEncoder:
     return LoadedEncoder(encoder=encoder, preprocessing=facts, metadata=metadata)
 
 
-def _read_facts(directory: Path, config: EncoderConfig, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The preprocessing, from where transformers looks for it, else from our own words, else assumed."""
+def prepared_otherwise(directory: str | PathLike[str]) -> tuple[str, bool]:
+    """What the image processor of a directory as :func:`load` takes it does to images, in words, where that is another
+    way than the one of this library (empty where it is the same, or not said); and whether it makes images of the
+    encoder's native size, the only one at which transformers runs the encoder unasked.
+
+    Raises:
+        InputError: the directory has no config.json that can be used, or a damaged file.
+    """
+    directory = Path(directory)
+    where = str(directory / "config.json")
+    content, (path, processor) = read_json(Path(where)), _processor_file(directory)
+    config = from_config_json(content, where)
+    if processor is None or len(config.signal) != 2:
+        return "", True
+    facts = read_processor(processor, config, str(path))
+    return otherwise(processor, facts, own=bool(own_facts(content))), facts["size"] == config.signal
+
+
+def _processor_file(directory: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Where transformers looks for its image processor, and what stands there, if that is one."""
     path = directory / "preprocessor_config.json"
     content = read_json(path) if path.is_file() else {}
+    named = content.get("image_processor_type") or content.get("feature_extractor_type") or "image_mean" in content
+    return path, content if named else None
+
+
+def _read_facts(directory: Path, config: EncoderConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing, from where transformers looks for it, else from our own words, else assumed."""
+    path, content = _processor_file(directory)
     stated = own.get("preprocessing")
-    if content.get("image_processor_type") or content.get("feature_extractor_type") or "image_mean" in content:
+    if content is not None:
         facts = read_processor(content, config, str(path))
         return facts | {"assumed": isinstance(stated, dict) and stated.get("assumed", False)}
     return assumed(config) if stated is None else check_facts(stated, config, str(directory / "config.json"))

@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from PIL import Image
+
 from openjepa.encoder import EncoderConfig
 from openjepa.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _BICUBIC = 3  # PIL's number, which the file holds
+# What of the file decides which pixels an encoder sees, beside their scale.
+_PIXELS = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
 @runtime_checkable
@@ -108,6 +112,33 @@ def read_processor(content: Mapping[str, Any], config: EncoderConfig, where: str
         "mean": tuple(value / scale for value in mean),
         "std": tuple(value / scale for value in std),
     }
+
+
+def otherwise(content: Mapping[str, Any], facts: Mapping[str, Any], *, own: bool) -> str:
+    """What somebody's ``preprocessor_config.json`` does to images, in words, where that is not what is done here.
+
+    Empty for a file like that of an export of ours with these ``facts``. To an oblong our export can only have
+    transformers stretch images, which is no departure where it is our ``own``, and one where somebody else says so.
+    """
+    expected, (height, width) = processor_config(facts), facts["size"]
+    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
+    alike = kind.removesuffix("Fast") == expected["image_processor_type"]
+    if alike and (own or height == width) and all(content.get(name) == expected.get(name) for name in _PIXELS):
+        return ""
+    return _in_words(content, height, width)
+
+
+def _in_words(content: Mapping[str, Any], height: int, width: int) -> str:
+    numbers = {method.value: method.name.lower() for method in Image.Resampling}
+    method = numbers.get(content.get("resample", -1), "resampling of its own")
+    match content.get("size"):
+        case _ if not content.get("do_resize", True):
+            words = "leaves the size of images as it is"
+        case {"shortest_edge": int(edge)}:
+            words = f"makes the short side of images {edge} px ({method})"
+        case _:
+            words = f"stretches images to {height}x{width} px ({method})"
+    return words + (f" and cuts {height}x{width} px out of the centre" if content.get("do_center_crop") else "")
 
 
 def _values(given: object, channels: int, where: str) -> tuple[float, ...]:
