@@ -305,6 +305,51 @@ def test_a_timm_model(tmp_path, splits, timm_directory):
     assert len(assess(panel, splits)["rows"]) == 2 * 5 + 3
 
 
+def test_tokens_of_a_timm_model_that_norms_after_pooling_go_through_that_norm(tmp_path, timm_directory):
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3, "global_pool": "avg"}
+    model = timm_directory(tmp_path / "model", **size)
+    assert isinstance(model.norm, torch.nn.Identity)
+    with torch.no_grad():
+        model.fc_norm.weight.uniform_(0.5, 2)
+        model.fc_norm.bias.normal_()
+    from safetensors.torch import save_file
+
+    save_file(model.state_dict(), tmp_path / "model" / "model.safetensors")
+    panel = open_panel(tmp_path / "model")
+    x = panel.preprocessing.normalise(panel.preprocessing.fit(picture())[None])
+    with torch.no_grad():
+        tokens = model.fc_norm(model.forward_features(x))
+        states = model.forward_intermediates(x, indices=4, norm=True, output_fmt="NLC", intermediates_only=True)
+        four = torch.cat([model.fc_norm(state).mean(1) for state in states], 1)
+    for blocks in (1, 4):  # they are read in two ways
+        kinds = (
+            panel.networks[0].kinds if blocks == 4 else (Kind(PATCHES, LAST), Kind(PATCHES, TOKENS), Kind(CLASS, LAST))
+        )
+        found = panel.networks[0].encode(panel.preprocessing.fit(picture())[None], kinds)
+        torch.testing.assert_close(found[Kind(PATCHES, TOKENS)], tokens[:, 1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[Kind(CLASS, LAST)], tokens[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[Kind(PATCHES, LAST_FOUR)], four, rtol=1e-4, atol=1e-4)
+
+
+def test_a_timm_model_that_cannot_take_the_image_of_its_own_file_is_told_in_a_sentence(
+    tmp_path, monkeypatch, timm_directory
+):
+    timm_directory(tmp_path, img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    from timm.data import resolve_model_data_config
+
+    other = {"input_size": (3, 64, 64)}
+    monkeypatch.setattr("timm.data.resolve_model_data_config", lambda model: resolve_model_data_config(model) | other)
+    with pytest.raises(
+        InputError, match=r"VisionTransformer of timm.*image of \(64, 64\) px.*input_size there must be"
+    ):
+        open_panel(tmp_path)
+    monkeypatch.undo()
+    # CrossViT's features are of two sizes, and it gives a list.
+    monkeypatch.setattr("timm.models.VisionTransformer.forward_features", lambda self, x: [x, x])
+    with pytest.raises(InputError, match="'list' object has no attribute 'ndim'"):
+        open_panel(tmp_path)
+
+
 def test_the_registers_of_a_timm_model_are_not_its_class_token(tmp_path, timm_directory):
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
     registers = {"class_token": False, "reg_tokens": 4, "global_pool": "avg"}

@@ -24,6 +24,8 @@ PATCHES, CLASS_TOKEN = "encoder (mean of patch tokens)", "encoder (class token)"
 _RANDOM_CLASS = "random encoder (class token)"
 # transformers' model type that leaves out patches at random, also when it is not trained.
 _MASKING = "vit_mae"
+# Each library, and each model of it, says in its own way that it cannot.
+_UNREADABLE = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, LookupError)
 
 
 def open_transformers(folder: Path, device: torch.device | str) -> Panel:
@@ -96,8 +98,9 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
     )
     blocks = getattr(model, "blocks", None)
     depth = len(blocks) if blocks is not None and hasattr(model, "forward_intermediates") else None
-    shown = _shown(_read_timm, model, preprocessing)
-    return _panel(folder, model, random, _read_timm, shown, preprocessing, device, depth)
+    shown = _probe_timm(folder, model, preprocessing)
+    norm = None if isinstance(_final_norm_of_timm(model), nn.Identity) else "fc_norm"
+    return _panel(folder, model, random, _read_timm, shown, preprocessing, device, depth, norm)
 
 
 def _panel(
@@ -170,8 +173,8 @@ def _blocks(read: Read, model: nn.Module, last: Tensor, preprocessing: Preproces
     asked = min(BLOCKS, depth)
     try:
         found = _shown(read, model, preprocessing, asked).blocks
-    except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError):
-        return None  # each library says in its own way that it cannot
+    except _UNREADABLE:
+        return None
     return depth if [block.shape for block in found] == [last.shape] * asked else None
 
 
@@ -179,10 +182,22 @@ def _probe_transformers(folder: Path, model: Any, config: Any, preprocessing: Pr
     """What the model gives for an image, which shows whether it can be read at all."""
     try:
         return _shown(partial(_read_transformers, config=config), model, preprocessing)
-    except (TypeError, ValueError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{folder} is a {config.model_type} model, which gives no image features that can be read "
             f"({_first_line(error)})"
+        ) from error
+
+
+def _probe_timm(folder: Path, model: Any, preprocessing: Preprocessing) -> Reading:
+    """What the model gives for an image, which shows whether it can be read at all."""
+    try:
+        return _shown(_read_timm, model, preprocessing)
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{folder} is a {type(model).__name__} of timm, which gives no image features that can be read, for an "
+            f"image of {preprocessing.size} px with {preprocessing.channels} channels as its config.json has it "
+            f"({_first_line(error)}): pretrained_cfg.input_size there must be what the model was made for"
         ) from error
 
 
@@ -257,6 +272,9 @@ def _extents(patch: Any) -> tuple[int, int]:
 
 
 def _read_timm(model: Any, x: Tensor, blocks: int) -> Reading:
+    """Where a model pools patches it may have its final norm behind the pooling (``fc_norm``) and none before: timm
+    itself then norms the mean of the tokens. Here each token goes through that norm, as those of other models do."""
+    norm = _final_norm_of_timm(model)
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     # Or they are registers alone; a NaFlexViT has the token in its embedding.
     has_class = bool(prefix) and any(
@@ -265,15 +283,22 @@ def _read_timm(model: Any, x: Tensor, blocks: int) -> Reading:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     if blocks > 1:
         found = model.forward_intermediates(x, indices=blocks, norm=True, output_fmt="NLC", intermediates_only=True)
-        token = model.forward_features(x)[:, 0] if has_class else None
-        return Reading(list(found), token, _grid(x.shape[2:], patch, found[-1].shape[1]))
+        token = norm(model.forward_features(x)[:, 0]) if has_class else None
+        return Reading([norm(block) for block in found], token, _grid(x.shape[2:], patch, found[-1].shape[1]))
     last = model.forward_features(x)
     if last.ndim == 4:
         first = last.shape[1] == model.num_features and last.shape[3] != model.num_features
         grid = _extents(last.shape[2:] if first else last.shape[1:3])
         return Reading([last.flatten(2).mT if first else last.flatten(1, 2)], None, grid)
+    last = norm(last)
     tokens = last[:, prefix:]
     return Reading([tokens], last[:, 0] if has_class else None, _grid(x.shape[2:], patch, tokens.shape[1]))
+
+
+def _final_norm_of_timm(model: Any) -> nn.Module:
+    """The norm that the tokens of ``forward_features`` still lack: ``fc_norm`` where the model's own is none."""
+    before, after = getattr(model, "norm", None), getattr(model, "fc_norm", None)
+    return after if isinstance(before, nn.Identity) and isinstance(after, nn.Module) else nn.Identity()
 
 
 @contextmanager
