@@ -13,6 +13,7 @@ SOURCE = Path(openjepa.__file__).parent
 # The order of the rooms; a file may import from those before its own, and from its own.
 ROOMS = [
     "errors",
+    "settings",
     "files",
     "progress",
     "draws",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from openjepa.errors import InputError
 from openjepa.grid import TokenGrid, patchify, resample_positions, sincos_positions, take
 from openjepa.kernels import Linear
+from openjepa.settings import check_settings
 from openjepa.transformer import Stack, initialise
 
 
@@ -47,11 +48,10 @@ class EncoderConfig:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.depth < 0 or self.width % self.heads:
-            raise InputError(
-                f"an encoder needs a depth of 0 or more and a width that is a multiple of its number of heads, "
-                f"got depth {self.depth}, width {self.width} and {self.heads} heads"
-            )
+        check_settings(self)
+        _check_network(self, "an encoder")
+        if self.channels < 1:
+            raise InputError(f"an encoder reads one channel or more, got channels={self.channels}")
 
     @property
     def grid(self) -> TokenGrid:
@@ -80,11 +80,21 @@ class PredictorConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.depth < 0 or self.width % self.heads:
-            raise InputError(
-                f"a predictor needs a depth of 0 or more and a width that is a multiple of its number of heads, "
-                f"got depth {self.depth}, width {self.width} and {self.heads} heads"
-            )
+        _check_network(self, "a predictor")
+
+
+def _check_network(config: EncoderConfig | PredictorConfig, what: str) -> None:
+    """Refuse a shape that no transformer has."""
+    if config.heads < 1 or config.depth < 0 or config.width < 1 or config.width % config.heads:
+        raise InputError(
+            f"{what} needs a depth of 0 or more and a width that is a multiple of its number of heads, "
+            f"got depth {config.depth}, width {config.width} and {config.heads} heads"
+        )
+    if int(config.width * config.mlp_ratio) < 1 or not config.norm_eps > 0:
+        raise InputError(
+            f"{what} needs an mlp_ratio and a norm_eps above 0, got mlp_ratio={config.mlp_ratio} (of a width of "
+            f"{config.width}) and norm_eps={config.norm_eps}"
+        )
 
 
 class Encoder(nn.Module):
@@ -155,7 +165,13 @@ class Encoder(nn.Module):
 
     def last_blocks(self, x: Float[Tensor, "B C *S"], count: int) -> list[Float[Tensor, "B N D"]]:
         """The features of all tokens after each of the last ``count`` blocks (all, where there are fewer), each through
-        the final norm; the last one is what :meth:`forward` gives. Source: I-JEPA, app. A.2."""
+        the final norm; the last one is what :meth:`forward` gives. Source: I-JEPA, app. A.2.
+
+        Raises:
+            ValueError: a ``count`` below 1.
+        """
+        if count < 1:
+            raise ValueError(f"the last blocks are one or more, got count={count}")
         if count == 1:
             return [self(x)]
         return [self.stack.norm(stream.to(self.stack.norm.weight.dtype)) for stream in self.depths(x)[1:][-count:]]

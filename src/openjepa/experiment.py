@@ -19,6 +19,7 @@ from openjepa.objectives.base import Objective
 from openjepa.objectives.denoising import Denoising, DenoisingConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE, MAEConfig
+from openjepa.settings import check_settings
 from openjepa.training.distributed import Processes
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
@@ -59,16 +60,13 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not len(self.mean) == len(self.std) == self.encoder.channels:
             raise ValueError(
                 f"mean and std need one number for each of the {self.encoder.channels} channels of the encoder, "
                 f"got {self.mean} and {self.std} (on the command line --channels sets all three)"
             )
-        wrong = [depth for depth in self.ijepa.target_depths if not 0 <= depth <= self.encoder.depth]
-        if wrong:
-            raise ValueError(
-                f"ijepa.target_depths lie between 0 and the encoder's depth of {self.encoder.depth}, got {wrong[0]}"
-            )
+        self.ijepa.check_depths(self.encoder)
         if len(self.encoder.signal) != 2:
             raise ValueError(f"images have two axes, the encoder's signal has {self.encoder.signal}")
 

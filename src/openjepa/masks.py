@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
+from openjepa.settings import check_settings
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -93,6 +95,7 @@ class MultiBlockConfig:
     min_keep: int = 10
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name in ("target_scale", "context_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -106,6 +109,11 @@ class MultiBlockConfig:
         if self.targets < 1 or self.contexts < 1:
             raise ValueError(
                 f"at least one target and one context block are needed, got {self.targets}, {self.contexts}"
+            )
+        if self.min_keep < 0 or (self.context_tokens is not None and self.context_tokens < 1):
+            raise ValueError(
+                f"context_tokens is 1 or more (or None) and min_keep 0 or more, got {self.context_tokens} and "
+                f"{self.min_keep}"
             )
 
 

@@ -43,10 +43,18 @@ def build_predictor(
 
 
 def join_ijepa(context: Encoder, target: Encoder, predictor: Predictor, config: IJEPAConfig | None = None) -> IJEPA:
-    """An I-JEPA objective made of three existing networks."""
+    """An I-JEPA objective made of three existing networks.
+
+    Raises:
+        ValueError: ``target_depths`` beyond the encoders'.
+    """
+    config = config or IJEPAConfig()
+    config.check_depths(context.config)
     # Built without blocks, then given the networks: nothing large is drawn only to be thrown away.
     shell = dataclasses.replace(context.config, depth=0)
-    objective = IJEPA(shell, dataclasses.replace(predictor.config, depth=0), config)
+    as_many = dataclasses.replace(config, target_depths=(0,) * len(config.target_depths))
+    objective = IJEPA(shell, dataclasses.replace(predictor.config, depth=0), as_many)
+    objective.config = config
     objective.context_encoder = context
     objective.target_encoder = target.requires_grad_(False)
     objective.predictor = predictor

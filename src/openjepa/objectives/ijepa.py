@@ -22,6 +22,7 @@ from openjepa.objectives.base import Objective, Output
 from openjepa.objectives.noise import gaussian
 from openjepa.objectives.spread import moments, places_and_images, variance_covariance
 from openjepa.objectives.targets import RunningNorm, TargetNorm
+from openjepa.settings import check_settings
 
 _LOSSES = {"smooth_l1": F.smooth_l1_loss, "l2": F.mse_loss, "l1": F.l1_loss}
 
@@ -54,12 +55,27 @@ class IJEPAConfig:
     position_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not all(0 <= m <= 1 for m in (*self.momentum, self.statistics_momentum)):
             raise ValueError(f"EMA momenta lie in [0, 1], got {self.momentum} and {self.statistics_momentum}")
-        if self.variance_covariance < 0:
-            raise ValueError(f"a weight cannot be negative, got variance_covariance={self.variance_covariance}")
+        if min(self.target_depths, default=0) < 0:
+            raise ValueError(f"target_depths are counted from 0, before the first block, got {self.target_depths}")
+        if not 0 <= self.variance_covariance < math.inf:
+            raise ValueError(f"a weight is a number of 0 or more, got variance_covariance={self.variance_covariance}")
         if not 0 <= self.position_noise < math.inf:
             raise ValueError(f"position_noise is a standard deviation, 0 or more, got {self.position_noise}")
+
+    def check_depths(self, encoder: EncoderConfig) -> None:
+        """Refuse ``target_depths`` that an encoder has not.
+
+        Raises:
+            ValueError: names the first of them.
+        """
+        wrong = [depth for depth in self.target_depths if depth > encoder.depth]
+        if wrong:
+            raise ValueError(
+                f"ijepa.target_depths lie between 0 and the encoder's depth of {encoder.depth}, got {wrong[0]}"
+            )
 
 
 def _mean(tokens: Float[Tensor, "R K D"], masks: Masks) -> Float[Tensor, "R D"]:
@@ -93,6 +109,9 @@ class IJEPA(Objective):
         predictor: architecture of the predictor.
         config: see :class:`IJEPAConfig`.
         generator: for the initial weights.
+
+    Raises:
+        ValueError: ``target_depths`` beyond the encoder's.
     """
 
     def __init__(
@@ -105,6 +124,7 @@ class IJEPA(Objective):
     ) -> None:
         super().__init__()
         self.config = config or IJEPAConfig()
+        self.config.check_depths(encoder)
         self.context_encoder = Encoder(encoder, generator=generator)
         values = encoder.width * max(1, len(self.config.target_depths))
         self.predictor = Predictor(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from openjepa.settings import check_settings
 from openjepa.training.schedules import ScheduleConfig, learning_rate, weight_decay
 
 
@@ -25,6 +26,7 @@ class OptimizerConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"Adam's betas lie in [0, 1), got {self.betas}")
         if not 0 <= self.eps < math.inf:

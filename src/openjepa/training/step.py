@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openjepa.errors import InputError
 from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
+from openjepa.settings import check_settings
 from openjepa.training.distributed import Processes, whole
 from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule
 from openjepa.training.recording import Recording
@@ -78,6 +79,7 @@ class TrainingConfig:
         return max(1, self.replicas) * self.threads_each
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for name in ("steps", "batch", "accumulate", "log_every", "watch_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
