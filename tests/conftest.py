@@ -2,6 +2,7 @@
 
 import os
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,3 +23,11 @@ def _own_cache(tmp_path, monkeypatch):
 def only_trained(monkeypatch):
     """Runs end when they are trained: what they are judged by, and their report, is what other tests are about."""
     monkeypatch.setattr("openjepa.cli.training._finish", lambda *_: 0)
+
+
+@pytest.fixture
+def as_in_use():
+    """Without the tests' own checks of annotations, which nobody has who uses the library."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,6 +1,5 @@
 """A configuration made in Python takes no word or number that means nothing: it would pass for another."""
 
-import jaxtyping
 import pytest
 import torch
 
@@ -14,14 +13,6 @@ from openjepa.training.step import TrainingConfig
 
 ENCODER = EncoderConfig(signal=(8, 8), patch=(4, 4), channels=1, width=8, depth=3, heads=2)
 PREDICTOR = PredictorConfig(width=8, depth=1, heads=2)
-
-
-@pytest.fixture
-def as_in_use():
-    """Without the tests' own checks of annotations, which nobody has who uses the library."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,8 @@ class Encoder(nn.Module):
         count: nothing is computed for the others, whose features are zero.
 
         Raises:
-            ValueError: the signal has the wrong channels, or its extents are no multiple of the patch.
+            ValueError: the signal has the wrong channels, its extents are no multiple of the patch, or ``keep`` is of
+                another number of images.
         """
         rows, packed = self._rows(x, keep, packed)
         return self._own(self.stack(rows, packed))
@@ -198,6 +199,8 @@ class Encoder(nn.Module):
                 f"this encoder reads (batch, {self.config.channels} channels, {len(self.config.signal)} axes), "
                 f"got a tensor of shape {tuple(x.shape)}"
             )
+        if keep is not None and len(keep) != len(x):
+            raise ValueError(f"each of {len(x)} images needs its row of tokens to keep, got {len(keep)} rows")
         patches = patchify(x, self.config.patch)
         table = self.positions(TokenGrid.of(x.shape[2:], self.config.patch))
         embedded = self.embed(patches if keep is None else take(patches, keep))

@@ -54,7 +54,8 @@ class MultiBlockMasking:
             masks = self._reference(ids, step)
         else:
             masks = self._index(ids, step, *self._draw(ids, step))
-        return replace(masks, keys=_keys(self.seed, step, ids[:, None], np.arange(self.config.contexts)))
+        keys = _keys(self.seed, step, ids[:, None], np.arange(self.config.contexts))
+        return replace(masks, keys=keys, grid=self.grid.shape)
 
     def _blocks(
         self, ids: Int[np.ndarray, "B"], step: int, attempt: int, name: str, count: int
@@ -155,7 +156,7 @@ class RandomMasking:
         keys = (self.seed, step, np.asarray(samples)[:, None])
         order = np.argsort(draws.uniform("mask random", *keys, np.arange(self.grid.size)), axis=1)
         context, targets = (np.sort(part, 1) for part in np.split(order, [self.context_tokens], axis=1))
-        return Masks(torch.from_numpy(context), torch.from_numpy(targets[:, None]))
+        return Masks(torch.from_numpy(context), torch.from_numpy(targets[:, None]), grid=self.grid.shape)
 
 
 class WholeMasking:
@@ -173,7 +174,8 @@ class WholeMasking:
     def __call__(self, samples: Int[Tensor, "B"] | Int[np.ndarray, "B"], step: int) -> Masks:
         """The masks of ``samples`` (their numbers in the data set) at ``step`` (or epoch): a pure function."""
         every = torch.arange(self.grid.size).expand(len(samples), -1)
-        return Masks(every.clone(), every[:, None].clone(), None, _keys(self.seed, step, np.asarray(samples)))
+        keys = _keys(self.seed, step, np.asarray(samples))
+        return Masks(every.clone(), every[:, None].clone(), None, keys, self.grid.shape)
 
 
 def _keys(*keys: int | np.ndarray) -> Int64[Tensor, "R"]:

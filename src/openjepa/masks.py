@@ -20,13 +20,25 @@ class Masks:
 
     ``context_packed`` is None when every row has K tokens; otherwise it holds the places of the flattened ``context``,
     rising, that count, and the others are padding. ``keys`` is a random number for each row, for what an objective
-    draws besides (noise).
+    draws besides (noise). ``grid`` are the extents of the token grid that the indices are of, None where nobody says.
     """
 
     context: Int[Tensor, "R K"]
     targets: Int[Tensor, "R M T"]
     context_packed: Int64[Tensor, "L"] | None = None
     keys: Int64[Tensor, "R"] | None = None
+    grid: tuple[int, ...] | None = None
+
+    def sets(self, images: int) -> int:
+        """E, the mask sets of each of so many images.
+
+        Raises:
+            ValueError: the rows are no multiple of the images.
+        """
+        rows = len(self.context)
+        if not 0 < images <= rows or rows % images:
+            raise ValueError(f"{rows} mask sets cannot be those of {images} images: each has one, or equally many")
+        return rows // images
 
     @property
     def context_valid(self) -> Bool[Tensor, "R K"]:
@@ -56,11 +68,12 @@ class Masks:
         if packed is not None:
             first, end = start * self.context.shape[1], stop * self.context.shape[1]
             packed = packed[(packed >= first) & (packed < end)] - first
-        return Masks(self.context[rows], self.targets[rows], packed, None if self.keys is None else self.keys[rows])
+        keys = None if self.keys is None else self.keys[rows]
+        return Masks(self.context[rows], self.targets[rows], packed, keys, self.grid)
 
     def _map(self, change) -> "Masks":
         packed, keys = (None if part is None else change(part) for part in (self.context_packed, self.keys))
-        return Masks(change(self.context), change(self.targets), packed, keys)
+        return Masks(change(self.context), change(self.targets), packed, keys, self.grid)
 
 
 @dataclass(frozen=True, kw_only=True)

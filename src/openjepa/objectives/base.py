@@ -53,6 +53,29 @@ class Objective(nn.Module, ABC):
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
         """The loss of a batch; image b owns the mask sets b*E to (b+1)*E - 1."""
 
+    def check(self, x: Float[Tensor, "B C *S"], masks: Masks) -> int:
+        """Refuse, by shapes alone, images and masks of another grid than this objective predicts on; returns E.
+
+        Raises:
+            ValueError: names both grids, or the rows of both.
+        """
+        encoder = self.representation.config
+        if tuple(x.shape[2:]) != tuple(encoder.signal):
+            raise ValueError(
+                f"this objective predicts on the {encoder.grid.shape} tokens of images of {encoder.signal}, got images "
+                f"of {tuple(x.shape[2:])}: only the encoder alone takes other sizes"
+            )
+        if masks.grid is not None and masks.grid != encoder.grid.shape:
+            raise ValueError(
+                f"masks of a grid of {masks.grid} do not fit this objective's grid of {encoder.grid.shape}"
+            )
+        return masks.sets(len(x))
+
+    def check_single(self, x: Float[Tensor, "B C *S"], masks: Masks) -> None:
+        """As :meth:`check`, of an objective that takes one mask set for each image."""
+        if self.check(x, masks) != 1:
+            raise ValueError(f"{len(x)} images need as many mask sets here, got {len(masks.context)}")
+
     @property
     @abstractmethod
     def representation(self) -> Encoder:

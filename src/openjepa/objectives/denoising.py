@@ -85,8 +85,10 @@ class Denoising(Objective):
         """The mean squared error over all pixels of all patches.
 
         Raises:
-            ValueError: the masks bring no keys to draw the noise from.
+            ValueError: the masks bring no keys to draw the noise from, or images or masks are of another grid than the
+                decoder's, or not as many as the others.
         """
+        self.check_single(x, masks)
         if masks.keys is None:
             raise ValueError("the denoising autoencoder draws its noise from Masks.keys; WholeMasking brings them")
         features = self.encoder(self.corrupt(x, masks.keys), masks.context)

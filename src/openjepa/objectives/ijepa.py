@@ -97,7 +97,7 @@ def _mean_std(rows: Float[Tensor, "R D"]) -> Tensor:
 
 def _each_set(x: Float[Tensor, "B C *S"], masks: Masks) -> Float[Tensor, "R C *S"]:
     """The images, each as often as it has mask sets."""
-    sets = len(masks.context) // len(x)
+    sets = masks.sets(len(x))
     return x.repeat_interleave(sets, 0) if sets > 1 else x
 
 
@@ -169,9 +169,10 @@ class IJEPA(Objective):
         """The mean loss over images, mask sets, blocks, tokens and features, plus the weighted terms of the spread.
 
         Raises:
-            ValueError: the masks bring no keys to draw ``position_noise`` from.
+            ValueError: images or masks are of another grid or number than can be, or the masks bring no keys to draw
+                ``position_noise`` from.
         """
-        sets = len(masks.context) // len(x)
+        sets = self.check(x, masks)
         features = self._features(x)
         target = take(self._standardised(features).repeat_interleave(sets, 0), masks.targets.flatten(1)).view(
             *masks.targets.shape, -1

@@ -84,7 +84,12 @@ class MAE(Objective):
         return (patches - mean) * (variance + _EPS).rsqrt()
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
-        """The mean squared error over the pixels of the hidden patches."""
+        """The mean squared error over the pixels of the hidden patches.
+
+        Raises:
+            ValueError: images or masks are of another grid than the decoder's, or not as many as the others.
+        """
+        self.check_single(x, masks)
         context = self.encoder(x, masks.context, masks.context_packed)
         predicted = self.decoder(context, masks.context, masks.targets, masks.context_packed)
         target = take(self.targets(x), masks.targets.flatten(1)).view_as(predicted)

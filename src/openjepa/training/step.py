@@ -251,7 +251,7 @@ def _bounds(images: int, parts: int) -> list[tuple[int, int]]:
 
 def _cut(x: Tensor, masks: Masks, parts: int) -> list[tuple[Tensor, Masks]]:
     """Images with their mask sets, in nearly equal parts."""
-    sets = len(masks.context) // len(x)
+    sets = masks.sets(len(x))
     return [(x[a:b], masks.rows(a * sets, b * sets)) for a, b in _bounds(len(x), parts)]
 
 
