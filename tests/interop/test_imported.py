@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
+from openjepa.grid import TokenGrid
 from openjepa.interop import huggingface, imported, meta
+from openjepa.masking import MultiBlockMasking
 from openjepa.masks import Masks
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 
@@ -64,6 +66,63 @@ def test_an_objective_of_any_shape_is_kept(tmp_path):
     assert back.config.loss == "l2"
     assert back.predictor.config == ijepa.predictor.config
     assert back.context_encoder.config == config
+
+
+FACTS = {"size": (16, 16), "channels": 1, "mean": (0.5,), "std": (0.2,)}
+
+
+def small(config: IJEPAConfig, depth: int = 3) -> IJEPA:
+    encoder = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=8, depth=depth, heads=2)
+    return IJEPA(encoder, PredictorConfig(width=8, depth=1, heads=2), config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IJEPAConfig(target_depths=(1, 2)),
+        IJEPAConfig(loss="l1", target_norm="feature", momentum=(0.9, 1.0), variance_covariance=0.01),
+    ],
+)
+def test_the_settings_of_an_objective_are_kept_and_used(config, tmp_path):
+    ijepa = small(config)
+    imported.save_objective(ijepa, tmp_path / "out", preprocessing=FACTS)
+    back = imported.load_objective(tmp_path / "out")
+    assert back.config == config
+    x, masks = torch.randn(2, 1, 16, 16), MultiBlockMasking(TokenGrid((4, 4)))(np.arange(2), 0)
+    assert torch.equal(back(x, masks).loss, ijepa(x, masks).loss)
+
+
+def test_a_folder_without_settings_is_read_as_before_and_unusable_ones_are_named(tmp_path, as_in_use):
+    imported.save_objective(small(IJEPAConfig(loss="l1")), tmp_path / "out", preprocessing=FACTS)
+    file = tmp_path / "out" / "ijepa.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in content.items() if name != "ijepa"}))
+    assert imported.load_objective(tmp_path / "out").config == IJEPAConfig()
+    for wrong, said in (
+        ({"momentum": [0.9]}, "momentum"),
+        ({"temperature": 1}, "temperature"),
+        ({"target_depths": [7]}, "the encoder's depth of 3, got 7"),
+    ):
+        file.write_text(json.dumps(content | {"ijepa": wrong}))
+        with pytest.raises(InputError, match=rf"ijepa.json.*{said}"):
+            imported.load_objective(tmp_path / "out")
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="tensors of another shape"):
+        imported.load_objective(tmp_path / "out", IJEPAConfig(target_depths=(1, 2)))
+
+
+def test_an_encoder_without_blocks_comes_back(tmp_path):
+    ijepa = small(IJEPAConfig(), depth=0)
+    imported.save_objective(ijepa, tmp_path / "out", preprocessing=FACTS)
+    back = imported.load_objective(tmp_path / "out")
+    assert same(back, ijepa)
+    x = torch.randn(1, 1, 16, 16)
+    assert torch.equal(back.representation(x), ijepa.representation(x))
+
+
+def test_the_published_format_holds_no_predictor_of_several_layers(tmp_path):
+    with pytest.raises(InputError, match=r"of one layer, and this one predicts 2 \(target_depths \(1, 2\)\)"):
+        meta.write(small(IJEPAConfig(target_depths=(1, 2))), tmp_path / "out.pth.tar")
 
 
 def test_a_learned_table_survives_the_folder(make, published, save, tmp_path):

@@ -70,7 +70,7 @@ def _standard_config(content: Mapping[str, Any], where: str) -> EncoderConfig:
         patch=_pair(content, "patch_size", 16, where),
         channels=_whole(content, "num_channels", 3, where),
         width=width,
-        depth=_whole(content, "num_hidden_layers", 12, where),
+        depth=_whole(content, "num_hidden_layers", 12, where, least=0),
         heads=heads,
         mlp_ratio=mlp_ratio(_whole(content, "intermediate_size", 3072, where), width),
         qkv_bias=bool(content.get("qkv_bias", True)),
@@ -99,10 +99,11 @@ def _with_grid(config: EncoderConfig, where: str) -> EncoderConfig:
     return config
 
 
-def _whole(content: Mapping[str, Any], name: str, default: int, where: str) -> int:
+def _whole(content: Mapping[str, Any], name: str, default: int, where: str, *, least: int = 1) -> int:
     value = content.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} in {where} should be a positive integer and is {value!r}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        wanted = "a positive integer" if least else "0 or a positive integer"
+        raise InputError(f"{name} in {where} should be {wanted} and is {value!r}.")
     return value
 
 

@@ -65,7 +65,8 @@ def save_objective(
 ) -> None:
     """Write an objective's three networks in the layout of :func:`import_checkpoint`; ``out`` must not exist.
 
-    Running statistics of standardised targets are state of a run and stay in its checkpoints.
+    The objective's settings are kept beside them. Running statistics of standardised targets are state of a run and
+    stay in its checkpoints.
     """
     with whole_folder(Path(out)) as draft:
         _write(ijepa, draft, preprocessing=preprocessing, card=card or {}, facts={})
@@ -74,8 +75,13 @@ def save_objective(
 def load_objective(directory: str | Path, config: IJEPAConfig | None = None) -> IJEPA:
     """The objective of a folder that :func:`import_checkpoint` or :func:`save_objective` has written.
 
+    Args:
+        directory: the folder.
+        config: None takes the settings that the folder holds, and the published ones where it holds none.
+
     Raises:
-        InputError: the folder is something else, incomplete or damaged.
+        InputError: the folder is something else, incomplete or damaged, or ``config`` asks for other layers than the
+            predictor predicts.
     """
     directory = Path(directory)
     if not (directory / "ijepa.json").is_file():
@@ -88,11 +94,21 @@ def load_objective(directory: str | Path, config: IJEPAConfig | None = None) -> 
     narrow = _predictor_config(content.get("predictor"), directory / "ijepa.json")
     state = read_tensors(directory / "predictor.safetensors")
     check_finite(state, str(directory / "predictor.safetensors"))
+    where = str(directory / "ijepa.json")
+    config = config or _ijepa_config(content.get("ijepa"), where)
     width = target.config.width
     predictor = build_predictor(
-        narrow, state, str(directory / "predictor.safetensors"), grid=target.config.grid, inputs=width, outputs=width
+        narrow,
+        state,
+        str(directory / "predictor.safetensors"),
+        grid=target.config.grid,
+        inputs=width,
+        outputs=width * config.layers,
     )
-    return join_ijepa(context.train(), target.train(), predictor, config)
+    try:
+        return join_ijepa(context.train(), target.train(), predictor, config)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _write(ijepa: IJEPA, folder: Path, *, preprocessing, card: Mapping[str, Any], facts: dict[str, Any]) -> None:
@@ -109,6 +125,7 @@ def _write(ijepa: IJEPA, folder: Path, *, preprocessing, card: Mapping[str, Any]
     configs = {
         "encoder": dataclasses.asdict(ijepa.target_encoder.config),
         "predictor": dataclasses.asdict(ijepa.predictor.config),
+        "ijepa": dataclasses.asdict(ijepa.config),
     }
     write_json(folder / "ijepa.json", configs | {"source": facts})
 
@@ -132,6 +149,19 @@ def _facts(path: Path, checkpoint: meta.ReferenceCheckpoint, ijepa: IJEPA, *, gi
         },
         "ignored": list(checkpoint.ignored),
     }
+
+
+def _ijepa_config(content: object, where: str) -> IJEPAConfig:
+    """The objective's settings; folders of before they were kept have none, and get the published ones."""
+    if content is None:
+        return IJEPAConfig()
+    if not isinstance(content, dict) or not set(content) <= {field.name for field in dataclasses.fields(IJEPAConfig)}:
+        raise InputError(f"`ijepa` in {where} should hold the settings of IJEPAConfig and is {content!r}.")
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    try:
+        return IJEPAConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`ijepa` in {where} cannot be used: {error}") from error
 
 
 def _predictor_config(content: object, where: Path) -> PredictorConfig:

@@ -142,8 +142,8 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
     latter has to be the published 1e-6.
 
     Raises:
-        InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches, and
-            no class token).
+        InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches, no
+            class token, and a predictor of one layer).
     """
     path = Path(path)
     if path.exists():
@@ -155,6 +155,11 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         )
     if config.class_token:
         raise InputError("the published format has no place for a class token, and without it this encoder is another.")
+    if ijepa.config.layers > 1:
+        raise InputError(
+            f"the published format holds a predictor of one layer, and this one predicts {ijepa.config.layers} "
+            f"(target_depths {ijepa.config.target_depths})."
+        )
     for part in (config, ijepa.predictor.config):
         if part.norm_eps != PUBLISHED_EPS:
             raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {part.norm_eps}.")

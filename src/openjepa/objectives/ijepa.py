@@ -65,6 +65,11 @@ class IJEPAConfig:
         if not 0 <= self.position_noise < math.inf:
             raise ValueError(f"position_noise is a standard deviation, 0 or more, got {self.position_noise}")
 
+    @property
+    def layers(self) -> int:
+        """How many layers of the target encoder are predicted, side by side."""
+        return max(1, len(self.target_depths))
+
     def check_depths(self, encoder: EncoderConfig) -> None:
         """Refuse ``target_depths`` that an encoder has not.
 
@@ -126,7 +131,7 @@ class IJEPA(Objective):
         self.config = config or IJEPAConfig()
         self.config.check_depths(encoder)
         self.context_encoder = Encoder(encoder, generator=generator)
-        values = encoder.width * max(1, len(self.config.target_depths))
+        values = encoder.width * self.config.layers
         self.predictor = Predictor(
             predictor, grid=encoder.grid, inputs=encoder.width, outputs=values, generator=generator
         )
