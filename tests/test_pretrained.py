@@ -515,6 +515,13 @@ def test_numbers_of_other_types(rgb, pixels):
             rgb.encode(pixels[0].astype(kind))
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.1), (torch.float64, 1e-5)])
+def test_an_encoder_of_another_precision_gives_its_features_all_the_same(dtype, atol, pixels):
+    encoder = openjepa.Pretrained(make_encoder(), RGB).to(dtype)
+    assert encoder.encoder.embed.weight.dtype == dtype
+    close(encoder.encode(pixels, tokens=True).reshape(5, 24, WIDTH), expected(pixels), atol)
+
+
 @pytest.mark.parametrize("shape", [(16,), (2, 2, 24, 16, 3), ()])
 def test_arrays_with_the_wrong_axes(rgb, shape):
     with pytest.raises(InputError, match=r"axes H W, H W C or n H W C, got"):

@@ -267,7 +267,7 @@ class Predictor(nn.Module):
         seen = embedded + table[context_at]
         asked = self.mask_token.to(embedded.dtype) + table[target_at]
         if noise is not None:
-            asked = asked + F.linear(noise, self.embed.weight)
+            asked = asked + F.linear(noise.to(self.embed.weight.dtype), self.embed.weight)
         rows = torch.cat([seen[:, None].expand(-1, blocks, -1, -1), asked], 2).flatten(0, 1)
         if packed is not None:
             seen_at = packed // context.shape[1] * blocks * rows.shape[1] + packed % context.shape[1]

@@ -43,8 +43,9 @@ class Pretrained:
     def __init__(self, encoder: Encoder, preprocessing: Preprocessing) -> None:
         self.encoder, self.preprocessing = encoder.eval(), preprocessing
 
-    def to(self, device: torch.device | str) -> "Pretrained":
-        """Move the encoder; features come back to the CPU all the same."""
+    def to(self, device: torch.device | torch.dtype | str) -> "Pretrained":
+        """Move the encoder, or have it compute in another precision (a ``torch.dtype``); features come back to the CPU
+        and as float32 all the same."""
         self.encoder.to(device)
         return self
 
@@ -157,7 +158,8 @@ class Pretrained:
 
         ``blocks`` as :meth:`encode` has it.
         """
-        return torch.cat(self.encoder.last_blocks(self.preprocessing.normalise(x.to(self.device)), blocks), -1).float()
+        normalised = self.preprocessing.normalise(x.to(self.device)).to(self.encoder.embed.weight.dtype)
+        return torch.cat(self.encoder.last_blocks(normalised, blocks), -1).float()
 
 
 def load(path: str | PathLike[str]) -> Pretrained:

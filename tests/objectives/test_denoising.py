@@ -83,3 +83,12 @@ def test_what_cannot_be_is_refused(images):
         DenoisingConfig(masked=1.0)
     with pytest.raises(ValueError, match=r"Masks\.keys"):
         build()(images, Masks(torch.arange(16).expand(5, -1), torch.arange(16).expand(5, 1, -1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_corrupted_signal_is_of_the_images_precision(dtype, images):
+    masks = WholeMasking(ENCODER.grid)(np.arange(5), 0)
+    model = build().to(dtype)
+    loss = model(images.to(dtype), masks).loss
+    loss.backward()
+    torch.testing.assert_close(loss.double(), build()(images, masks).loss.double(), rtol=0.05, atol=0)

@@ -184,3 +184,20 @@ def test_the_slope_of_the_spread_is_that_of_its_definition_for_the_whole_and_for
             assert other.item() == pytest.approx(others.item(), rel=1e-6)
             ((one + 0.3 * other) / parts).backward()
         torch.testing.assert_close(pieces.grad, wanted, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(("progress", "momentum"), [(-0.5, 0.996), (1.0, 1.0), (1.5, 1.0), (251.0, 1.0)])
+def test_outside_the_run_the_momentum_is_that_of_its_ends(progress, momentum):
+    """Above 1 the target encoder would move away from the context encoder, further each step."""
+    assert build().settings(progress) == {"momentum": momentum}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_noise_on_positions_is_of_the_weights_precision(dtype, images):
+    model = build(position_noise=0.25).to(dtype)
+    masks = MultiBlockMasking(model.context_encoder.config.grid)(np.arange(len(images)), 0)
+    loss = model(images.to(dtype), masks).loss
+    loss.backward()
+    torch.testing.assert_close(
+        loss.double(), build(position_noise=0.25)(images, masks).loss.double(), rtol=0.05, atol=0
+    )

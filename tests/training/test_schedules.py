@@ -40,6 +40,15 @@ def test_a_schedule_shorter_than_the_run_leaves_the_momentum_at_its_end():
     assert [progress(short, step, 40) for step in (10, 20, 30, 40)] == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_beyond_its_last_step_a_run_stays_as_it_ended():
+    for function in (learning_rate, weight_decay, progress):
+        assert function(CONFIG, 400, 40) == pytest.approx(function(CONFIG, 40 if function is progress else 39, 40))
+        with pytest.raises(ValueError, match="one step or more, got steps=0"):
+            function(CONFIG, 0, 0)
+    assert learning_rate(CONFIG, 60, 40) == pytest.approx(0.01)
+    assert learning_rate(CONFIG, 0, 1) == pytest.approx(0.01)  # the only step is the last
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="warmup"):
         ScheduleConfig(warmup=1.5)

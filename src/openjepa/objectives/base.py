@@ -93,7 +93,8 @@ class Objective(nn.Module, ABC):
         return []
 
     def after_step(self, progress: float) -> None:
-        """Called after every optimiser step with the share of the run done before it, 0 to 1."""
+        """Called after every optimiser step with the share of the run done before it, 0 to 1 (the nearer of
+        these, where it is another number)."""
 
     def settings(self, progress: float) -> dict[str, float]:
         """Scheduled numbers of the objective at ``progress``, to log."""

@@ -79,7 +79,7 @@ class Denoising(Objective):
             values = values + self.config.noise * gaussian(keys, 0, count)
         if self.config.masked:
             values = values * (uniform(keys, 2, count) >= self.config.masked)
-        return values.view_as(x)
+        return values.view_as(x).to(x.dtype)
 
     def forward(self, x: Float[Tensor, "B C *S"], masks: Masks) -> Output:
         """The mean squared error over all pixels of all patches.

@@ -226,9 +226,9 @@ class IJEPA(Objective):
         return [] if self.standardise is None else [self.standardise.sums, self.standardise.products]
 
     def settings(self, progress: float) -> dict[str, float]:
-        """The EMA momentum at ``progress``."""
+        """The EMA momentum at ``progress``; before the run's beginning and after its end it is as there."""
         start, end = self.config.momentum
-        return {"momentum": start + (end - start) * progress}
+        return {"momentum": start + (end - start) * min(1.0, max(0.0, progress))}
 
     def after_step(self, progress: float) -> None:
         """Move the target encoder towards the context encoder, many tensors at once, and the statistics along."""

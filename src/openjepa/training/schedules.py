@@ -1,7 +1,8 @@
 """Learning rate and weight decay as pure functions of the step.
 
 Source: I-JEPA (Assran et al. 2023), app. A.1; in the published implementation's order both advance before the step, so
-step 0 already uses place 1 of the schedule.
+step 0 already uses place 1 of the schedule, and the last step has its end: so has the only step of a run of one. Steps
+beyond a run's last have the numbers of the last.
 """
 
 import math
@@ -17,7 +18,8 @@ class ScheduleConfig:
         lr: learning rate after the warm-up, the highest.
         final_lr: learning rate at the end of the cosine.
         warmup: share of the run (0 to 1) for the linear warm-up.
-        warmup_steps: the same in steps; takes the place of ``warmup`` where given.
+        warmup_steps: the same in steps; takes the place of ``warmup`` where given. A run of no more steps ends before
+            the warm-up does, below ``lr``.
         weight_decay: weight decay at the start of its cosine.
         final_weight_decay: weight decay at the end of its cosine.
         stretch: the schedules are laid out for this many times the run's steps, so that the run ends before they do
@@ -44,8 +46,12 @@ class ScheduleConfig:
 
 
 def learning_rate(config: ScheduleConfig, step: int, steps: int) -> float:
-    """The learning rate of ``step`` (from 0) in a run of ``steps``."""
-    place, total = step + 1, int(config.stretch * steps)
+    """The learning rate of ``step`` (from 0) in a run of ``steps``.
+
+    Raises:
+        ValueError: a run without steps.
+    """
+    place, total = _place(step, steps), int(config.stretch * steps)
     warm = round(config.warmup * steps) if config.warmup_steps is None else config.warmup_steps
     if place < warm:
         return config.start_lr + (config.lr - config.start_lr) * place / warm
@@ -53,14 +59,30 @@ def learning_rate(config: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def weight_decay(config: ScheduleConfig, step: int, steps: int) -> float:
-    """The weight decay of ``step`` (from 0) in a run of ``steps``."""
-    total = max(1, int(config.stretch * steps))
-    return _cosine(config.weight_decay, config.final_weight_decay, (step + 1) / total)
+    """The weight decay of ``step`` (from 0) in a run of ``steps``.
+
+    Raises:
+        ValueError: a run without steps.
+    """
+    place, total = _place(step, steps), max(1, int(config.stretch * steps))
+    return _cosine(config.weight_decay, config.final_weight_decay, place / total)
 
 
 def progress(config: ScheduleConfig, step: int, steps: int) -> float:
-    """The share of the schedule done before ``step`` (at most 1), on which an objective's own schedules run."""
+    """The share of the schedule done before ``step`` (at most 1), on which an objective's own schedules run.
+
+    Raises:
+        ValueError: a run without steps.
+    """
+    _place(step, steps)
     return min(1.0, step / (config.stretch * steps))
+
+
+def _place(step: int, steps: int) -> int:
+    """The place of a step in the schedule, from 1."""
+    if steps < 1:
+        raise ValueError(f"a schedule is of a run of one step or more, got steps={steps}")
+    return min(step + 1, steps)
 
 
 def _cosine(start: float, end: float, along: float) -> float:
