@@ -509,10 +509,32 @@ def test_floats_that_are_not_in_the_unit_range(rgb, value):
         rgb.encode(torch.from_numpy(image).permute(2, 0, 1))
 
 
-def test_numbers_of_other_types(rgb, pixels):
-    for kind in (np.int64, np.bool_):
-        with pytest.raises(InputError, match=f"holds {np.dtype(kind)}"):
-            rgb.encode(pixels[0].astype(kind))
+@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint32, ">u2"])
+def test_whole_numbers_of_other_types_are_as_in_a_file(kind, rgb, pixels, tmp_path):
+    array = (pixels[0] // 2).astype(kind) if kind != np.bool_ else pixels[0] > 127
+    np.save(tmp_path / "one.npy", array)
+    close(rgb.encode(array), rgb.encode(tmp_path / "one.npy"), 0)
+    if kind != ">u2":  # which torch has not
+        close(rgb.encode(torch.from_numpy(array).permute(2, 0, 1)), rgb.encode(array), 0)
+
+
+def test_numbers_that_are_no_intensities(rgb, pixels):
+    for wrong, said in (
+        (pixels[0].astype(np.int64) - 300, r"has values from -300 to -\d+; scale them"),
+        (pixels[0].astype(complex), "holds numbers of type complex128"),
+        (np.full((*SIZE, 3), "a"), "holds numbers of type <U1"),
+    ):
+        with pytest.raises(InputError, match=f"image 0 {said}"):
+            rgb.encode(wrong)
+
+
+def test_channels_on_the_wrong_side_are_told(rgb, grey):
+    for one, channels in ((rgb, 3), (grey, 1), (rgb, 1)):
+        first, last = np.zeros((channels, *SIZE), np.uint8), torch.zeros(*SIZE, channels, dtype=torch.uint8)
+        with pytest.raises(InputError, match=rf"\({channels}, 24, 16\)\): channels first\? An array is H W C"):
+            one.encode(first)
+        with pytest.raises(InputError, match=rf"\(24, 16, {channels}\)\): channels last\? A tensor is C H W"):
+            one.encode([last])
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.1), (torch.float64, 1e-5)])

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
+from openjepa.data.arrays import as_picture
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Picture
 from openjepa.data.decode import decode, standard, upright
@@ -69,10 +70,11 @@ class Pretrained:
         size that still covers the encoder's, as in an evaluation (one that Pillow has opened is decoded whole).
 
         Args:
-            images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, or float in [0, 1]),
-                tensors (C H W; uint8, uint16, or float in [0, 1]); an array or tensor with one more axis in front is
-                many. A file of floats or of wide integers is scaled by its own largest value (a folder to train on, by
-                that of many): to be sure, save uint8 or uint16.
+            images: one or many of: paths, PIL images, arrays (H W, or H W C; integers, bool, or float in [0, 1]),
+                tensors (C H W; the same types); an array or tensor with one more axis in front is many. Integers of
+                other types than uint8 and uint16 are of as many bits as hold them (int16 is of 16), and a file of
+                floats is scaled by its own largest value (a folder to train on, by that of many): to be sure, give
+                uint8 or uint16.
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
@@ -142,8 +144,7 @@ class Pretrained:
             name = str(given) if isinstance(given, str | PathLike) else f"image {number}"
             reason = error.reason if isinstance(error, BadImage) else f"cannot be decoded: {error}"
             if isinstance(given, np.ndarray | Tensor) and given.ndim == 3 and "channels" in reason:
-                axes = "n 1 H W" if isinstance(given, Tensor) else "n H W 1"
-                reason += f"; many grey images in one {type(given).__name__} have the axes {axes}"
+                reason += _about_axes(given, self.preprocessing.channels)
             if isinstance(given, str | PathLike) and os.path.isdir(given):
                 reason = f"is a folder: give its files, as sorted(Path({name!r}).rglob('*.jpg'))"
             told = InputError(f"{name} {reason}")
@@ -218,8 +219,24 @@ def _each(images: Any) -> Iterator[ImageLike]:
         raise InputError(f"images are paths, PIL images, arrays or tensors, got {type(images).__name__}")
 
 
+def _about_axes(image: np.ndarray | Tensor, channels: int) -> str:
+    """What may be wrong with the axes of one image that has other channels than are wanted."""
+    tensor, kind = isinstance(image, Tensor), type(image).__name__
+    if image.shape[-1 if tensor else 0] in (1, channels):
+        other = (
+            "channels last? A tensor is C H W, an array H W C"
+            if tensor
+            else "channels first? An array is H W C, a tensor C H W"
+        )
+        return f" (its shape is {tuple(image.shape)}): {other}"
+    return f"; many grey images in one {kind} have the axes {'n 1 H W' if tensor else 'n H W 1'}"
+
+
 def _picture(image: Image.Image | np.ndarray | Tensor) -> Picture:
-    """An image as the data room has it: Pillow's, or H W C in uint8, uint16 or float32 in [0, 1]."""
+    """An image as the data room has it: Pillow's, or H W C in uint8, uint16 or float32 in [0, 1].
+
+    Whole numbers of any type are taken as a file's are; floats only from 0 to 1.
+    """
     if isinstance(image, Image.Image):
         return standard(upright(image), "image")
     if isinstance(image, Tensor):
@@ -231,13 +248,15 @@ def _picture(image: Image.Image | np.ndarray | Tensor) -> Picture:
     if not array.size:
         raise BadImage("image", f"is empty: its shape is {tuple(image.shape)}")
     if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
-        return array.astype(array.dtype.newbyteorder("="))
-    if array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1:
+        return array.astype(array.dtype.newbyteorder("="))  # a copy: it is its giver's
+    if array.dtype.kind != "f":
+        return as_picture(array, "image")
+    if 0 <= array.min() <= array.max() <= 1:
         return array.astype(np.float32)
     raise BadImage(
         "image",
         f"holds {array.dtype} from {array.min()} to {array.max()}: "
-        "give uint8, uint16, or floats from 0 to 1 that are not normalised",
+        "give whole numbers, or floats from 0 to 1 that are not normalised",
     )
 
 
