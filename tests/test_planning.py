@@ -99,7 +99,7 @@ def test_the_plan_tells_of_transparency_unless_it_is_kept(tmp_path, capsys):
             np.float32,
             0,
             1.95,
-            "values floats, 0 to 1.95 (white is 2); in % of white the mean is 48.8, the spread 48.8 ",
+            "values floats, 0 to 1.95 (white is 1); in % of white the mean is 97.5, the spread 97.5 ",
         ),
         (np.float32, 0.5, 3000, "values floats, 0.5 to 3,000 (white is 65,535); in % of white the mean is 2.29, the "),
     ],
@@ -122,7 +122,10 @@ def test_images_of_a_single_value_are_refused_and_a_share_of_them_is_told(tmp_pa
         found = plan(open_data(str(tmp_path / name)), Wishes(steps=1, workers=0), ALONE, None, tiny)
         return found.facts["data"]["flat"]
 
-    with pytest.raises(InputError, match=r"each of the 20 images looked at in .*all holds a single value all over"):
+    assert told("all") == "20 of 20 hold a single value all over (for example 000.npy)"
+    for path in (tmp_path / "all").iterdir():
+        np.save(path, np.full((18, 18), 0.3, np.float32))
+    with pytest.raises(InputError, match=r"each of the 20 images looked at in .*all holds one and the same value all"):
         told("all")
     assert told("many") == "5 of 20 hold a single value all over (for example 000.npy)"
     assert told("few") is None

@@ -509,8 +509,8 @@ def test_floats_that_are_not_in_the_unit_range(rgb, value):
         rgb.encode(torch.from_numpy(image).permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("kind", [np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint32, ">u2"])
-def test_whole_numbers_of_other_types_are_as_in_a_file(kind, rgb, pixels, tmp_path):
+@pytest.mark.parametrize("kind", [np.bool_, np.int16, ">u2"])
+def test_numbers_whose_white_is_known_are_as_in_a_file(kind, rgb, pixels, tmp_path):
     array = (pixels[0] // 2).astype(kind) if kind != np.bool_ else pixels[0] > 127
     np.save(tmp_path / "one.npy", array)
     close(rgb.encode(array), rgb.encode(tmp_path / "one.npy"), 0)
@@ -520,9 +520,11 @@ def test_whole_numbers_of_other_types_are_as_in_a_file(kind, rgb, pixels, tmp_pa
 
 def test_numbers_that_are_no_intensities(rgb, pixels):
     for wrong, said in (
-        (pixels[0].astype(np.int64) - 300, r"has values from -300 to -\d+; scale them"),
-        (pixels[0].astype(complex), "holds numbers of type complex128"),
-        (np.full((*SIZE, 3), "a"), "holds numbers of type <U1"),
+        (pixels[0].astype(np.int16) - 300, r"has values from -300 to -\d+; scale them"),
+        # Image by image, one of 200 at the most would be shown 257 times as bright beside one of 300.
+        (pixels[0].astype(np.int64), r"holds int64 from 0 to \d+: give uint8, uint16, int16, bool, or floats"),
+        (pixels[0].astype(complex), "holds complex128, which is no image's"),
+        (np.full((*SIZE, 3), "a"), "holds <U1, which is no image's"),
     ):
         with pytest.raises(InputError, match=f"image 0 {said}"):
             rgb.encode(wrong)

@@ -183,10 +183,10 @@ def _levels(source: Source, seen: Survey, wishes: Wishes) -> Levels:
     if min(size) > 256:  # a smaller version has the same mean and nearly the same spread, and is read faster
         size = (256 * size[0] // min(size), 256 * size[1] // min(size))
     found = levels(source, size, channels, seed=wishes.seed or 0)
-    if len(found.flat) + len(found.bad) == found.looked_at:
+    if len(found.flat) + len(found.bad) == found.looked_at and set(found.std) == {1.0}:
         raise InputError(
-            f"each of the {len(found.flat):,} images looked at in {source.name} holds a single value all over (for "
-            f"example {found.flat[0]}), from which nothing can be learned: see how they were saved"
+            f"each of the {len(found.flat):,} images looked at in {source.name} holds one and the same value all over "
+            f"(for example {found.flat[0]}), from which nothing can be learned: see how they were saved"
         )
     return found
 

@@ -70,11 +70,10 @@ class Pretrained:
         size that still covers the encoder's, as in an evaluation (one that Pillow has opened is decoded whole).
 
         Args:
-            images: one or many of: paths, PIL images, arrays (H W, or H W C; integers, bool, or float in [0, 1]),
-                tensors (C H W; the same types); an array or tensor with one more axis in front is many. Integers of
-                other types than uint8 and uint16 are of as many bits as hold them (int16 is of 16), and a file of
-                floats is scaled by its own largest value (a folder to train on, by that of many): to be sure, give
-                uint8 or uint16.
+            images: one or many of: paths, PIL images, arrays (H W, or H W C; uint8, uint16, int16 of 16 bits,
+                bool, or float in [0, 1]), tensors (C H W; the same types); an array or tensor with one more axis in
+                front is many. A file of floats above 2 or of wide integers is scaled by its own largest value (a folder
+                to train on, by that of many): to be sure, save uint8 or uint16.
             blocks: of the last so many blocks, each through the final norm, side by side: O is ``blocks`` times the
                 width D. With 4 a linear probe reads several points more (I-JEPA, app. A.2; benchmarks/README.md).
             batch: images computed at once; it does not change the features but for rounding.
@@ -235,7 +234,7 @@ def _about_axes(image: np.ndarray | Tensor, channels: int) -> str:
 def _picture(image: Image.Image | np.ndarray | Tensor) -> Picture:
     """An image as the data room has it: Pillow's, or H W C in uint8, uint16 or float32 in [0, 1].
 
-    Whole numbers of any type are taken as a file's are; floats only from 0 to 1.
+    Of other types than these, int16 and bool nobody knows what white is, and image by image it would be another.
     """
     if isinstance(image, Image.Image):
         return standard(upright(image), "image")
@@ -249,14 +248,16 @@ def _picture(image: Image.Image | np.ndarray | Tensor) -> Picture:
         raise BadImage("image", f"is empty: its shape is {tuple(image.shape)}")
     if array.dtype.newbyteorder("=") in (np.uint8, np.uint16):
         return array.astype(array.dtype.newbyteorder("="))  # a copy: it is its giver's
-    if array.dtype.kind != "f":
+    if array.dtype.newbyteorder("=") in (np.bool_, np.int16):  # whose white is known
         return as_picture(array, "image")
-    if 0 <= array.min() <= array.max() <= 1:
+    if array.dtype.kind not in "fiu":
+        raise BadImage("image", f"holds {array.dtype}, which is no image's: give uint8, uint16, or floats from 0 to 1")
+    if array.dtype.kind == "f" and 0 <= array.min() <= array.max() <= 1:
         return array.astype(np.float32)
     raise BadImage(
         "image",
         f"holds {array.dtype} from {array.min()} to {array.max()}: "
-        "give whole numbers, or floats from 0 to 1 that are not normalised",
+        "give uint8, uint16, int16, bool, or floats from 0 to 1 that are not normalised",
     )
 
 

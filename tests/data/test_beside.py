@@ -1,11 +1,14 @@
 """Masks beside their images are set aside, and classes that are called like masks are not."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from openjepa.data import beside
+from openjepa.data.listing import Files
 from openjepa.data.sources import open_data
 
 RANDOM = np.random.default_rng(0)
@@ -64,6 +67,24 @@ def test_masks_of_jpeg_beside_images_are_set_aside_too(tmp_path):
         photo(tmp_path / "images" / f"{number}.jpg")
         mask(tmp_path / "masks" / f"{number}.jpg")
     assert len(used(tmp_path)) == 3
+
+
+def test_photographs_called_ground_truth_beside_spoilt_ones_stay(tmp_path):
+    for number in range(4):
+        photo(tmp_path / "input" / f"{number}.png")
+        photo(tmp_path / "gt" / f"{number}.png")
+    assert len(used(tmp_path)) == 8
+
+
+def test_many_scenes_are_looked_through_once(tmp_path, monkeypatch):
+    scenes = [f"scene{number}{os.sep}{kind}{os.sep}" for number in range(300) for kind in ("images", "masks")]
+    files = Files.of_runs((folder, ["a.png"]) for folder in scenes)
+    asked, runs = [], Files.runs
+    monkeypatch.setattr(beside, "_photographs", lambda *_: False)
+    monkeypatch.setattr(Files, "runs", lambda self: asked.append(len(self.folders)) or runs(self))
+    left, aside = beside.without_masks(str(tmp_path), files)
+    assert (len(left), len(aside)) == (300, 300)
+    assert sum(asked) < 10 * len(scenes)
 
 
 def test_classes_called_like_masks_stay(tmp_path):

@@ -120,6 +120,19 @@ def test_why_there_are_no_labels_is_what_the_images_say(tmp_path):
     assert Copies(source, (4, 4), tmp_path / "copies").unlabelled == source.unlabelled
 
 
+def test_how_the_images_are_read_is_what_they_say_themselves(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        np.save(tmp_path / "images" / f"{number}.npy", np.full((8, 8), 200.0 * number, np.float32))
+    first, second = (Image.fromarray(np.full((8, 8), level, np.uint8)) for level in (0, 9))
+    first.save(tmp_path / "images" / "pages.tif", save_all=True, append_images=[second])
+    source = open_data(str(tmp_path / "images")).train
+    copies = Copies(source, (4, 4), tmp_path / "copies")
+    assert copies.float_white == source.float_white == 65535
+    told = [copies.remarks(number) for number in range(4)]
+    assert told == [source.remarks(number) for number in range(4)] != [()] * 4
+
+
 def test_a_damaged_copy_gives_way_to_its_image(folder, tmp_path):
     copies = made(folder, tmp_path)
     copies.write()

@@ -483,8 +483,8 @@ def test_arrays(tmp_path):
         "int": (five.astype(np.int64), np.uint8, five),
         "bool": (five > 99, np.uint8, (five > 99) * 255),
         "short": (five.astype(np.int16), np.uint16, five),  # whatever its largest value: 12 bits, as often as not
-        "bright": (five / 245, np.float32, np.minimum(five / 245, 1).astype(np.float32)),  # a little above 1
-        "brighter": (five / 130, np.float32, (five / 260).astype(np.float32)),  # up to 2, of which nothing is cut
+        "bright": (five / 245, np.float32, (five / 245).astype(np.float32)),  # a little above 1
+        "brighter": (five / 130, np.float32, (five / 130).astype(np.float32)),  # up to 2, of which nothing is cut
         "double": (five / 255, np.float32, (five / 255).astype(np.float32)),
         "endian": (five.astype(">u2"), np.uint16, five),
     }
@@ -582,6 +582,13 @@ def test_tiff_of_six_channels(tmp_path, dtype, layout):
         tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"})
     np.testing.assert_array_equal(decode(path, "x"), array)
     assert read_header(path, "x")[:4] == (20, 30, 6, np.dtype(dtype).itemsize * 8)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 40), (200, 200, 33), (300, 200, 13)])
+def test_unnamed_pages_that_are_the_rows_of_a_cube_keep_its_channels_last(tmp_path, shape):
+    cube = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", cube)
+    assert np.array_equal(np.asarray(decode(tmp_path / "x.tif", "x")), cube)
 
 
 @pytest.mark.parametrize("shape", [(100, 64, 64), (64, 64, 64), (40, 20, 30), (9, 64, 40), (200, 28, 28)])

@@ -290,6 +290,13 @@ def test_fractions_are_refused_by_name_and_whole_floats_are_numbers(tmp_path):
                 read_mask(tmp_path / "f.tif")
 
 
+def test_tiles_without_data_beside_tiles_of_classes_are_read(tmp_path):
+    """Of three there is nothing but background and 255, of the others one holds a class and 255."""
+    for name, values in {"a": (0, 255), "b": (0, 255), "c": (0, 255), "d": (0, 1), "e": (2, 255)}.items():
+        pair(tmp_path, name, blocks(*values))
+    assert opened(tmp_path).values == (0, 1, 2)
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_a_mask_in_the_transparency_is_refused_by_name(tmp_path, mode):
     pair(tmp_path, "a", blocks(0, 1))
@@ -298,8 +305,13 @@ def test_a_mask_in_the_transparency_is_refused_by_name(tmp_path, mode):
     assert opened(tmp_path).values == (0, 1)
     plain.putalpha(Image.fromarray(blocks(0, 255).astype(np.uint8)))
     plain.save(tmp_path / "masks" / "a.png")
+    assert opened(tmp_path).values == (0, 1), "its colours say the same"
+    alpha = Image.fromarray(blocks(0, 255).astype(np.uint8))
+    plain = Image.new(mode, plain.size)
+    plain.putalpha(alpha)
+    plain.save(tmp_path / "masks" / "a.png")
     said = refused(tmp_path)
-    assert f"{tmp_path / 'masks' / 'a.png'}: has transparency that differs by place (from 0 to 255)" in said
+    assert f"{tmp_path / 'masks' / 'a.png'}: has transparency that differs where its colours do not (from 0 to" in said
     assert "save the mask without transparency" in said
 
 

@@ -323,20 +323,24 @@ def test_an_array_of_another_scale_than_most_is_refused(tmp_path):
         source.read(1)
 
 
-def test_floats_up_to_2_are_of_one_scale_and_nothing_of_them_is_cut(tmp_path):
-    for number, highest in enumerate((0.7, 1.3, 1.95)):
-        np.save(tmp_path / f"{number}.npy", np.linspace(0, highest, 64, dtype=np.float32).reshape(8, 8))
-    source = open_data(str(tmp_path)).train
-    found = [np.asarray(source.read(number)) for number in range(3)]
-    assert [float(picture.max()) for picture in found] == pytest.approx([0.35, 0.65, 0.975])
-    assert all(len(np.unique(picture)) == 64 for picture in found)
+def test_floats_up_to_2_are_of_one_scale_in_every_folder_and_nothing_of_them_is_cut(tmp_path):
+    tops = {"all": (0.7, 1.3, 1.95), "some": (0.7, 1.0)}
+    for folder, each in tops.items():
+        (tmp_path / folder).mkdir()
+        for number, highest in enumerate(each):
+            ramp = np.linspace(0, highest, 64, dtype=np.float32).reshape(8, 8)
+            np.save(tmp_path / folder / f"{number}.npy", ramp)
+        source = open_data(str(tmp_path / folder)).train
+        found = [np.asarray(source.read(number)) for number in range(len(each))]
+        assert [float(picture.max()) for picture in found] == pytest.approx(each)
+        assert all(len(np.unique(picture)) == 64 for picture in found)
 
 
-def test_one_image_that_was_not_looked_at_may_pass_1_as_reflectance_does(tmp_path):
+def test_an_image_that_was_not_looked_at_may_pass_1_as_reflectance_does(tmp_path):
     for number in range(128):
-        np.save(tmp_path / f"{number:03}.npy", np.full((2, 2), 1.4 if number == 1 else 1.04, np.float32))
+        np.save(tmp_path / f"{number:03}.npy", np.full((2, 2), 1.4 if number == 1 else 0.9, np.float32))
     source = open_data(str(tmp_path)).train
-    assert np.asarray(source.read(0)).max() == np.asarray(source.read(1)).max() == 1
+    assert [float(np.asarray(source.read(number)).max()) for number in (0, 1)] == pytest.approx([0.9, 1.4])
 
 
 def test_cached_features_go_with_the_scale(tmp_path):

@@ -58,6 +58,7 @@ def test_no_label_is_made_of_another(labels, said):
             made(np.ones((3, 2, 2) if made is Tokens else (3, 2), np.float16), labels, "mine")
     kept = Features(np.ones((3, 2)), np.array([0.0, 1.0, -1.0]), "mine").labels
     assert kept.tolist() == [0, 1, -1]
+    assert Features(np.ones((3, 2)), np.array([True, False, True]), "mine").labels.tolist() == [1, 0, 1]
 
 
 def test_complex_features_and_tokens_of_the_wrong_shape_are_refused():
@@ -75,6 +76,7 @@ def test_an_evaluator_by_itself_refuses_images_without_a_class_and_other_widths(
     bare = Features(part.values, np.where(np.arange(40) < 7, -1, part.labels), "mine")
     with pytest.raises(InputError, match="7 of 40 train images have no class"):
         evaluator(bare, part)
+    assert evaluator(part, bare), "what images without a class are can be asked"
     with pytest.raises(InputError, match="4 dimensions in the train part and 3"):
         evaluator(part, Features(part.values[:, :3], part.labels, "mine"))
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +106,8 @@ Read = Callable[[Any, Float[Tensor, "B C H W"], int], Reading]
 def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
     """The encoder in ``path`` with its baselines: a run, an imported checkpoint, or a Hugging Face or timm directory.
 
-    An I-JEPA that transformers has saved with another image processor than ours is transformers' to run, so that its
-    images are prepared as the directory says.
+    An I-JEPA that transformers has saved with another image processor than ours is transformers' to run, where it is
+    installed, so that its images are prepared as the directory says; else they are in our way, with a warning.
 
     Raises:
         InputError: there is no encoder, or the library that it needs is not installed.
@@ -122,7 +123,7 @@ def open_panel(path: str | Path, device: torch.device | str = "cpu") -> Panel:
             from openjepa.assessment import foreign
 
             if content.get("model_type") == "ijepa":
-                if shown_otherwise(folder):
+                if find_spec("transformers") is not None and shown_otherwise(folder):
                     return foreign.open_transformers(folder, device)
             elif "model_type" in content:
                 return foreign.open_transformers(folder, device)

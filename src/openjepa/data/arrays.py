@@ -23,9 +23,8 @@ File = io.BufferedReader | io.BytesIO
 # What white is, given an image's highest value and whether it is a float.
 White = Callable[[float, bool], float]
 FIRST_PAGE = "several pages, of which only the first is read"
-# Floats that end near 1 have white 1, as reflectance has, which may pass it a little; others up to 2 have white 2.
-_FLOAT_WHITES = 1.0, 2.0
-_OVERSHOOT = 1.05
+# Floats up to here have white 1, which reflectance may pass.
+_REFLECTANCE = 2.0
 
 
 @functools.cache
@@ -123,7 +122,8 @@ def pages_as_read(tiff: "TiffFile") -> str:
 
 
 def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels: the one that is named so, or the pages of a file that does not name its axes.
+    """Which axis holds the channels: the one that is named so, or, in a file that does not name its axes, the one that
+    differs where the other two are alike, or else the pages.
 
     Where such pages are a few pixels wide, they are the rows of an array (height, width, channels) that was saved so.
     """
@@ -132,26 +132,23 @@ def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
             return axes.index(name)
     if len(shape) == 3 and "Q" in axes:
         rows_as_pages = shape[2] <= 32 and 2 * shape[2] <= min(shape[:2])
-        return 2 if rows_as_pages else 0
+        return 2 if rows_as_pages or shape[0] == shape[1] > shape[2] else 0
     return None
 
 
 def own_white(highest: float, floats: bool) -> float:
-    """What white is in an image of that highest value: the smallest of 1, 2 (floats only), 255 and 65535 that holds it.
+    """What white is in an image of that highest value: the smallest of 1 (floats only), 255 and 65535 that holds it.
 
-    Floats a little above 1 count as from 0 to 1. White 2, and not the highest value itself, makes one scale of folders
-    whose highest values differ, and of images that were not looked at.
+    Floats up to 2 have white 1, which reflectance may pass.
     """
-    if floats and highest <= _FLOAT_WHITES[-1]:
-        return _FLOAT_WHITES[highest > _OVERSHOOT]
-    return 255.0 if highest <= 255 else 65535.0
+    return 1.0 if floats and highest <= _REFLECTANCE else 255.0 if highest <= 255 else 65535.0
 
 
 def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White = own_white) -> Picture:
-    """An array of any number type as uint8, uint16 or float32 in [0, 1].
+    """An array of any number type as uint8, uint16 or float32 in units where white is 1 (at most 2).
 
     White is the dtype's largest value for uint8 and uint16, and 65535 for int16. Other types don't say what white is:
-    ``white`` does, from the image's highest value and whether it is a float. Floats up to 2 are cut at white 1.
+    ``white`` does, from the image's highest value and whether it is a float.
 
     Raises:
         BadImage: its values are not intensities, or are of another scale than ``white``.
@@ -170,14 +167,14 @@ def as_picture(array: Shaped[np.ndarray, "H W C"], reference: str, white: White 
     if array.dtype.kind == "i" and array.dtype.itemsize == 2:
         return np.ascontiguousarray(array, np.uint16)
     limit = white(high, floats)
-    if own_white(high, floats) > (max(limit, _FLOAT_WHITES[-1]) if floats else limit):
+    if own_white(high, floats) > limit:
         raise BadImage(
             reference,
             f"has values up to {high:g} where other images of these data end at {limit:g}; save them all as uint8 or "
             "uint16",
         )
     if floats:
-        return np.ascontiguousarray((array / limit).clip(max=1), np.float32)
+        return np.ascontiguousarray(array / limit, np.float32)
     return np.ascontiguousarray(array, np.uint8 if limit == 255 else np.uint16)
 
 

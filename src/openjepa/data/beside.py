@@ -1,14 +1,16 @@
 """Masks that lie in a folder beside their images, which are no images to train on and no class."""
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from openjepa.data.base import BadImage, Skipped, printable
-from openjepa.data.listing import Files
+from openjepa.data.decode import decode
+from openjepa.data.listing import Files, Run
 from openjepa.data.mask_files import read_mask
 from openjepa.data.mask_values import MOST_CLASSES
 
@@ -23,12 +25,20 @@ def without_masks(root: str, images: Files) -> tuple[Files, list[Skipped]]:
 
     Masks are what is in a folder called so, if one beside it holds files of the very same names, the suffixes aside,
     and is either called images or the only other one, and by their values the ones are masks and the others are none.
-    So a class called mask keeps its pictures.
+    So a class called mask keeps its pictures, and photographs called gt are none.
     """
+    if not any(_named(part, _MASKS) for folder in images.folders for part in _parts(folder)):
+        return images, []
+    below: dict[str, list[Run]] = {}
+    for run in images.runs():
+        for part in _parts(run[0]):
+            below.setdefault(part, []).append(run)
+    siblings: dict[str, list[str]] = {}
+    for part in below:
+        siblings.setdefault(_parent(part), []).append(part)
+    files = {part: images.part(runs) for part, runs in below.items()}
     aside = tuple(
-        masks
-        for masks in sorted({part for folder in images.folders for part in _parts(folder) if _named(part, _MASKS)})
-        if _beside_images(root, images, masks)
+        part for part in files if _named(part, _MASKS) and _are_masks(root, files, part, siblings[_parent(part)])
     )
     if not aside:
         return images, []
@@ -38,17 +48,22 @@ def without_masks(root: str, images: Files) -> tuple[Files, list[Skipped]]:
     return others, [Skipped(printable(path), REASON) for path in masks]
 
 
-def _beside_images(root: str, images: Files, masks: str) -> bool:
-    """Whether a folder called masks holds those of the images in one beside it."""
-    parent, depth = masks[: masks.rstrip(os.sep).rfind(os.sep) + 1], masks.count(os.sep)
-    found = {part for folder in images.folders if folder.startswith(parent) for part in _parts(folder)}
-    beside = sorted(part for part in found if part.count(os.sep) == depth and not _named(part, _MASKS))
-    wanted = _stems(images, masks)
-    images_of = [other for other in beside if _stems(images, other) == wanted]
-    if any(_named(other, _IMAGES) for other in images_of):
-        return True
-    alone = len(beside) == len(images_of) == 1
-    return alone and _few_values(root, images, masks) and not _few_values(root, images, images_of[0])
+def _are_masks(root: str, files: Mapping[str, Files], masks: str, siblings: Sequence[str]) -> bool:
+    """Whether a folder called masks holds those of the images in one of its ``siblings``."""
+    beside = [part for part in siblings if not _named(part, _MASKS)]
+    wanted = _stems(files[masks], masks)
+    images_of = [other for other in beside if _stems(files[other], other) == wanted]
+    called = [other for other in images_of if _named(other, _IMAGES)]
+    if not called and not len(beside) == len(images_of) == 1:
+        return False
+    if called:  # photographs called gt, beside a spoilt input, are none
+        return not _photographs(root, files[masks])
+    return _few_values(root, files[masks]) and not _few_values(root, files[images_of[0]])
+
+
+def _parent(folder: str) -> str:
+    """The folder in which one lies, both with a separator at the end."""
+    return folder[: folder.rstrip(os.sep).rfind(os.sep) + 1]
 
 
 def _parts(folder: str) -> Iterator[str]:
@@ -63,21 +78,31 @@ def _named(folder: str, names: re.Pattern[str]) -> bool:
     return names.fullmatch(os.path.basename(folder.rstrip(os.sep)).lower()) is not None
 
 
-def _below(images: Files, folder: str) -> Files:
-    return images.part([run for run in images.runs() if run[0].startswith(folder)])
-
-
-def _stems(images: Files, folder: str) -> list[str]:
+def _stems(files: Files, folder: str) -> list[str]:
     """The files below a folder by their names from there, without suffixes."""
-    return sorted(os.path.splitext(path[len(folder) :])[0] for path in _below(images, folder))
+    return sorted(os.path.splitext(path[len(folder) :])[0] for path in files)
 
 
-def _few_values(root: str, images: Files, folder: str) -> bool:
-    """Whether files of a folder, some of which are looked at, hold as few values as masks do."""
-    paths = _below(images, folder)
-    for number in range(0, len(paths), -(-len(paths) // _LOOKED_AT)):
+def _photographs(root: str, files: Files) -> bool:
+    """Whether some of the files, of which some are looked at, have colours, and many of them."""
+    for path in _some(files):
+        with contextlib.suppress(BadImage):
+            image = np.asarray(decode(os.path.join(root, path), path))
+            grey = image.ndim == 2 or image.shape[2] == 1 or bool((image == image[..., :1]).all())
+            if not grey and len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > MOST_CLASSES:
+                return True
+    return False
+
+
+def _some(files: Files) -> list[str]:
+    return [files[number] for number in range(0, len(files), -(-len(files) // _LOOKED_AT))]
+
+
+def _few_values(root: str, files: Files) -> bool:
+    """Whether files, some of which are looked at, hold as few values as masks do."""
+    for path in _some(files):
         try:
-            mask = read_mask(Path(root, paths[number]))
+            mask = read_mask(Path(root, path))
         except BadImage:
             return False
         if len(np.unique(mask)) > MOST_CLASSES:

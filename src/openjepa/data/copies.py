@@ -72,9 +72,18 @@ class Copies(Source):
                 return decode(content, self.reference(index))
         return self.source.read(index, at_least)
 
+    @property
+    def float_white(self) -> float:
+        """The images'."""
+        return self.source.float_white
+
     def header(self, index: int) -> Header:
         """Size and kind of the image itself."""
         return self.source.header(index)
+
+    def remarks(self, index: int) -> tuple[str, ...]:
+        """The image's own."""
+        return self.source.remarks(index)
 
     def reference(self, index: int) -> str:
         """Where the image itself is."""

@@ -77,12 +77,18 @@ def _flaw(image: Image.Image, file: File) -> str | None:
         return f"has {pages} pages, and which of them is the mask cannot be told: save that one alone"
     if image.getbands()[-1] in ("A", "a"):
         alpha = np.asarray(image.getchannel(len(image.getbands()) - 1))
-        if alpha.min() < alpha.max():
+        colours = np.asarray(image.convert("RGBA"))[..., :3]
+        if len(_kinds(np.dstack([colours, alpha]))) > len(_kinds(colours)):
             return (
-                f"has transparency that differs by place (from {alpha.min()} to {alpha.max()}), and numbers are read "
-                "from colours alone: save the mask without transparency, or its transparency as a grey PNG"
+                f"has transparency that differs where its colours do not (from {alpha.min()} to {alpha.max()}), and "
+                "numbers are read from colours alone: save the mask without transparency, or that as a grey PNG"
             )
     return None
+
+
+def _kinds(pixels: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "n C"]:
+    """The different pixels."""
+    return np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)
 
 
 def _lossy(image: Image.Image, file: File) -> str | None:

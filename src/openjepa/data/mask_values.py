@@ -12,6 +12,8 @@ from openjepa.errors import InputError
 MOST_CLASSES = 64
 UNLABELLED = 255
 _BINARY = {0, UNLABELLED}
+# The share of a mask from which on other values beside 255 are classes, and no stray pixels.
+_SOME_SIZE = 0.01
 # Of masks of classes hardly any has so many values from 128 to 254; one of 0 and 255 that was smoothed has.
 _GRADED = 8
 
@@ -38,8 +40,8 @@ class MaskValues:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pixels, self._bits = Counter[int](), Counter[int]()
-        # Masks with 255 and at most 0 beside it, with any other number, and with both.
-        self._binary = self._others = self._both = 0
+        # Masks with 255 and at most 0 beside it, with any other number, and with 255 beside a class of some size.
+        self._binary = self._others = self._classes = 0
         self._other: tuple[Path, dict[int, int]] | None = None
 
     def add(self, path: Path, mask: Int64[np.ndarray, "_H _W"] | Bool[np.ndarray, "_H _W"]) -> None:
@@ -58,7 +60,8 @@ class MaskValues:
             self._binary += UNLABELLED in held
         else:
             self._others += 1
-            self._both += UNLABELLED in held
+            classes = sum(count for value, count in held.items() if value not in _BINARY)
+            self._classes += UNLABELLED in held and classes >= _SOME_SIZE * mask.size
             self._other = self._other or (path, held)
         if len(self._pixels.keys() - {UNLABELLED}) > MOST_CLASSES:
             raise InputError(
@@ -90,7 +93,7 @@ class MaskValues:
     def _refuse_doubtful(self) -> None:
         """Refuse masks of 0 and 255 with a few other values among them, which would make of 255 'not labelled'."""
         mend = "set each of their pixels to 0 or 255, or number the classes 0, 1, 2 and so on in every mask"
-        if self._other is not None and self._binary > self._both and self._binary >= self._others:
+        if self._other is not None and not self._classes and self._binary >= max(1, self._others):
             path, held = self._other
             foreign = sorted(held.keys() - _BINARY)
             places = f"{sum(held[value] for value in foreign):,} of its {sum(held.values()):,} pixels"

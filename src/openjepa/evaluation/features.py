@@ -66,7 +66,7 @@ class Features:
 def whole_labels(labels: Shaped[np.ndarray, "_"], name: str) -> Int64[np.ndarray, "_"]:
     """Labels as int64 (InputError where they are no whole numbers, or too large): no class is made of another."""
     given = np.asarray(labels)
-    if given.dtype.kind not in "iuf":
+    if given.dtype.kind not in "biuf":
         raise InputError(
             f"labels of {name!r} are {given.dtype}; whole numbers are wanted, such as the second of "
             "np.unique(labels, return_inverse=True)"

@@ -57,10 +57,15 @@ class Labelled:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """PyTorch's global generators begin at ``seed`` within, for modules that draw from them, and are put back after."""
+    """PyTorch's generators of the CPU and of a CUDA ``device`` begin at ``seed`` within, for modules that draw from
+    them, and are put back after."""
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.random.manual_seed(seed)
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -129,23 +129,30 @@ def set_aside(
 
 
 def check_pair(train: Part, test: Part) -> None:
-    """Refuse parts of different widths, and images without a class (InputError)."""
+    """Refuse parts of different widths, and images without a class to learn on (InputError).
+
+    Images without one may be asked about; a measure counts the answer as wrong.
+    """
     if train.dimensions != test.dimensions:
         raise InputError(
             f"{train.name!r} has {train.dimensions} dimensions in the train part and {test.dimensions} in the test "
             "part; take both from the same encoder"
         )
-    for part, features in (("train", train), ("test", test)):
-        bare = int((features.labels < 0).sum())
-        if bare:
-            raise InputError(
-                f"{bare} of {len(features)} {part} images have no class; give images in class folders or with labels"
-            )
+    _check_labelled("train", train)
+
+
+def _check_labelled(part: str, features: Part) -> None:
+    bare = int((features.labels < 0).sum())
+    if bare:
+        raise InputError(
+            f"{bare} of {len(features)} {part} images have no class; give images in class folders or with labels"
+        )
 
 
 def check_parts(train: Part, test: Part) -> None:
     """Refuse, with the numbers, parts on which an accuracy means nothing (InputError)."""
     check_pair(train, test)
+    _check_labelled("test", test)
     classes, counts = np.unique(train.labels, return_counts=True)
     if len(classes) < 2:
         raise InputError(

@@ -121,11 +121,24 @@ def otherwise(content: Mapping[str, Any], facts: Mapping[str, Any], *, own: bool
     transformers stretch images, which is no departure where it is our ``own``, and one where somebody else says so.
     """
     expected, (height, width) = processor_config(facts), facts["size"]
-    kind = str(content.get("image_processor_type") or content.get("feature_extractor_type"))
+    kind = content.get("image_processor_type") or content.get("feature_extractor_type")
+    if kind is None:  # nothing is said of more than scale
+        return ""
+    # Sizes were one number once: of BiT's the short side, of ViT's both.
+    square = expected["image_processor_type"].startswith("ViT")
+    spelt = {name: _spelt(content.get(name), square or name == "crop_size") for name in ("size", "crop_size")}
+    content = {**content, **{name: value for name, value in spelt.items() if value is not None}}
     alike = kind.removesuffix("Fast") == expected["image_processor_type"]
     if alike and (own or height == width) and all(content.get(name) == expected.get(name) for name in _PIXELS):
         return ""
     return _in_words(content, height, width)
+
+
+def _spelt(size: object, square: bool) -> object:
+    """A size as transformers spells it today, if it was one number."""
+    if not isinstance(size, int):
+        return size
+    return {"height": size, "width": size} if square else {"shortest_edge": size}
 
 
 def _in_words(content: Mapping[str, Any], height: int, width: int) -> str:
