@@ -29,7 +29,7 @@ from openjepa.cli import suit_the_process
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Masking, ordered_batches, training_batches
 from openjepa.data.sources import open_data
-from openjepa.data.survey import statistics, survey
+from openjepa.data.survey import levels, survey
 from openjepa.diagnosis.advice import slow_teacher
 from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
@@ -200,9 +200,9 @@ BASELINES: dict[str, Lever] = {
 def recipe(splits: Splits, seed: int, steps: int, precision: Literal["bf16", "float32"]) -> Experiment:
     """The small recipe for these images."""
     seen = survey(splits.train)
-    mean, std = statistics(splits.train, seen.median, seen.channels)
-    images = len(splits.train)
-    made, _ = choose("small", method="ijepa", size=seen.median, mean=mean, std=std, images=images, device="cpu")
+    found = levels(splits.train, seen.median, seen.channels)
+    images, size, mean, std = len(splits.train), seen.median, found.mean, found.std
+    made, _ = choose("small", method="ijepa", size=size, mean=mean, std=std, images=images, device="cpu")
     return replace(made, seed=seed, training=replace(made.training, steps=steps, precision=precision))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import telling
 from openjepa.data.sources import BadImage, FolderSource, in_full, open_data
 from openjepa.errors import InputError
@@ -334,6 +335,19 @@ def test_floats_up_to_2_are_of_one_scale_in_every_folder_and_nothing_of_them_is_
         found = [np.asarray(source.read(number)) for number in range(len(each))]
         assert [float(picture.max()) for picture in found] == pytest.approx(each)
         assert all(len(np.unique(picture)) == 64 for picture in found)
+
+
+def test_what_passes_1_in_floats_is_there_after_a_resize_and_nothing_else_passes_1(tmp_path):
+    edge = np.zeros((16, 16), np.float32)
+    for number, high in enumerate((1.0, 1.9)):
+        edge[:, 8:] = high
+        np.save(tmp_path / f"{number}.npy", edge)
+    source = open_data(str(tmp_path)).train
+    fit = Preprocessing(size=(12, 12), channels=1, mean=(0.5,), std=(0.25,)).fit
+    resized = [fit(source.read(number)) for number in range(2)]
+    # Bicubic interpolation would overshoot the edge by some percent.
+    assert [float(pixels.max()) for pixels in resized] == pytest.approx([1.0, 1.9])
+    assert min(float(pixels.min()) for pixels in resized) == 0
 
 
 def test_an_image_that_was_not_looked_at_may_pass_1_as_reflectance_does(tmp_path):

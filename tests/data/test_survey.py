@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image
 
 from openjepa.data.sources import ArraySource, open_data
-from openjepa.data.survey import levels, statistics, survey
+from openjepa.data.survey import levels, survey
 from openjepa.errors import InputError
 
 
@@ -62,14 +62,15 @@ def test_the_sample_is_limited_and_repeatable():
     images = np.random.default_rng(0).integers(0, 256, (300, 6, 6, 1), dtype=np.uint8)
     source = ArraySource("noise", images)
     assert survey(source, limit=20).looked_at == 20
-    first, again, other = (statistics(source, (6, 6), 1, limit=20, seed=seed) for seed in (0, 0, 1))
-    assert first == again != other
+    first, again, other = (levels(source, (6, 6), 1, limit=20, seed=seed) for seed in (0, 0, 1))
+    assert (first.mean, first.std) == (again.mean, again.std) != (other.mean, other.std)
 
 
 def test_statistics_are_the_pixels_own(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     images[..., 2] = 51
-    mean, std = statistics(ArraySource("noise", images), (8, 8), 3)
+    found = levels(ArraySource("noise", images), (8, 8), 3)
+    mean, std = found.mean, found.std
     unit = images / 255
     np.testing.assert_allclose(mean, unit.mean((0, 1, 2)), atol=1e-9)
     np.testing.assert_allclose(std[:2], unit.std((0, 1, 2))[:2], atol=1e-9)
@@ -80,7 +81,8 @@ def test_statistics_of_deep_images_and_bad_ones(tmp_path):
     Image.fromarray(np.full((8, 8), 65535 // 4, np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.full((8, 8), 65535 * 3 // 4, np.uint16)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"no image")
-    mean, std = statistics(open_data(str(tmp_path)).train, (8, 8), 1)
+    found = levels(open_data(str(tmp_path)).train, (8, 8), 1)
+    mean, std = found.mean, found.std
     assert mean[0] == pytest.approx(0.5, abs=1e-4)
     assert std[0] == pytest.approx(0.25, abs=1e-4)
 
@@ -154,7 +156,7 @@ def test_nothing_readable_is_said(tmp_path):
     with pytest.raises(InputError, match=r"none of the 2 images.*a\.png: is not an image"):
         survey(source)
     with pytest.raises(InputError, match=r"none of the 2 images.*a\.png: is not an image"):
-        statistics(source, (8, 8), 1)
+        levels(source, (8, 8), 1)
     np.save(tmp_path / "c.npy", np.zeros((6, 8, 5), np.uint8))
     with pytest.raises(InputError, match="has 5 channels, 3 are wanted"):
-        statistics(open_data(str(tmp_path / "c.npy")).train, (8, 8), 3)
+        levels(open_data(str(tmp_path / "c.npy")).train, (8, 8), 3)

@@ -204,12 +204,8 @@ def _pixels(preprocessing: Preprocessing, width: int, grid: tuple[int, int] | No
     def encode(images: Shaped[Tensor, "B C H W"], wanted: Collection[Kind]) -> dict[Kind, Tensor]:
         given: dict[Kind, Tensor] = {}
         if last in wanted:
-            values = (
-                images
-                if not any(levels)
-                else as_floats(images) - torch.tensor(levels, device=images.device)[:, None, None]
-            )
-            given[last] = raw_pixels(values)[0]
+            level = torch.tensor(levels, device=images.device)[:, None, None]
+            given[last] = raw_pixels(as_floats(images) - level)[0]
         if grid is not None and tokens in wanted:
             patches = patch_pixels(preprocessing.normalise(images), grid, width)
             places = sincos_positions(TokenGrid(grid), _PLACES)

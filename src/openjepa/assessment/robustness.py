@@ -20,7 +20,7 @@ from openjepa.assessment.parts import chosen_parts, counted, left_to_judge, of_c
 from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Batch
-from openjepa.data.survey import statistics, survey
+from openjepa.data.survey import levels, survey
 from openjepa.evaluation.features import Classifier, Features, Part
 from openjepa.evaluation.folds import WORTH, in_folds
 from openjepa.evaluation.intervals import equal_grades, paired_difference
@@ -46,12 +46,14 @@ class Corruption:
     def __call__(
         self, images: Float[Tensor, "B C H W"], numbers: Int64[np.ndarray, "B"], white: float = 1.0
     ) -> Float[Tensor, "B C H W"]:
-        """Images in [0, 1], spoilt; each one's noise derives from its number."""
+        """Images from 0 to 1, or to their own highest value where that is more, spoilt; each one's noise derives from
+        its number."""
         if self.kind == "noise":
             keys = numbers[:, None], np.arange(images[0].numel())
             radius = np.sqrt(-2 * np.log1p(-draws.uniform("corruption radius", *keys)))
             noise = radius * np.cos(2 * math.pi * draws.uniform("corruption angle", *keys))
-            return (images + self.amount * white * torch.from_numpy(noise).float().view_as(images)).clamp(0, 1)
+            noisy = images + self.amount * white * torch.from_numpy(noise).float().view_as(images)
+            return noisy.clamp(min=0).minimum(images.amax((1, 2, 3), keepdim=True).clamp(min=1))
         from torchvision.transforms.v2.functional import gaussian_blur
 
         sigma = self.amount * min(images.shape[-2:])
@@ -71,8 +73,8 @@ def white_of(source: Source, preprocessing: Preprocessing) -> float:
     """
     if survey(source).bits == 8:
         return 1.0
-    found = statistics(source, preprocessing.size, preprocessing.channels)
-    return min(1.0, max(mean + 4 * std for mean, std in zip(*found, strict=True)))
+    found = levels(source, preprocessing.size, preprocessing.channels)
+    return min(1.0, max(mean + 4 * std for mean, std in zip(found.mean, found.std, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)

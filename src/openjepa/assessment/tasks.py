@@ -119,7 +119,7 @@ def judge(
         found |= {"split": "Whole images were not asked about.", "pixels": list(panel.pixels), "rows": []}
         found |= {"differences": [], "spectrum": {}, "summary": "", "notes": []}
     labelled = splits is not None and splits.train.labels is not None and len(splits.train.classes) > 1
-    notes = [*found.get("notes", []), *_missing(panel, labelled, tasks)]
+    notes = [*found.get("notes", []), *_missing(labelled, tasks)]
     if entries and splits is not None and not labelled:
         tasks = replace(tasks, names=tuple(dict.fromkeys((ROTATION, *tasks.names))), entries=tuple(entries))
     asked = _asked(panel, splits, labelled, tasks, limit, bad_images, trained_on, cache, note)
@@ -204,7 +204,7 @@ def _asked(
     return found
 
 
-def _missing(panel: Panel, labelled: bool, tasks: Tasks) -> list[str]:
+def _missing(labelled: bool, tasks: Tasks) -> list[str]:
     notes = []
     if not labelled and (left := [name for name in ("robustness", "finetune") if name in tasks.names]):
         notes.append(f"not measured, for the images have no labels of two classes or more: {', '.join(left)}")

@@ -122,10 +122,10 @@ def pages_as_read(tiff: "TiffFile") -> str:
 
 
 def _channel_axis(axes: str, shape: tuple[int, ...]) -> int | None:
-    """Which axis holds the channels: the one that is named so, or, in a file that does not name its axes, the one that
-    differs where the other two are alike, or else the pages.
+    """Which axis holds the channels: the one that is named so, or the pages of a file that does not name its axes.
 
-    Where such pages are a few pixels wide, they are the rows of an array (height, width, channels) that was saved so.
+    Where such pages are a few pixels wide, or as many as they are high and less wide, they are the rows of an array
+    (height, width, channels) that was saved so.
     """
     for name in "SC":
         if name in axes:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,19 @@ def without_masks(root: str, images: Files) -> tuple[Files, list[Skipped]]:
     """
     if not any(_named(part, _MASKS) for folder in images.folders for part in _parts(folder)):
         return images, []
-    below: dict[str, list[Run]] = {}
+    runs: dict[str, list[Run]] = {}
     for run in images.runs():
         for part in _parts(run[0]):
-            below.setdefault(part, []).append(run)
+            runs.setdefault(part, []).append(run)
     siblings: dict[str, list[str]] = {}
-    for part in below:
+    for part in runs:
         siblings.setdefault(_parent(part), []).append(part)
-    files = {part: images.part(runs) for part, runs in below.items()}
+
+    def below(part: str) -> Files:
+        return images.part(runs[part])
+
     aside = tuple(
-        part for part in files if _named(part, _MASKS) and _are_masks(root, files, part, siblings[_parent(part)])
+        part for part in runs if _named(part, _MASKS) and _are_masks(root, below, part, siblings[_parent(part)])
     )
     if not aside:
         return images, []
@@ -48,17 +51,17 @@ def without_masks(root: str, images: Files) -> tuple[Files, list[Skipped]]:
     return others, [Skipped(printable(path), REASON) for path in masks]
 
 
-def _are_masks(root: str, files: Mapping[str, Files], masks: str, siblings: Sequence[str]) -> bool:
-    """Whether a folder called masks holds those of the images in one of its ``siblings``."""
+def _are_masks(root: str, below: Callable[[str], Files], masks: str, siblings: Sequence[str]) -> bool:
+    """Whether a folder called masks holds those of the images in one of its ``siblings``; ``below`` has the files of
+    each."""
     beside = [part for part in siblings if not _named(part, _MASKS)]
-    wanted = _stems(files[masks], masks)
-    images_of = [other for other in beside if _stems(files[other], other) == wanted]
+    wanted = _stems(below(masks), masks)
+    images_of = [other for other in beside if _stems(below(other), other) == wanted]
     called = [other for other in images_of if _named(other, _IMAGES)]
-    if not called and not len(beside) == len(images_of) == 1:
-        return False
     if called:  # photographs called gt, beside a spoilt input, are none
-        return not _photographs(root, files[masks])
-    return _few_values(root, files[masks]) and not _few_values(root, files[images_of[0]])
+        return not _photographs(root, below(masks))
+    alone = len(beside) == len(images_of) == 1
+    return alone and _few_values(root, below(masks)) and not _few_values(root, below(images_of[0]))
 
 
 def _parent(folder: str) -> str:

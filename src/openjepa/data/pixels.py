@@ -68,8 +68,10 @@ def resized(image: Picture, box: tuple[int, int, int, int], size: tuple[int, int
     part = np.require(part, requirements="W") if part.dtype == np.uint8 else _unit_array(part)
     pixels = torch.from_numpy(part).permute(2, 0, 1)[None]
     if pixels.shape[2:] != size:
+        # Of what bicubic interpolation overshoots; floats that pass white themselves keep what they have.
+        most = max(1.0, float(pixels.max())) if pixels.is_floating_point() else None
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-        pixels = pixels.clamp_(0, 1) if pixels.is_floating_point() else pixels
+        pixels = pixels if most is None else pixels.clamp_(0, most)
     return pixels[0].contiguous()
 
 

@@ -189,18 +189,6 @@ def levels(source: Source, size: tuple[int, int], channels: int, limit: int = 10
     )
 
 
-def statistics(
-    source: Source, size: tuple[int, int], channels: int, limit: int = 1000, seed: int = 0
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel, as :func:`levels` finds them.
-
-    Raises:
-        InputError: none of the images can be read with that number of channels.
-    """
-    found = levels(source, size, channels, limit, seed)
-    return found.mean, found.std
-
-
 def _sample(source: Source, limit: int, seed: int) -> list[int]:
     """Up to ``limit`` image numbers, in rising order so that files are read in theirs."""
     if len(source) == 0:
