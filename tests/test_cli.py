@@ -755,6 +755,13 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
     copy = shutil.copytree(images, tmp_path / "images")
     run = tmp_path / "run"
     assert call("pretrain", copy, "--out", run, "--steps", "2", *SMALL) == 0
+    whole = {path: path.read_bytes() for path in copy.rglob("*.png")}
+    for path, content in whole.items():
+        path.write_bytes(content[:-1] + b"x")
+    assert "hold something else" in refused(capsys, "resume", run)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert call("resume", run) == 0
     (copy / "kind0" / "0.png").unlink()
     assert "not those" in refused(capsys, "resume", run)
 

@@ -65,6 +65,7 @@ def facts(
             "unlabelled": source.unlabelled if source.labels is None else None,
             "split": splits.said,
             "fingerprint": source.fingerprint,
+            "spread": source.spread,
             "copies": list(source.at_least) if isinstance(source, Copies) else None,
         },
         "recipe": {"name": experiment.recipe, "why": why},

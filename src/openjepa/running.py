@@ -106,6 +106,12 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
             f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
             f"another version of openjepa took other files or folders for the train part: CHANGELOG.md)"
         )
+    recorded = plan["data"].get("spread")  # not in runs of versions before 2026-11-30
+    if recorded is not None and recorded != source.spread:
+        raise InputError(
+            f"the images of {source.name} have the names and sizes of those that {run} began with, and hold something "
+            f"else: restore them, or begin a new run"
+        )
     return splits
 
 

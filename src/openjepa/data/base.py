@@ -38,6 +38,8 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+# How many images are looked into to tell whether others of the same names and sizes took their place.
+_SPREAD = 16
 T = TypeVar("T")
 NO_IMAGE = "not an image"
 
@@ -145,6 +147,12 @@ class Source(ABC):
     def version(self) -> str:
         """A short digest of the state, for the names of copies that are to be found again while nothing changes."""
         return hashlib.sha256(b"\0".join(self.state())).hexdigest()[:24]
+
+    @property
+    def spread(self) -> str:
+        """A digest of the bytes of a few images from the first to the last, which tells when a set has been replaced
+        by another of the same names and sizes."""
+        return Source.content(self, np.unique(np.linspace(0, len(self) - 1, _SPREAD).round().astype(np.int64)))
 
     def content(self, indices: Int64[np.ndarray, "n"]) -> str:
         """A digest of what these images hold, byte for byte, for caches of what was computed from them."""
