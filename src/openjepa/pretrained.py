@@ -18,7 +18,8 @@ from torch import Tensor
 from openjepa.data.arrays import as_picture
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Picture
-from openjepa.data.decode import decode, standard, upright
+from openjepa.data.decode import decode, standard
+from openjepa.data.opening import upright
 from openjepa.data.pixels import Pixels, alike
 from openjepa.encoder import Encoder
 from openjepa.errors import InputError

@@ -16,7 +16,9 @@ from PIL import Image
 import openjepa.data.decode
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage
-from openjepa.data.decode import decode, header_of, orientation_of, read_header, turned
+from openjepa.data.decode import decode
+from openjepa.data.headers import header_of, orientation_of, read_header
+from openjepa.data.opening import turned
 from openjepa.data.pixels import extent_of, to_unit, with_channels
 
 GREY = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
@@ -448,7 +450,7 @@ def test_decompression_bomb_is_refused_by_its_header(side):
 
 def test_larger_images_are_allowed_by_the_environment(tmp_path):
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
-    read = "import sys; from openjepa.data.decode import read_header; print(read_header(sys.argv[1], 'x').height)"
+    read = "import sys; from openjepa.data.headers import read_header; print(read_header(sys.argv[1], 'x').height)"
 
     def said(limit: str) -> str:
         environment = {**os.environ, "OPENJEPA_MAX_PIXELS": limit}

@@ -12,7 +12,8 @@ from jaxtyping import Int64
 from openjepa.data.arrays import White, own_white
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, merged_classes, printable, to_test_on
 from openjepa.data.beside import without_masks
-from openjepa.data.decode import decode, read_header, remarks
+from openjepa.data.decode import decode
+from openjepa.data.headers import read_header, remarks
 from openjepa.data.listing import Files, Found, Run
 from openjepa.data.white import CommonWhite
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from openjepa.data.base import BadImage, Header, Picture, Source, Splits, to_test_on
 from openjepa.data.columns import class_numbers, give_labels, names_a_class
-from openjepa.data.decode import decode, read_header, remarks
+from openjepa.data.decode import decode
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
+from openjepa.data.headers import read_header, remarks
 from openjepa.errors import InputError
 
 if TYPE_CHECKING:

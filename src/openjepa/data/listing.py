@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from openjepa.data.base import NO_IMAGE, Skipped, printable
-from openjepa.data.decode import IMAGE_SUFFIXES, looks_like_image
 from openjepa.data.idx import cache_folder
+from openjepa.data.opening import IMAGE_SUFFIXES, looks_like_image
 from openjepa.errors import InputError
 from openjepa.files import whole_file
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from openjepa.data.arrays import File
 from openjepa.data.base import BadImage
-from openjepa.data.decode import opened, pages_of, upright
+from openjepa.data.opening import opened, pages_of, upright
 
 
 class NotAMask(BadImage):

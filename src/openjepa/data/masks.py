@@ -10,11 +10,12 @@ from jaxtyping import UInt8
 
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Header, Skipped
-from openjepa.data.decode import orientation_of, turned
 from openjepa.data.folder import FolderSource
+from openjepa.data.headers import orientation_of
 from openjepa.data.listing import Files, scan
 from openjepa.data.mask_files import NotAMask, numbers, read_mask
 from openjepa.data.mask_values import UNLABELLED, Classes, MaskValues
+from openjepa.data.opening import turned
 from openjepa.data.pixels import Pixels, nearest
 from openjepa.data.white import CommonWhite
 from openjepa.errors import InputError

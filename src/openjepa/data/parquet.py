@@ -10,8 +10,9 @@ import numpy as np
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable, to_test_on
 from openjepa.data.columns import Columns, class_numbers, find_columns, give_labels, labels_in, names_a_class, open_file
-from openjepa.data.decode import decode, read_header, remarks
+from openjepa.data.decode import decode
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
+from openjepa.data.headers import read_header, remarks
 from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
 from openjepa.files import check_room, whole_file

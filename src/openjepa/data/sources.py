@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 from openjepa.data.base import BadImage, Header, Picture, Skipped, Source, Splits, printable, telling
-from openjepa.data.decode import IMAGE_SUFFIXES
 from openjepa.data.folder import FolderSource, open_folder
 from openjepa.data.hub import open_hub
 from openjepa.data.idx import ArraySource, has_idx_files, open_fashion_mnist, open_idx, open_sample
 from openjepa.data.listing import Files, scan
+from openjepa.data.opening import IMAGE_SUFFIXES
 from openjepa.data.parquet import ParquetSource, images_in, open_parquet
 from openjepa.errors import InputError
 from openjepa.files import expanded
