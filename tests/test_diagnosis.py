@@ -233,6 +233,13 @@ def test_the_lookout_tells_a_finding_once_and_its_end_once():
     assert lookout.choice == choose(rows)
 
 
+def test_the_lookout_of_a_long_run_keeps_what_it_looks_at_alone():
+    rows = log({}, CASES["below"], {})
+    lookout = Lookout(EXPERIMENT, rows)
+    assert list(lookout.rows) == [rows[0], *looks(rows)]
+    assert untrained(lookout.rows) == untrained(rows) != {}
+
+
 def told(rows: list[dict]) -> list[str]:
     lookout = Lookout(EXPERIMENT)
     return [sentence for row in rows for sentence in lookout.note(row)]

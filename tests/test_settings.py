@@ -34,6 +34,8 @@ PREDICTOR = PredictorConfig(width=8, depth=1, heads=2)
         (PredictorConfig, {"norm_eps": -1.0}, "norm_eps=-1.0"),
         (TrainingConfig, {"precision": "fp16"}, "precision is 'fp16', not one of 'bf16', 'float32'"),
         (OptimizerConfig, {"betas": (0.9, 0.99, 0.999)}, "betas is .* 2 numbers"),
+        (Experiment, {"predictor": PredictorConfig(width=2, heads=1)}, "a width of 2 is too small for positions"),
+        (Experiment, {"encoder": EncoderConfig(width=3, heads=1)}, "a width of 3 is too small for positions"),
         (Experiment, {"method": "dino"}, "method is 'dino', not one of 'ijepa', 'mae', 'denoising'"),
     ],
 )

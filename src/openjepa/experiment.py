@@ -13,6 +13,7 @@ import torch
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
+from openjepa.grid import sincos_widths
 from openjepa.masking import MultiBlockMasking, RandomMasking, WholeMasking
 from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.base import Objective
@@ -66,6 +67,8 @@ class Experiment:
                 f"mean and std need one number for each of the {self.encoder.channels} channels of the encoder, "
                 f"got {self.mean} and {self.std} (on the command line --channels sets all three)"
             )
+        for width in (self.encoder.width, self.predictor.width):
+            sincos_widths(self.encoder.grid, width)  # refuses what holds no positions
         self.ijepa.check_depths(self.encoder)
         if len(self.encoder.signal) != 2:
             raise ValueError(f"images have two axes, the encoder's signal has {self.encoder.signal}")

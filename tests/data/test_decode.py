@@ -1,6 +1,7 @@
 """Every format and mode decodes to the right pixels; damaged files are refused, never half-read."""
 
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -265,6 +266,14 @@ def test_big_endian_numbers_of_every_type(dtype, compression):
     values = (GREY / np.float32(256) if dtype == np.float32 else GREY.astype(np.int64) * 150).astype(dtype)
     found = decode(tiff(values, photometric="minisblack", compression=compression, byteorder=">"), "x")
     np.testing.assert_allclose(found[..., 0], values, rtol=0, atol=1e-6)
+
+
+def test_many_tiffs_leave_nothing_behind():
+    data = tiff(np.zeros((12, 16, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    decode(data, "x")
+    heard = len(logging.getLogger("tifffile").handlers)
+    decode(data, "x")
+    assert len(logging.getLogger("tifffile").handlers) == heard
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -143,6 +143,14 @@ def test_a_column_that_is_no_classes_is_said(tmp_path, given, why):
     assert source.unlabelled == why
 
 
+def test_labels_that_are_numbers_in_one_file_and_words_in_another_are_no_classes(tmp_path):
+    write(tmp_path / "a.parquet", range(4), pa.array([0, 1, 0, 1]))
+    write(tmp_path / "b.parquet", range(4), pa.array(list("abab")))
+    source = open_data(str(tmp_path)).train
+    assert source.labels is None
+    assert source.unlabelled == "the column 'label' has numbers in some files and words in others"
+
+
 def test_a_measure_does_not_hide_a_column_of_classes(tmp_path):
     table = {"image": [encoded(1)] * 4, "target": [0.1, 0.2, 0.3, 0.4], "fine_label": [0, 1, 0, 1]}
     pq.write_table(pa.table(table), tmp_path / "x.parquet")

@@ -25,6 +25,8 @@ White = Callable[[float, bool], float]
 FIRST_PAGE = "several pages, of which only the first is read"
 # Floats up to here have white 1, which reflectance may pass.
 _REFLECTANCE = 2.0
+# A TIFF's flaws become a BadImage or don't matter; without a handler tifffile would print them.
+_UNHEARD = logging.NullHandler()
 
 
 @functools.cache
@@ -80,8 +82,7 @@ def open_tiff(file: File) -> "Iterator[TiffFile]":
     """
     import tifffile
 
-    # A file's flaws become a BadImage or don't matter; without a handler they would be printed.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    logging.getLogger("tifffile").addHandler(_UNHEARD)
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:

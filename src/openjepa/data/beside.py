@@ -18,6 +18,8 @@ _IMAGES = re.compile("(image|img|photo|picture|input)s?")
 _MASKS = re.compile("(mask|label|annotation|segmentation)s?|gt|ground_?truth")
 REASON = "a mask, by its folder and name, of an image beside it; evaluate by masks with --segmentation IMAGES MASKS"
 _LOOKED_AT = 8
+# Of an image so many rows and columns at the most.
+_ACROSS = 256
 
 
 def without_masks(root: str, images: Files) -> tuple[Files, list[Skipped]]:
@@ -91,6 +93,7 @@ def _photographs(root: str, files: Files) -> bool:
     for path in _some(files):
         with contextlib.suppress(BadImage):
             image = np.asarray(decode(os.path.join(root, path), path))
+            image = image[:: -(-image.shape[0] // _ACROSS), :: -(-image.shape[1] // _ACROSS)]
             grey = image.ndim == 2 or image.shape[2] == 1 or bool((image == image[..., :1]).all())
             if not grey and len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > MOST_CLASSES:
                 return True

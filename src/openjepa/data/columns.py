@@ -125,6 +125,8 @@ def class_numbers(
         values = {value for column in columns for value in column if value is not None}
         if any(isinstance(value, float) for value in values):
             return "has numbers that are not whole"
+        if len({isinstance(value, str) for value in values}) > 1:
+            return "has numbers in some files and words in others"
         values = sorted(value for value in values if _is_one(value))
         number = {value: index for index, value in enumerate(values)}
         names = tuple(str(value) for value in values)

@@ -76,19 +76,14 @@ def _flaw(image: Image.Image, file: File) -> str | None:
     if (pages := pages_of(image)) > 1:
         return f"has {pages} pages, and which of them is the mask cannot be told: save that one alone"
     if image.getbands()[-1] in ("A", "a"):
-        alpha = np.asarray(image.getchannel(len(image.getbands()) - 1))
-        colours = np.asarray(image.convert("RGBA"))[..., :3]
-        if len(_kinds(np.dstack([colours, alpha]))) > len(_kinds(colours)):
+        pixels = np.unique(np.asarray(image.convert("RGBA")).view("<u4"))  # transparency is in the highest byte
+        alpha = pixels >> 24
+        if len(np.unique(pixels & 0xFFFFFF)) < len(pixels):
             return (
                 f"has transparency that differs where its colours do not (from {alpha.min()} to {alpha.max()}), and "
                 "numbers are read from colours alone: save the mask without transparency, or that as a grey PNG"
             )
     return None
-
-
-def _kinds(pixels: Shaped[np.ndarray, "H W C"]) -> Shaped[np.ndarray, "n C"]:
-    """The different pixels."""
-    return np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)
 
 
 def _lossy(image: Image.Image, file: File) -> str | None:

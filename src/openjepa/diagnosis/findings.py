@@ -157,8 +157,10 @@ class Lookout:
 
     def note(self, row: Row) -> list[str]:
         """Take another row; returns what there is to say, most often nothing."""
-        self.rows.append(row)
-        if number(row, "rankme") is None:
+        look = number(row, "rankme") is not None
+        if look or not self.rows:  # the first holds what there was before training
+            self.rows.append(row)
+        if not look:
             return []
         found = _troubles(self.rows, self.experiment)
         # One that another says as well by now goes on all the same.

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int64
 from openjepa import draws
 from openjepa.evaluation import logistic
 from openjepa.evaluation.features import Features, Grades
-from openjepa.evaluation.split import check_pair
+from openjepa.evaluation.split import by_class, check_pair
 
 # Where one image a class leaves nothing to choose by: scikit-learn's own default.
 _UNCHOSEN = 1.0
@@ -67,9 +67,8 @@ class LowShot:
     def chosen(self, labels: Int64[np.ndarray, "n"], per_class: Int64[np.ndarray, "K"], repeat: int) -> np.ndarray:
         """The images of one draw, class by class: a function of labels and seed, so the same for every encoder."""
         parts = []
-        for label, count in zip(np.unique(labels), per_class, strict=True):
-            members = np.flatnonzero(labels == label)
-            order = draws.permutation(len(members), "low-shot", self.seed, repeat, int(label))
+        for (label, members), count in zip(by_class(labels), per_class, strict=True):
+            order = draws.permutation(len(members), "low-shot", self.seed, repeat, label)
             parts.append(members[order[:count]])
         return np.concatenate(parts)
 

@@ -1,6 +1,6 @@
 """Train and test parts of labelled images: a fair split where the data bring none, and what a fair test needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64
@@ -14,6 +14,15 @@ TRAIN_IMAGES_PER_CLASS = 2
 FOLDS = 5
 
 
+def by_class(labels: Int[np.ndarray, "n"]) -> Iterator[tuple[int, Int64[np.ndarray, "_"]]]:
+    """Each class that occurs, ascending, with the indices of its images, ascending; images without one are in none."""
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    for label, members in zip(classes.tolist(), np.split(order, starts[1:]), strict=False):  # of none, one empty part
+        if label >= 0:
+            yield label, members
+
+
 def split(
     labels: Int[np.ndarray, "n"], holdout: float = 0.2, seed: int = 0
 ) -> tuple[Int64[np.ndarray, "train"], Int64[np.ndarray, "test"]]:
@@ -25,9 +34,8 @@ def split(
     if not 0 < holdout < 1:
         raise ValueError(f"holdout must lie between 0 and 1, got {holdout}")
     train, test = [], []
-    for label in np.unique(labels[labels >= 0]):
-        members = np.flatnonzero(labels == label)
-        members = members[draws.permutation(len(members), "evaluation split", seed, int(label))]
+    for label, members in by_class(labels):
+        members = members[draws.permutation(len(members), "evaluation split", seed, label)]
         held = min(len(members) - 1, max(1, round(holdout * len(members))))
         test.append(members[:held])
         train.append(members[held:])
@@ -43,9 +51,8 @@ def folds(labels: Int[np.ndarray, "n"], seed: int = 0) -> Int64[np.ndarray, "n"]
     """
     found = np.full(len(labels), -1, np.int64)
     dealt = 0
-    for label in np.unique(labels[labels >= 0]):
-        members = np.flatnonzero(labels == label)
-        order = draws.permutation(len(members), "evaluation folds", seed, int(label))
+    for label, members in by_class(labels):
+        order = draws.permutation(len(members), "evaluation folds", seed, label)
         # Where one class ends the next goes on: small classes do not all fall into the first folds.
         found[members[order]] = (dealt + np.arange(len(members))) % FOLDS
         dealt += len(members)
