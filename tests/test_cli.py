@@ -842,6 +842,13 @@ def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
     assert json.loads((copy / "evaluation.json").read_text())["rows"] == found["rows"]
 
 
+def test_what_a_run_computed_for_its_own_evaluation_is_kept(images, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert call("pretrain", images, "--out", run, "--steps", "2", *SMALL) == 0
+    monkeypatch.setattr("openjepa.assessment.extraction._compute", lambda *_: 1 / 0)
+    assert call("evaluate", run) == 0
+
+
 def test_features_of_somebody_else_are_judged(tmp_path, capsys):
     generator = np.random.default_rng(0)
     for part, count in (("train", 60), ("test", 30)):
@@ -852,6 +859,9 @@ def test_features_of_somebody_else_are_judged(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "given features" in said
     assert "random encoder is not available" in " ".join(said.split())
+    assert call("evaluate", tmp_path, "--suite", "full") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Not available without the network: rotation, robustness, scenes, finetune." in said
 
 
 def test_mistakes_in_an_evaluation_are_told_in_a_sentence(run, images, tmp_path, capsys):

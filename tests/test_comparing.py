@@ -96,6 +96,33 @@ def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tm
     assert not (run / "judged.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "evaluators", "verbs"),
+    [
+        ({}, ("k-NN", "linear probe", "linear probe, last four blocks"), ["evaluate"]),
+        ({}, ("k-NN",), ["resume", "evaluate"]),
+        ({"step": 1}, ("k-NN", "linear probe", "linear probe, last four blocks"), ["resume", "evaluate"]),
+        ({"checkpoint": 1}, ("k-NN", "linear probe", "linear probe, last four blocks"), ["resume", "evaluate"]),
+    ],
+    ids=["judged", "judged in part", "an earlier encoder", "unfinished"],
+)
+def test_what_was_interrupted_in_its_judging_is_not_judged_by_the_quick_suite_again(
+    begun, tmp_path, monkeypatch, changes, evaluators, verbs
+):
+    out, called = tmp_path, list[str]()
+    steps = begun[1]["plans"]["ijepa"]["experiment"]["training"]["steps"]
+    done, folder = {"step": steps, "checkpoint": steps} | changes, out / "ijepa-seed0"
+    (folder / "checkpoints" / f"step-{done['checkpoint']}").mkdir(parents=True)
+    (folder / "experiment.json").write_text(json.dumps(begun[1]["plans"]["ijepa"]["experiment"]))
+    (folder / "plan.json").write_text(json.dumps(begun[1]["plans"]["ijepa"]["facts"]))
+    (folder / "exported.json").write_text(json.dumps({"step": steps}))
+    rows = [row("trained encoder", 0.5, evaluator) for evaluator in evaluators]
+    (folder / "evaluation.json").write_text(json.dumps({"rows": rows, "step": done["step"]}))
+    monkeypatch.setattr(comparing, "_openjepa", lambda verb, *rest: called.append(verb) or 3 * (verb == "evaluate"))
+    assert run_all(out, begun[1], REQUEST, lambda text: None, None) == 3
+    assert called == verbs
+
+
 def test_a_folder_with_something_else_is_left_alone(sample, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="is no comparison"):

@@ -14,14 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from openjepa.assessment import rotations
 from openjepa.claiming import LOCK, claimed, make_run
 from openjepa.data.base import Splits
 from openjepa.errors import InputError
+from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.intervals import NO_SPREAD
 from openjepa.experiment import Experiment, Method
 from openjepa.files import names_in, write_whole
 from openjepa.planning import Plan, Wishes, plan
-from openjepa.running import read_experiment
+from openjepa.running import EXPORTED, read_experiment
+from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import read_rows
 
@@ -163,14 +166,28 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
             with claimed(run):
                 make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
         where = [] if device is None else ["--device", device]
-        # An evaluation.json is no sign of a whole run: somebody may have looked at one that is not finished. Of a whole
-        # one, resume does the quick suite alone again.
-        for command in (["resume", str(run)], ["evaluate", str(run), *request.evaluate]):
+        training = [] if _trained_and_judged(run) else [["resume", str(run)]]
+        for command in (*training, ["evaluate", str(run), *request.evaluate]):
             code = _openjepa(*command, *where)
             if code:
                 return code
         write_whole(run / "judged.json", (run / "evaluation.json").read_text())  # the sign that all of it went well
     return 0
+
+
+def _trained_and_judged(run: Path) -> bool:
+    """Whether a run is at its end and its encoder is judged by the quick suite, with which ``resume`` ends."""
+    try:
+        record = json.loads((run / "evaluation.json").read_text())
+        rows, judged = record["rows"], record["step"]
+        exported = json.loads((run / EXPORTED).read_text())["step"]
+    except (OSError, ValueError, LookupError):
+        return False
+    evaluators = {row["evaluator"] for row in rows if row["task"] == "classes"}
+    by_labels = {entry.evaluator.name for entry in quick()} <= evaluators
+    if judged != exported or not (by_labels or any(row["task"] == rotations.TASK for row in rows)):
+        return False
+    return read_experiment(run)[0].training.steps in checkpoints.steps(run / "checkpoints")
 
 
 def _openjepa(*arguments: str) -> int:
@@ -206,8 +223,8 @@ def _check_same_images(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
     if others := [run["folder"] for run in runs if run["images"] != last["images"]]:
         raise InputError(
             f"in {folder} {', '.join(others)} {'was' if len(others) == 1 else 'were'} judged on other images than "
-            f"{last['folder']}, as an older version of openjepa chooses them: delete judged.json there "
-            "and give the same command again, which judges anew and trains nothing"
+            f"{last['folder']}, as an older version of openjepa chooses them: delete judged.json and "
+            "evaluation.json there, and give the same command again, which judges anew and trains nothing"
         )
 
 

@@ -42,6 +42,9 @@ _SUMMARIES = {
     "denoising": "The encoder of a denoising autoencoder, trained without labels by taking noise out of images.",
 }
 
+# Of the images looked into on resume, the share that may be others than at the plan: some may break, or be mended.
+_OTHERS = 0.25
+
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
     """The experiment and the plan of a run folder.
@@ -106,11 +109,12 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
             f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
             f"another version of openjepa took other files or folders for the train part: CHANGELOG.md)"
         )
-    recorded = plan["data"].get("spread")  # not in runs of versions before 2026-11-30
-    if recorded is not None and recorded != source.spread:
+    recorded = plan["data"].get("spread", [])  # not in runs of versions before 2026-11-30
+    others = sum(then != now for then, now in zip(recorded, source.spread, strict=True)) if recorded else 0
+    if others > _OTHERS * len(recorded):
         raise InputError(
-            f"the images of {source.name} have the names and sizes of those that {run} began with, and hold something "
-            f"else: restore them, or begin a new run"
+            f"the images of {source.name} have the names and sizes of those that {run} began with, but {others} of "
+            f"{len(recorded)} looked into hold something else: restore them, or begin a new run"
         )
     return splits
 

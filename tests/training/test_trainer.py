@@ -26,6 +26,7 @@ from openjepa.masks import MultiBlockConfig
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes, join
+from openjepa.training.energy import EnergyMeter
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import Step, TrainingConfig, refuse_uneven
@@ -118,6 +119,18 @@ def numbers(run) -> list[dict]:
     timed = ("images_per_s", "data_wait", "seconds", "peak_memory", "joules")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_energy_of_a_part_is_not_taken_for_the_runs(tmp_path, monkeypatch, counted):
+    monkeypatch.setattr(EnergyMeter, "joules", lambda self: 3.0 if counted else None)
+    trainer(tmp_path, steps=4).train(until=2, show=False)
+    monkeypatch.setattr(EnergyMeter, "joules", lambda self: 2.0)
+    resumed = trainer(tmp_path, steps=4)
+    resumed.resume()
+    resumed.train(show=False)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last.get("joules") == (5.0 if counted else None)
 
 
 def same(one: dict, other: dict) -> bool:

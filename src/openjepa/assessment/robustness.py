@@ -23,7 +23,7 @@ from openjepa.data.loader import Batch
 from openjepa.data.survey import levels, survey
 from openjepa.evaluation.features import Classifier, Features, Part
 from openjepa.evaluation.folds import WORTH, in_folds
-from openjepa.evaluation.intervals import equal_grades, paired_difference
+from openjepa.evaluation.intervals import Difference, equal_grades, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.evaluation.suite import BASELINES, LAST, Judge, judge
@@ -148,7 +148,7 @@ def assess_robustness(
     parts = {"clean": clean} | {one.name: taken(Spoilt.by(one, chosen.held, white)) for one in corruptions}
     train = _by_subject(learned, classes)
     tests = {part: _by_subject(found, classes) for part, found in parts.items()}
-    rows, differences = [], []
+    rows, differences, lost = [], [], {}
     judged, worth = remembering(cache), 1.0
     if chosen.folded:
         judged, worth = in_folds(judged), WORTH
@@ -163,6 +163,9 @@ def assess_robustness(
                 _row(part, name, evaluator.name, parts[part], train[name].dimensions, worth)
                 for name, parts in right.items()
             ]
+        for corruption in corruptions:
+            before, after = right[own]["clean"], right[own][corruption.name]
+            lost[corruption.name, evaluator.name] = paired_difference(before, after, worth)
         differences += [
             {
                 "task": _task(part),
@@ -184,7 +187,7 @@ def assess_robustness(
         "notes": notes,
         "rows": rows,
         "differences": differences,
-        "summary": _summary(rows, own),
+        "summary": _summary(lost, own),
         "seconds": time.perf_counter() - begin,
     }
 
@@ -228,15 +231,13 @@ def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: 
     }
 
 
-def _summary(rows: Sequence[dict[str, Any]], subject: str) -> str:
-    own = [row for row in rows if row["features"] == subject]
-    clean = {row["evaluator"]: row["value"] for row in own if row["task"] == _task("clean")}
-    spoilt = [row for row in own if row["task"] != _task("clean")]
-    worst = min(spoilt, key=lambda row: row["value"] - clean[row["evaluator"]])
-    lost = 100 * (clean[worst["evaluator"]] - worst["value"])
-    if lost <= 0:
+def _summary(lost: Mapping[tuple[str, str], Difference], subject: str) -> str:
+    """What the worst corruption costs, of losses of accuracy by (corruption, evaluator)."""
+    (corruption, evaluator), worst = max(lost.items(), key=lambda pair: pair[1].value)
+    if worst.value <= 0:
         return f"On images spoilt by noise or blur the {subject} loses nothing."
+    value, low, high = (100 * number for number in (worst.value, worst.low, worst.high))
     return (
-        f"Of images spoilt by noise or blur the {subject} loses most with {worst['task'].partition(': ')[2]}: "
-        f"{lost:.1f} points on the {worst['evaluator']}."
+        f"Of images spoilt by noise or blur the {subject} loses most with {corruption}: {value:.1f} points on the "
+        f"{evaluator} (95% interval {low:.1f} to {high:.1f})."
     )

@@ -183,7 +183,10 @@ def _judged(given: Any, command: str) -> dict[str, Any]:
         splits = None if given.data is None else open_data(given.data)
         entries = evaluators(str(distributed.join(given.device).device)) if whole else ()
         with stages() as progress:
-            return assess_given(features, splits, entries=entries, command=command, progress=progress)
+            found = assess_given(features, splits, entries=entries, command=command, progress=progress)
+        if names:  # of --suite full
+            found["notes"].append(f"Not available without the network: {', '.join(names)}.")
+        return found
     if not folder.exists():
         raise InputError(f"there is no file or folder {folder}: name a run, an encoder's folder, or features (.npy)")
     device = distributed.join(given.device).device
@@ -230,15 +233,29 @@ def _told(sentence: str) -> None:
         print(sentence, file=sys.stderr)
 
 
-def _cache(given: Any) -> Any:
-    """Where features are looked for and kept, or None."""
+def own_cache() -> Any:
+    """Where features are kept unless another place is named; None where there is none, as for a user without a home."""
     from openjepa.assessment.cache import cache_at
     from openjepa.data.idx import cache_folder
 
+    try:
+        place = cache_folder() / "features"
+    except RuntimeError:
+        return None
+    return cache_at(place, _of_cache)
+
+
+def _cache(given: Any) -> Any:
+    """Where features are looked for and kept, or None."""
+    from openjepa.assessment.cache import cache_at
+
     if given.no_cache:
         return None
-    place = given.cache or cache_folder() / "features"
-    return cache_at(place, lambda sentence: print(f"openjepa evaluate: {sentence}", file=sys.stderr))
+    return own_cache() if given.cache is None else cache_at(given.cache, _of_cache)
+
+
+def _of_cache(sentence: str) -> None:
+    print(f"openjepa: {sentence}", file=sys.stderr)
 
 
 def _asked(given: Any) -> tuple[tuple[str, ...], bool, Callable[[str], tuple[Any, ...]]]:

@@ -268,7 +268,7 @@ def _train(
 def _finish(run: Path, training: Any) -> int:
     """Write the report, evaluate (without labels by which way up images are), and write it again."""
     from openjepa.assessment import Tasks, judge, panel_of
-    from openjepa.cli.evaluation import renewed
+    from openjepa.cli.evaluation import own_cache, renewed
     from openjepa.data.loader import LoaderError
     from openjepa.evaluation.catalogue import quick
     from openjepa.pretrained import load
@@ -286,6 +286,7 @@ def _finish(run: Path, training: Any) -> int:
             command=command,
             bad_images=training.experiment.training.bad_images,
             trained_on=training.plan["data"]["fingerprint"],
+            cache=own_cache(),
         )
         renewed(run, found)
         print_evaluation(found)

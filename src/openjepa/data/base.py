@@ -146,25 +146,32 @@ class Source(ABC):
     @property
     def version(self) -> str:
         """A short digest of the state, for the names of copies that are to be found again while nothing changes."""
-        return hashlib.sha256(b"\0".join(self.state())).hexdigest()[:24]
+        digest = hashlib.sha256()
+        for number, part in enumerate(self.state()):
+            digest.update(b"\0" * (number > 0) + part)
+        return digest.hexdigest()[:24]
 
     @property
-    def spread(self) -> str:
-        """A digest of the bytes of a few images from the first to the last, which tells when a set has been replaced
-        by another of the same names and sizes."""
-        return Source.content(self, np.unique(np.linspace(0, len(self) - 1, _SPREAD).round().astype(np.int64)))
+    def spread(self) -> list[str]:
+        """Digests of the bytes of a few images from the first to the last, which tell when a set has been replaced by
+        another of the same names and sizes."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, _SPREAD).round().astype(np.int64))
+        return [self._digest(int(index)).hex()[:16] for index in chosen]
 
     def content(self, indices: Int64[np.ndarray, "n"]) -> str:
         """A digest of what these images hold, byte for byte, for caches of what was computed from them."""
         digest = hashlib.sha256()
         for index in indices:
-            try:
-                held = self.encoded(int(index))
-            except BadImage as error:
-                held = str(error).encode()
             # Each one's own digest, so that bytes cannot move from one image to the next unseen.
-            digest.update(hashlib.sha256(held).digest())
+            digest.update(self._digest(int(index)))
         return digest.hexdigest()
+
+    def _digest(self, index: int) -> bytes:
+        try:
+            held = self.encoded(index)
+        except BadImage as error:
+            held = str(error).encode()
+        return hashlib.sha256(held).digest()
 
     @abstractmethod
     def encoded(self, index: int) -> bytes | memoryview:
