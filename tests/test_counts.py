@@ -15,6 +15,8 @@ from openjepa.experiment import Experiment
 from openjepa.masks import Masks, MultiBlockConfig
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
+from openjepa.training.distributed import Processes
+from openjepa.training.step import Step
 
 
 def experiment(shape="fixed") -> Experiment:
@@ -133,6 +135,42 @@ def test_each_weight_is_brought_to_bfloat16_once_a_step():
     assert sum("weight" in name for name in copies) > 40
     # The predictor's last block asks with a part of its queries' weight and answers with the rest.
     assert all(count == (2 if name.startswith("predictor") and "qkv" in name else 1) for name, count in copies.items())
+
+
+def step_of(made: Experiment, **training) -> Step:
+    """What training takes, in bfloat16 on 8 images."""
+    training = replace(made.training, batch=8, precision="bf16", **training)
+    processes = Processes(0, 1, torch.device("cpu"))
+    objective = made.objective().train()
+    return Step(objective, schedule=made.schedule, optimizer=made.optimizer, training=training, processes=processes)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_whole_step_takes_the_operations_of_its_images_once(accumulate):
+    made = experiment()
+    step, (x, masks) = step_of(made, accumulate=accumulate, replicas=1), batch(made, 8)
+    counted = flops(made.objective(), made, masks)
+    # Of several micro-batches the teacher looks at all images first, for the statistics of the targets.
+    once = 8 * (counted["step"] + (accumulate > 1) * counted["forward"])
+    with FlopCounterMode(display=False) as counter:
+        step(x, masks, 0)
+    assert 0.99 * once <= counter.get_total_flops() <= 1.01 * once
+
+
+def test_a_step_of_replicas_renews_the_copy_of_each_weight_once(monkeypatch):
+    made, copied, copy = experiment(), list[int](), torch._foreach_copy_
+
+    def counted(into, *rest):
+        copied.extend(tensor.data_ptr() for tensor in into)
+        return copy(into, *rest)
+
+    step = step_of(made, replicas=2)
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
+    step(*batch(made, 8), 0)
+    linears = [part for part in step.objective.modules() if isinstance(part, torch.nn.Linear)]
+    weights = sum(parameter.dtype == torch.float32 for part in linears for parameter in part.parameters())
+    assert weights > 60
+    assert len(copied) == len(set(copied)) == weights
 
 
 COMPILED = """
