@@ -9,7 +9,7 @@ import pytest
 
 from openjepa import files
 from openjepa.errors import InputError
-from openjepa.files import check_room, locked, whole_file, write_whole
+from openjepa.files import cache_folder, check_room, locked, whole_file, write_whole
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
@@ -108,3 +108,13 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"much would take about 1000000000\.0 GB in .*yet, .* are free .*, or wait$"):
         check_room(10**18, folder, what="much", instead="wait")
     assert not (tmp_path / "not").exists()
+
+
+def test_without_a_home_the_cache_folder_is_asked_for(homeless, monkeypatch, tmp_path):
+    homeless()
+    with pytest.raises(InputError, match=r"no home folder .* set OPENJEPA_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "openjepa"
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "chosen"))
+    assert cache_folder() == tmp_path / "chosen"

@@ -31,6 +31,23 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Where downloads and copies for speed are kept: OPENJEPA_CACHE, else ~/.cache/openjepa.
+
+    Raises:
+        InputError: neither is known, as for a user without a home folder.
+    """
+    if chosen := os.environ.get("OPENJEPA_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openjepa"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder in which downloads and copies could be kept: set OPENJEPA_CACHE to a folder "
+            "for them"
+        ) from error
+
+
 @cache
 def _let_forks_go() -> None:
     """A forked process holds nothing: while it had the files open, the locks would outlive the one who took them."""

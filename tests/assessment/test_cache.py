@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from openjepa.assessment import assess, extraction
 from openjepa.assessment.cache import Entry, FeatureCache, cache_at, key_of
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen, extract_kinds
+from openjepa.cli.evaluation import _cache as cache_of
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
@@ -169,6 +171,12 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, notes, passes
     cache = FeatureCache(folder=tmp_path / "file" / "features", note=notes)
     assert taken(ours(), cache)
     assert "cannot be kept" in notes[0]
+
+
+def test_without_a_place_features_are_not_kept_and_it_is_said(homeless, capsys):
+    homeless()
+    assert cache_of(SimpleNamespace(no_cache=False, cache=None)) is None
+    assert "not kept for the next time" in capsys.readouterr().err
 
 
 def test_somebody_elses_cache_is_read_all_the_same(cache, passes, monkeypatch):

@@ -213,6 +213,14 @@ def values_at(source, index: int) -> int:
     return int(np.asarray(source.read(index))[0, 0])
 
 
+def test_copy_on_disk_needs_a_place(tmp_path, monkeypatch, homeless):
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    write(tmp_path / "x.parquet", range(5))
+    homeless()
+    with pytest.raises(InputError, match="set OPENJEPA_CACHE"):
+        open_data(str(tmp_path / "x.parquet")).train.prepare()
+
+
 def test_copy_on_disk_needs_room(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(parquet, "IN_MEMORY", 0)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
-from openjepa.files import expanded, write_whole
+from openjepa.files import cache_folder, expanded, write_whole
 from openjepa.progress import stages
 
 
@@ -231,14 +231,20 @@ def _told(sentence: str) -> None:
 
 
 def _cache(given: Any) -> Any:
-    """Where features are looked for and kept, or None."""
+    """Where features are looked for and kept, or None, as without a place for them."""
     from openjepa.assessment.cache import cache_at
-    from openjepa.data.idx import cache_folder
+
+    def note(sentence: str) -> None:
+        print(f"openjepa evaluate: {sentence}", file=sys.stderr)
 
     if given.no_cache:
         return None
-    place = given.cache or cache_folder() / "features"
-    return cache_at(place, lambda sentence: print(f"openjepa evaluate: {sentence}", file=sys.stderr))
+    try:
+        place = given.cache or cache_folder() / "features"
+    except InputError as error:
+        note(f"features are not kept for the next time: {error}")
+        return None
+    return cache_at(place, note)
 
 
 def _asked(given: Any) -> tuple[tuple[str, ...], bool, Callable[[str], tuple[Any, ...]]]:

@@ -21,9 +21,9 @@ from PIL import Image
 from openjepa import draws
 from openjepa.data.base import BadImage, Header, Picture, Source
 from openjepa.data.decode import decode
-from openjepa.data.idx import cache_folder
 from openjepa.data.pixels import as_image
 from openjepa.errors import InputError
+from openjepa.files import cache_folder
 
 # A copy is worth its place where it has at most this share of the original's pixels.
 WORTHWHILE = 0.5

@@ -13,9 +13,8 @@ from openjepa.data.columns import Columns, class_numbers, find_columns, give_lab
 from openjepa.data.decode import decode
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.headers import read_header, remarks
-from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
-from openjepa.files import check_room, whole_file
+from openjepa.files import cache_folder, check_room, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
