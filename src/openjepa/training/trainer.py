@@ -88,7 +88,8 @@ class Trainer:
         self._statistics = preprocessing.statistics(processes.device)
         self.done = 0
         self.seconds = 0.0
-        self.energy, self.joules = EnergyMeter(processes.device), 0.0
+        self.energy = EnergyMeter(processes.device)
+        self.joules: float | None = 0.0
         self.best: int | None = None
         # Why images of the run could not be read, and which of them were met since it was begun or resumed.
         self.bad: dict[str, str] = {}
@@ -99,7 +100,7 @@ class Trainer:
         found, damaged = checkpoints.load_newest(self.run / "checkpoints")
         restore_state(self.objective, self.step.optimizer, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
-        self.joules = found.progress.get("joules", 0.0)
+        self.joules = found.progress.get("joules")
         self._untrained = found.progress.get("untrained", self._untrained)
         self.bad, self.best = found.progress["bad_images"], found.progress.get("best")
         return damaged
@@ -200,9 +201,9 @@ class Trainer:
         return better
 
     def _energy(self) -> dict[str, float]:
-        """The machine's energy since the run began, where it counts it."""
+        """The machine's energy since the run began, where all of it was counted."""
         spent = self.energy.joules()
-        return {} if spent is None else {"joules": self.joules + spent}
+        return {} if spent is None or self.joules is None else {"joules": self.joules + spent}
 
     def _next(self, stream: Iterator[Batch], window: "_Window") -> tuple[Batch, torch.Tensor, list[Masks]]:
         try:
