@@ -20,6 +20,18 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def homeless(monkeypatch):
+    """Makes this user, when it is called, one without a home folder, as a container's number that has no account."""
+
+    def make() -> None:
+        for name in ("HOME", "OPENJEPA_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 2**31 - 5)
+
+    return make
+
+
+@pytest.fixture
 def only_trained(monkeypatch):
     """Runs end when they are trained: what they are judged by, and their report, is what other tests are about."""
     monkeypatch.setattr("openjepa.cli.training._finish", lambda *_: 0)

@@ -1,6 +1,9 @@
 """Comparisons: what is asked, planned, gone on with and summed up."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -78,6 +81,50 @@ def test_the_same_request_goes_on_and_another_is_refused(begun, sample):
     assert begin(folder, REQUEST, WISHES, sample, None, ALONE)["plans"] == content["plans"]
     with pytest.raises(InputError, match=r"other settings \(seeds\)"):
         begin(folder, replace(REQUEST, seeds=3), WISHES, sample, None, ALONE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"request": {',
+        "[1, 2]",
+        "null",
+        '{"seeds": 3}',
+        '{"request": {"objectives": ["mae"]}, "command": "", "plans": {}}',
+    ],
+)
+def test_a_comparison_that_is_damaged_or_of_something_else_is_refused(content, sample, tmp_path):
+    (tmp_path / "compare.json").write_text(content)
+    with pytest.raises(InputError, match=r"compare\.json is damaged, or no comparison's \(.*choose another --out"):
+        begin(tmp_path, REQUEST, WISHES, sample, None, ALONE)
+    assert (tmp_path / "compare.json").read_text() == content
+
+
+def test_a_command_does_not_outlive_what_waits_for_it(monkeypatch):
+    begun = []
+
+    class Command(subprocess.Popen):
+        def __init__(self, words, **settings):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(60)"], **settings)
+            begun.append(self)
+
+        def wait(self, timeout=None):
+            if not self.waited:
+                self.waited = True
+                raise RuntimeError("whatever it is")
+            return super().wait(timeout)
+
+        waited = False
+
+    monkeypatch.setattr(subprocess, "Popen", Command)
+    with pytest.raises(RuntimeError, match="whatever it is"):
+        comparing._openjepa("report", "nothing")
+    try:
+        assert begun[0].poll() == -signal.SIGTERM
+    finally:
+        begun[0].kill()
+        begun[0].wait()
 
 
 def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tmp_path, monkeypatch):

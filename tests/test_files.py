@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from openjepa import files
 from openjepa.errors import InputError
-from openjepa.files import check_room, locked, whole_file, write_whole
+from openjepa.files import cache_folder, check_room, locked, sweep_drafts, whole_file, write_whole
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
@@ -108,3 +109,56 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"much would take about 1000000000\.0 GB in .*yet, .* are free .*, or wait$"):
         check_room(10**18, folder, what="much", instead="wait")
     assert not (tmp_path / "not").exists()
+
+
+def test_without_a_home_the_cache_folder_is_asked_for(homeless, monkeypatch, tmp_path):
+    homeless()
+    with pytest.raises(InputError, match=r"no home folder .* set OPENJEPA_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "openjepa"
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "chosen"))
+    assert cache_folder() == tmp_path / "chosen"
+
+
+def test_drafts_that_a_kill_left_go_after_a_day_and_no_others(tmp_path):
+    script = f"""if True:
+        import os, signal
+        from pathlib import Path
+        from openjepa.files import whole_file
+        with whole_file(Path({str(tmp_path / "large.npy")!r})) as draft:
+            draft.write_text("half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run([sys.executable, "-c", script], check=False)
+    (left,) = tmp_path.iterdir()
+    mine = tmp_path / ".mine.part"
+    mine.write_text("no draft of these")
+    os.utime(mine, (1, 1))
+    with whole_file(tmp_path / "large.npy") as living:
+        living.write_text("being written")
+        sweep_drafts(tmp_path)
+        assert {*tmp_path.iterdir()} == {left, mine, living}, "none is a day old"
+        os.utime(left, (time.time() - 90_000,) * 2)
+        sweep_drafts(tmp_path, "other.*")
+        assert left.exists()
+        sweep_drafts(tmp_path)
+        assert {*tmp_path.iterdir()} == {mine, living}
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    script = f"""if True:
+        import time
+        from pathlib import Path
+        from openjepa.files import locked
+        with locked(Path({str(tmp_path / "lock")!r})):
+            print("held", flush=True)
+            time.sleep(1)
+            Path({str(tmp_path / "done")!r}).touch()
+    """
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with locked(tmp_path / "lock", wait=True) as free:
+            assert free
+            assert (tmp_path / "done").exists() or os.name == "nt"

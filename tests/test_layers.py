@@ -15,6 +15,7 @@ ROOMS = [
     "errors",
     "settings",
     "files",
+    "cores",
     "progress",
     "draws",
     "_version",
@@ -48,11 +49,11 @@ ROOMS = [
 ]
 # Rooms that may see even less.
 ONLY = {
-    "data": {"errors", "files", "draws", "masks"},
+    "data": {"errors", "files", "cores", "draws", "masks"},
     "report": {"errors", "files", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),
-    "pretrained": {"errors", "files", "grid", "encoder", "interop", "data"},
+    "pretrained": {"errors", "files", "cores", "grid", "encoder", "interop", "data"},
     "assessment": {"errors", "files", "progress", "draws", "grid", "encoder", "data", "pretrained", "evaluation"},
     "__main__": {"cli"},
 }

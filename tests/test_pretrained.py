@@ -357,7 +357,7 @@ def test_the_next_batch_is_read_while_one_is_computed_and_none_beyond(rgb, pixel
 
 
 def test_features_are_in_order_when_the_first_image_is_read_last(rgb, pixels, paths, reading, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2), raising=False)
+    monkeypatch.setattr("openjepa.pretrained.cores", lambda: 2)
     last = threading.Event()
 
     def wait(path: Path) -> None:

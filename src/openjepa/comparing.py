@@ -98,14 +98,14 @@ def begin(
     """Plan every objective and write ``compare.json``; a folder that has one of the same request is gone on with.
 
     Raises:
-        InputError: the folder holds something else, or another comparison.
+        InputError: the folder holds something else, another comparison, or a damaged one.
     """
     saved = None if wishes.experiment is None else json.loads(wishes.experiment.to_json())
     asked = {"data": opened, **dataclasses.asdict(request), "recipe": wishes.recipe, "channels": wishes.channels}
     asked |= {"image_size": wishes.image_size, "experiment": saved}
     path = folder / FILE
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = _read(path)
         before = found["request"]
         changed = [name for name, value in json.loads(json.dumps(asked)).items() if before.get(name) != value]
         if changed:
@@ -132,6 +132,24 @@ def begin(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write(folder, content)
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What ``compare.json`` holds.
+
+    Raises:
+        InputError: it is damaged, or of something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        whole = set(content["request"]["objectives"]) <= set(content["plans"]) and isinstance(content["command"], str)
+        if not whole or any(not {"experiment", "facts"} <= set(planned) for planned in content["plans"].values()):
+            raise ValueError("it does not say all that was asked and planned")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged, or no comparison's ({error}): restore it, or choose another --out"
+        ) from error
     return content
 
 
@@ -191,13 +209,20 @@ def _trained_and_judged(run: Path) -> bool:
 
 
 def _openjepa(*arguments: str) -> int:
-    """One command in a process of its own; Ctrl-C reaches it too, and it saves before it ends."""
+    """One command in a process of its own; Ctrl-C reaches it too, and it saves before it ends. Nor does it outlive
+    this call, whatever ends that."""
     process = subprocess.Popen([sys.executable, "-m", "openjepa", *arguments], stdout=subprocess.DEVNULL)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # on a terminal it got the signal too, and takes two within half a second as one
-            process.send_signal(signal.SIGINT)
+    try:
+        while True:
+            try:
+                code = process.wait()
+                return code if code >= 0 else 128 - code  # as a shell tells the signal that ended it
+            except KeyboardInterrupt:  # on a terminal it got the signal too, and takes two within half a second as one
+                process.send_signal(signal.SIGINT)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def gather(folder: Path, content: dict[str, Any], request: Request) -> dict[str, Any]:

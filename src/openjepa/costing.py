@@ -2,16 +2,15 @@
 
 import itertools
 import math
-import os
 import time
 from collections.abc import Generator, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from openjepa.cores import cores
 from openjepa.data.base import Splits
 from openjepa.data.loader import Batch, training_batches
 from openjepa.errors import InputError
@@ -101,7 +100,7 @@ def measure(
     step = timed[chosen]
     if settle_workers:
         enough = math.ceil(_SPARE * loading / step)
-        chosen = replace(chosen, workers=max(1, min(enough, _cores() - 1, _MOST_WORKERS)))
+        chosen = replace(chosen, workers=max(1, min(enough, cores() - 1, _MOST_WORKERS)))
     brief = steps is not None and steps * step < look
     if not chosen.workers:
         seconds = step + loading
@@ -148,15 +147,6 @@ def _batches(
         workers=workers,
         pieces=experiment.training.accumulate,
     )
-
-
-def _cores() -> int:
-    """Processor cores of this process, of all that run on this machine under torchrun."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # a container's share, where it has one (cgroup v2)
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))  # "max" is no number
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _ways(training: TrainingConfig, processes: Processes) -> list[TrainingConfig]:

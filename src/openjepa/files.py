@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,7 @@ from typing import IO
 
 from openjepa.errors import InputError
 
+_DAY = 24 * 3600.0
 # What this process has locked.
 _HELD: dict[Path, IO[str]] = {}
 
@@ -28,6 +30,23 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"{path} begins with the home folder of a user who is not known here: write the path in full (or ./{path}, "
             f"where ~ belongs to the name)"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where downloads and copies for speed are kept: OPENJEPA_CACHE, else ~/.cache/openjepa.
+
+    Raises:
+        InputError: neither is known, as for a user without a home folder.
+    """
+    if chosen := os.environ.get("OPENJEPA_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openjepa"
+    except RuntimeError as error:
+        raise InputError(
+            "this user has no home folder in which downloads and copies could be kept: set OPENJEPA_CACHE to a folder "
+            "for them"
         ) from error
 
 
@@ -53,13 +72,38 @@ def whole_file(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield draft
-        if os.name != "nt":  # so that a power cut leaves the old file or the new one
-            with open(draft, "rb") as file:
-                os.fsync(file.fileno())
+        sync(draft)  # so that a power cut leaves the old file or the new one
         os.replace(draft, path)
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
+
+
+def sync(path: Path) -> None:
+    """Ask for a file or folder to be on the disk, so that a rename never names what a power cut has emptied."""
+    if os.name == "nt":  # which has no handle of a folder, and none for reading that can be flushed
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def forgotten(path: Path) -> bool:
+    """Whether a file is there that nobody has written to for a day, as what a kill has left, and no living writer."""
+    try:
+        return time.time() - path.stat().st_mtime > _DAY
+    except OSError:
+        return False
+
+
+def sweep_drafts(folder: Path, names: str = "*") -> None:
+    """Remove the :func:`forgotten` drafts of :func:`whole_file` in ``folder`` for files called ``names``, a pattern."""
+    for draft in folder.glob(f".{names}.{'[0-9a-f]' * 8}.part"):
+        if forgotten(draft):
+            with contextlib.suppress(OSError):  # somebody else's
+                draft.unlink()
 
 
 def names_in(folder: Path) -> set[str]:
@@ -95,8 +139,9 @@ def check_room(wanted: int, folder: Path, *, what: str, instead: str = "") -> No
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds the file ``path`` while it is inside, as far as the system can tell.
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone holds the file ``path`` while it is inside, as far as the system can tell; to ``wait``
+    is to come in when nobody else is.
 
     A process that holds it already may enter again. The lock ends with the process, whatever ends it. Where there are
     no locks (Windows, some network drives) everybody holds it.
@@ -113,7 +158,7 @@ def locked(path: Path) -> Iterator[bool]:
         return
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from PIL import Image
 from torch import Tensor
 
+from openjepa.cores import cores
 from openjepa.data.arrays import as_picture
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import BadImage, Picture
@@ -312,10 +313,9 @@ _PROCESS = _Process()
 @contextmanager
 def _readers() -> Iterator[Executor]:
     """Threads to read images, no more than this process has processor cores; they have ended when this ends."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = _PROCESS.enter()
     # Each with one thread, or it would have as many again for its part of PyTorch's work.
-    pool = ThreadPoolExecutor(min(cores, _MOST_READERS), "reader", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(min(cores(), _MOST_READERS), "reader", initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from openjepa.assessment import assess, extraction
 from openjepa.assessment.cache import Entry, FeatureCache, cache_at, key_of
 from openjepa.assessment.encoders import panel_of
 from openjepa.assessment.extraction import Chosen, extract_kinds
+from openjepa.cli.evaluation import _cache as cache_of
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
@@ -162,6 +164,22 @@ def test_the_longest_unused_go_first_and_strangers_stay(tmp_path, notes):
     assert "exceed the cache's 1,000" in notes[-1]
 
 
+def test_what_killed_writers_left_goes_after_a_day(cache):
+    cache.folder.mkdir()
+    keys = [key_of(number) for number in range(6)]
+    names = [f"{keys[0]}.npy", f"{keys[1]}.npy", f".{keys[2]}.npy.0123abcd.part", f".{keys[3]}.json.0123abcd.part"]
+    left, strange = [cache.folder / name for name in names], cache.folder / "mine.npy"
+    for path in (*left, strange):
+        path.write_bytes(b"half of it")
+        os.utime(path, (1, 1))
+    living = [cache.folder / f"{keys[4]}.npy", cache.folder / f".{keys[4]}.json.0123abcd.part"]  # whose words come next
+    for path in living:
+        path.write_bytes(b"just written")
+    cache.write(keys[5], Entry(values=np.zeros((4, 3), np.float32), samples=np.arange(4), left_out={}), {})
+    assert [path.exists() for path in (*left, strange, *living)] == [False] * 4 + [True] * 3
+    assert cache.read(keys[5], np.arange(4)) is not None
+
+
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, notes, passes):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--cache .* is a file"):
@@ -169,6 +187,12 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, notes, passes
     cache = FeatureCache(folder=tmp_path / "file" / "features", note=notes)
     assert taken(ours(), cache)
     assert "cannot be kept" in notes[0]
+
+
+def test_without_a_place_features_are_not_kept_and_it_is_said(homeless, capsys):
+    homeless()
+    assert cache_of(SimpleNamespace(no_cache=False, cache=None)) is None
+    assert "not kept for the next time" in capsys.readouterr().err
 
 
 def test_somebody_elses_cache_is_read_all_the_same(cache, passes, monkeypatch):

@@ -1,13 +1,16 @@
 """What a record keeps of an earlier one, and what is drawn to fine-tune on."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from openjepa.assessment.tasks import joined
-from openjepa.cli import main
+from openjepa.cli import evaluation, main
 
 
 def row(task, evaluator, value=0.5, features="trained encoder"):
@@ -171,3 +174,66 @@ def test_a_run_killed_in_its_first_save_is_begun_again(tmp_path):
     for step in (run / "checkpoints").glob("step-*"):
         step.rename(tmp_path / step.name)
     assert call("resume", run) == 2
+
+
+def test_two_that_measure_at_a_time_lose_no_rows(tmp_path):
+    script = f"""if True:
+        import sys, time
+        from pathlib import Path
+        from types import SimpleNamespace
+        from openjepa import assessment, report, running
+        from openjepa.assessment import tasks
+        from openjepa.cli.evaluation import renewed
+        run, joined, name = Path({str(tmp_path)!r}), tasks.joined, sys.argv[1]
+
+        def slowly(before, now):
+            time.sleep(2)
+            return joined(before, now)
+
+        tasks.joined = slowly
+        assessment.open_panel = lambda run: SimpleNamespace(fingerprint="a")
+        report.write_report = running.renew_card = lambda run, *rest: run
+        row = {row("classes", "k-NN")} | {{"evaluator": name}}
+        print("ready", flush=True)
+        input()
+        renewed(run, {record([])} | {{"rows": [row]}})
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    both = [subprocess.Popen([sys.executable, "-c", script, name], text=True, **pipes) for name in ("k-NN", "low-shot")]
+    try:
+        for one in both:
+            assert one.stdout.readline() == "ready\n"
+        for one in both:
+            one.stdin.write("\n")
+            one.stdin.flush()
+        assert [one.wait(120) for one in both] == [0, 0]
+    finally:
+        for one in both:
+            one.kill()
+            one.communicate()
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert sorted(row["evaluator"] for row in found["rows"]) == ["k-NN", "low-shot"]
+
+
+def test_a_result_goes_where_json_says_whole_and_through_links(tmp_path, monkeypatch, capfd):
+    found = record([row("classes", "k-NN")])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(evaluation, "_judged", lambda given, command: found)
+    monkeypatch.setattr(evaluation, "print_evaluation", lambda found: None)
+
+    def written(path) -> str:
+        assert evaluation.evaluate_verb(["mine", "--json", str(path)]) == 0
+        return capfd.readouterr().out
+
+    old = (tmp_path / "found.json", tmp_path / "same")
+    old[0].write_text("old")
+    os.link(*old)
+    assert str(old[0]) in written("~/found.json")
+    assert json.loads(old[0].read_text()) == found
+    assert old[1].read_text() == "old", "the new one took its place when it was whole"
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "same")
+    written(link)
+    assert link.is_symlink()
+    assert json.loads(old[1].read_text()) == found
+    assert json.loads(written("/dev/stdout").partition("written: ")[0]) == found

@@ -82,6 +82,17 @@ def test_fashion_mnist_from_the_data_folder(tmp_path, monkeypatch, below):
     assert splits.train.classes[0] == "T-shirt/top"
 
 
+def test_fashion_mnist_that_is_here_needs_no_home(tmp_path, monkeypatch, homeless):
+    arrays = write(tmp_path)
+    monkeypatch.setenv("OPENJEPA_DATA", str(tmp_path))
+    monkeypatch.setattr(idx, "_DEBIAN", tmp_path / "none")
+    homeless()
+    np.testing.assert_array_equal(open_data("fashion-mnist").train.read(0)[..., 0], arrays[0][0])
+    monkeypatch.delenv("OPENJEPA_DATA")
+    with pytest.raises(InputError, match="set OPENJEPA_CACHE"):
+        open_data("fashion-mnist")
+
+
 def test_fashion_mnist_that_cannot_be_had(tmp_path, monkeypatch):
     from torchvision.datasets import FashionMNIST
 

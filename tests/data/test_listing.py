@@ -145,7 +145,7 @@ def test_a_folder_that_may_still_be_changing_is_not_remembered(tmp_path, cache, 
     assert not cache.exists()
 
 
-def test_nothing_is_written_for_a_small_folder_or_without_a_place(tmp_path, cache, monkeypatch):
+def test_nothing_is_written_for_a_small_folder_or_without_a_place(tmp_path, cache, monkeypatch, homeless):
     grow(tmp_path / "small", ["1.png", "2.png"])
     grow(tmp_path / "large", [f"{number}.png" for number in range(4)])
     scan(str(tmp_path / "small"))
@@ -154,8 +154,5 @@ def test_nothing_is_written_for_a_small_folder_or_without_a_place(tmp_path, cach
     monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "file"))
     assert len(scan(str(tmp_path / "large")).images) == 4
 
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(listing, "cache_folder", homeless)
+    homeless()
     assert len(scan(str(tmp_path / "large")).images) == 4

@@ -221,6 +221,38 @@ def values_at(source, index: int) -> int:
     return int(np.asarray(source.read(index))[0, 0])
 
 
+def test_what_a_killed_copy_left_goes_with_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    write(tmp_path / "x.parquet", range(5))
+    source = open_data(str(tmp_path / "x.parquet")).train
+    folder = tmp_path / "cache" / "parquet"
+    folder.mkdir(parents=True)
+    left = [folder / f".{source.fingerprint}-{version}.bytes.0123abcd.part" for version in ("old", "living")]
+    for draft in left:
+        draft.write_bytes(b"half of a copy")
+    os.utime(left[0], (1, 1))
+    source.prepare()
+    assert [draft.exists() for draft in left] == [False, True]
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    write(tmp_path / "x.parquet", range(5))
+    source = open_data(str(tmp_path / "x.parquet")).train
+    (tmp_path / "x.parquet").unlink()
+    for look in (lambda: source.fingerprint, lambda: source.version, source.prepare):
+        with pytest.raises(InputError, match=r"x\.parquet cannot be read any more \(No such file"):
+            look()
+
+
+def test_copy_on_disk_needs_a_place(tmp_path, monkeypatch, homeless):
+    monkeypatch.setattr(parquet, "IN_MEMORY", 0)
+    write(tmp_path / "x.parquet", range(5))
+    homeless()
+    with pytest.raises(InputError, match="set OPENJEPA_CACHE"):
+        open_data(str(tmp_path / "x.parquet")).train.prepare()
+
+
 def test_copy_on_disk_needs_room(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENJEPA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(parquet, "IN_MEMORY", 0)

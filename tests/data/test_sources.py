@@ -188,6 +188,20 @@ def test_names_that_are_not_unicode_and_images_without_suffix(tmp_path):
     assert len(source.fingerprint) == 64
 
 
+@pytest.mark.parametrize(
+    ("head", "is_one"),
+    [
+        (b"II+\0\x08\0\0\0", True), (b"MM\0+\0\x08\0\0", True), (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14", True),
+        (b"\0\0\0\x20ftypavif\0\0\0\0", True), (b"\0\0\0\x18ftypheic\0\0\0\0", True), (b"P5\n# made by\n4 4", True),
+        (b"P6 4 4 255\n", True), (b"\0\0\0\x20ftypisom\0\0\0\0", False), (b"P5 is a text", False), (b"P7\n1", False),
+    ],
+)  # fmt: skip
+def test_images_without_suffix_are_told_by_their_first_bytes(head, is_one, tmp_path):
+    (tmp_path / "plain").write_bytes(head)
+    put(tmp_path, "ok.png")
+    assert references(open_data(str(tmp_path)).train) == ["ok.png", *["plain"] * is_one]
+
+
 def test_fingerprint_follows_names_and_sizes_not_the_place(tmp_path):
     for name in ("one", "two"):
         put(tmp_path / name, "a.png", "b.png")

@@ -480,6 +480,17 @@ def test_what_somebody_has_put_beside_an_encoder_stays_where_that_is_asked_for(s
         huggingface.export(encoder, directory, **kind, keep_others=True)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "learned"])
+def test_a_card_is_renewed_without_the_weights(tmp_path, positions):
+    config = EncoderConfig(signal=(24, 40), patch=(8, 8), channels=3, width=24, depth=1, heads=2, positions=positions)
+    encoder = Encoder(config, generator=torch.Generator().manual_seed(0))
+    huggingface.export(encoder, tmp_path / "encoder", preprocessing=facts_for(config), card={"name": "Its name"})
+    before = (tmp_path / "encoder" / "README.md").read_text()
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"large")
+    assert huggingface.renew_card(tmp_path / "encoder", {"name": "Its name"}).read_text() == before
+    assert "Another" in huggingface.renew_card(tmp_path / "encoder", {"name": "Another"}).read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "method", "tag"),
     [("MAE encoder", "mae", "mae"), ("Of a denoising autoencoder", "denoising", "denoising-autoencoder")],

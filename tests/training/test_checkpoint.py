@@ -1,10 +1,15 @@
 """Checkpoints are whole or refused by name."""
 
 import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from openjepa import files
 from openjepa.errors import InputError
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.checkpoint import Checkpoint, DamagedCheckpoint
@@ -91,6 +96,33 @@ def test_what_a_killed_writer_left_goes_with_the_next_save(tmp_path):
         (tmp_path / name).mkdir()
     write(tmp_path, 2)
     assert {path.name for path in tmp_path.iterdir()} == {"step-1", "step-2", ".before-step-9"}
+
+
+def test_where_folders_cannot_be_opened_a_checkpoint_is_saved_all_the_same(tmp_path, monkeypatch):
+    def refuses(path, *rest):
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return os.open(path, *rest)
+
+    windows = SimpleNamespace(**{**vars(os), "name": "nt", "open": refuses})
+    for module in (files, checkpoints):
+        monkeypatch.setattr(module, "os", windows, raising=False)
+    write(tmp_path, 1)
+    assert checkpoints.load_newest(tmp_path)[0].step == 1
+
+
+def test_an_old_one_that_cannot_be_removed_costs_no_new_one(tmp_path, monkeypatch):
+    write(tmp_path, 1, keep=1)
+    remove = shutil.rmtree
+
+    def refuses(path, ignore_errors=False):
+        if path.name == "step-1" and not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", refuses)
+    write(tmp_path, 2, keep=1)
+    assert checkpoints.load_newest(tmp_path)[0].step == 2
 
 
 def test_a_manifest_that_lists_too_little_is_refused(tmp_path):

@@ -1,5 +1,8 @@
 """The energy counters, on files as the kernel lays them out."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,6 +51,41 @@ def test_the_platform_is_not_added_to_the_packages_that_are_in_it(tmp_path):
         package(tmp_path, number, 3_000_000)
     assert meter.joules() == pytest.approx(2)
     assert meter.covers == "1 processor package(s)"
+
+
+@pytest.mark.parametrize("name", ["energy_uj", "max_energy_range_uj"])
+def test_a_counter_that_cannot_be_read_any_more_makes_the_sum_unknown(tmp_path, name):
+    package(tmp_path, 0, 999_000_000)
+    package(tmp_path, 1, 1_000_000)
+    meter = EnergyMeter(CPU, powercap=tmp_path)
+    package(tmp_path, 0, 2_000_000)
+    (tmp_path / "intel-rapl:0" / name).unlink()
+    assert meter.joules() is None
+    package(tmp_path, 0, 3_000_000)
+    assert meter.joules() is None, "what it counted meanwhile is not known"
+    assert meter.covers == ""
+
+
+def test_a_gpu_that_does_not_answer_any_more_makes_the_sum_unknown(monkeypatch, tmp_path):
+    class NVMLError(Exception):
+        pass
+
+    def counter(handle):
+        if lost:
+            raise NVMLError("GPU is lost")
+        return 4_000
+
+    lost = []
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError, nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetTotalEnergyConsumption=counter,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="0"))
+    meter = EnergyMeter(torch.device("cuda"), powercap=tmp_path)
+    assert (meter.joules(), meter.covers) == (0, "the GPU")
+    lost.append(True)
+    assert meter.joules() is None
 
 
 def test_what_is_not_exposed_is_not_guessed(tmp_path):

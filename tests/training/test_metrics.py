@@ -24,3 +24,16 @@ def test_the_peak_is_the_process_own_and_not_what_began_it_held():
     )
     assert large > alone + 2**29 - 2**26
     assert abs(inside - alone) < 2**26
+
+
+def test_where_the_system_does_not_tell_the_peak_is_nothing():
+    code = """if True:
+        import sys
+        sys.modules["resource"] = None  # as on Windows
+        import torch
+        from openjepa.training import metrics
+        known = metrics.Path
+        metrics.Path = lambda path: known("nowhere")  # nor is there /proc
+        print(metrics.peak_memory(torch.device("cpu")))
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "0\n"

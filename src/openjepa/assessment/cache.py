@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from openjepa.errors import InputError
-from openjepa.files import expanded, whole_file, write_whole
+from openjepa.files import expanded, forgotten, sweep_drafts, whole_file, write_whole
 
 # All entries together; the ones longest unused go first.
 LIMIT = 4 * 2**30
@@ -53,8 +53,7 @@ class FeatureCache:
             return None
         try:
             facts = json.loads(words.read_text())
-            content = array.read_bytes()
-            if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            if _digest(array) != facts["sha256"]:
                 raise ValueError("its checksum is another")
             values = np.load(array, allow_pickle=False)
             left_out = {int(sample): str(reason) for sample, reason in facts["left_out"]}
@@ -97,7 +96,12 @@ class FeatureCache:
         return self.folder / f"{key}.npy", self.folder / f"{key}.json"
 
     def _shrink(self, keep: str) -> None:
-        """Remove the entries longest unused until the rest fit; others may be doing the same at this moment."""
+        """Remove what killed writers left, and the entries longest unused until the rest fit; others may be doing the
+        same at this moment."""
+        sweep_drafts(self.folder, f"{'[0-9a-f]' * 40}.*")
+        for array in self.folder.glob("*.npy"):
+            if _KEY.fullmatch(array.stem) and forgotten(array) and not array.with_suffix(".json").exists():
+                array.unlink(missing_ok=True)
         found = []
         for words in self.folder.glob("*.json"):
             if not _KEY.fullmatch(words.stem):  # somebody's own file
@@ -141,4 +145,10 @@ def _write_array(path: Path, values: np.ndarray) -> str:
     with whole_file(path) as draft:
         with open(draft, "wb") as file:
             np.save(file, values, allow_pickle=False)
-        return hashlib.sha256(draft.read_bytes()).hexdigest()
+        return _digest(draft)
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a file, which may be larger than the memory that is left."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

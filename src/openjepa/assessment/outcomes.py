@@ -15,7 +15,7 @@ import openjepa.evaluation
 from openjepa.assessment.cache import FeatureCache, key_of, remove_oldest
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.suite import Found, Judge, judge
-from openjepa.files import whole_file
+from openjepa.files import sweep_drafts, whole_file
 
 # Results kept; each is some ten kilobytes, and the longest unused go first.
 MOST = 5000
@@ -85,7 +85,9 @@ def _write(path: Path, found: Found, note: Callable[[str], None]) -> None:
 
 
 def _shrink(folder: Path, keep: str) -> None:
-    """Remove the results longest unused until no more than ``MOST`` are left; others may be doing the same."""
+    """Remove the results longest unused until no more than ``MOST`` are left, and what killed writers left; others may
+    be doing the same."""
+    sweep_drafts(folder)
     found = []
     for path in folder.glob("*.npz"):
         with contextlib.suppress(FileNotFoundError):

@@ -11,8 +11,11 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
-from openjepa.files import expanded, write_whole
+from openjepa.files import cache_folder, expanded, locked, write_whole
 from openjepa.progress import stages
+
+# Held while what a run says of its encoder is written; another than the training's, beside which it may be judged.
+_LOCK = ".evaluation.lock"
 
 
 def evaluate_verb(arguments: list[str]) -> int:
@@ -78,22 +81,32 @@ def evaluate_verb(arguments: list[str]) -> int:
         device: str | None = None
 
     given = parse(Evaluate, "evaluate", arguments)
-    if given.json is not None and (given.json.is_dir() or not given.json.absolute().parent.is_dir()):
+    place = None if given.json is None else expanded(given.json)
+    if place is not None and (place.is_dir() or not place.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
     named = (given.encoder, given.data, *(given.segmentation or ()), given.cache, given.json, given.pictures)
     found = _judged(given, from_anywhere("evaluate", arguments, named))
     print_evaluation(found)
-    if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"written: {given.json}")
+    if place is not None:
+        _write_json(place, found)
+        print(f"written: {place}")
     folder = expanded(given.encoder)
     if (folder / "experiment.json").is_file():
         if _reports(folder, given.data):
             for path in renewed(folder, found):
                 print(f"written: {path}")
-        elif given.json is None:
+        elif place is None:
             print(f"not kept: {folder} reports on its own images (--json FILE keeps this)")
     return 0
+
+
+def _write_json(place: Path, found: dict[str, Any]) -> None:
+    """Write a result, whole or not at all where that can be: not into ``/dev/stdout``, a pipe or a link."""
+    text = json.dumps(found, indent=1) + "\n"
+    if place.is_symlink() or (place.exists() and not place.is_file()):
+        place.write_text(text, encoding="utf-8")
+    else:
+        write_whole(place, text)
 
 
 def _reports(run: Path, data: str | None) -> bool:
@@ -111,6 +124,12 @@ def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
     Nothing where training has gone on meanwhile and the run holds another encoder by now. Else the record holds the
     ``step`` of the encoder, by which a report tells later on whether that is still the run's.
     """
+    with locked(run / _LOCK, wait=True):  # or of two that measure at a time one would write over the other's rows
+        return _renewed(run, found)
+
+
+def _renewed(run: Path, found: dict[str, Any]) -> list[Path]:
+    """What :func:`renewed` does, one at a time."""
     from openjepa.assessment import open_panel
     from openjepa.assessment.tasks import joined
     from openjepa.report import write_report
@@ -234,13 +253,13 @@ def _told(sentence: str) -> None:
 
 
 def own_cache() -> Any:
-    """Where features are kept unless another place is named; None where there is none, as for a user without a home."""
+    """Where features are kept unless another place is named; None where nobody knows of a place, which is said."""
     from openjepa.assessment.cache import cache_at
-    from openjepa.data.idx import cache_folder
 
     try:
         place = cache_folder() / "features"
-    except RuntimeError:
+    except InputError as error:
+        _of_cache(f"features are not kept for the next time: {error}")
         return None
     return cache_at(place, _of_cache)
 

@@ -32,18 +32,8 @@ def pretrain_verb(arguments: list[str]) -> int:
     from openjepa.training.step import TrainingConfig
 
     # The recipe's settings, each of which an option can override; the order is the one of --help.
-    parts = {
-        "encoder": EncoderConfig,
-        "predictor": PredictorConfig,
-        "masks": MultiBlockConfig,
-        "ijepa": IJEPAConfig,
-        "mae": MAEConfig,
-        "denoising": DenoisingConfig,
-        "augmentation": Augmentation,
-        "schedule": ScheduleConfig,
-        "optimizer": OptimizerConfig,
-        "training": TrainingConfig,
-    }
+    parts = ("encoder", "predictor", "masks", "ijepa", "mae", "denoising", "augmentation")
+    parts += ("schedule", "optimizer", "training")
 
     @dataclass(frozen=True, kw_only=True)
     class Pretrain:

@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from openjepa import draws
+from openjepa.cores import cores
 from openjepa.data.base import BadImage, Header, Picture, Source
 from openjepa.data.decode import decode
-from openjepa.data.idx import cache_folder
 from openjepa.data.pixels import as_image
 from openjepa.errors import InputError
+from openjepa.files import cache_folder
 
 # A copy is worth its place where it has at most this share of the original's pixels.
 WORTHWHILE = 0.5
@@ -163,7 +164,7 @@ class Copies(Source):
                 _lock(images, self.place)
                 begun = self._whole(images, index)
                 # Decoding silences warnings for a moment, and in several threads only the outermost can restore them.
-                with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+                with warnings.catch_warnings(), ThreadPoolExecutor(cores(alone=True)) as pool:
                     for start in range(begun, total, _TOGETHER):
                         numbers = range(start, min(start + _TOGETHER, total))
                         _append(images, index, list(pool.map(self._made, numbers)))

@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from openjepa.data.base import Header, Source, Splits
 from openjepa.errors import InputError
+from openjepa.files import cache_folder
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -121,28 +122,24 @@ def open_fashion_mnist() -> Splits:
     Raises:
         InputError: it is not here and cannot be downloaded.
     """
-    places = _fashion_places()
-    folder = next((place for place in places if has_idx_files(place)), None)
+    folder = next((place for place in _fashion_places() if has_idx_files(place)), None)
     if folder is None:
-        folder = _download_fashion(places)
+        folder = _download_fashion()
     return open_idx("fashion-mnist", folder, FASHION_CLASSES)
 
 
-def cache_folder() -> Path:
-    """Where downloads and copies for speed are kept: OPENJEPA_CACHE, else ~/.cache/openjepa."""
-    chosen = os.environ.get("OPENJEPA_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openjepa"
+def _fashion_places() -> Iterator[Path]:
+    """Where the files may lie, the download's place last; who finds them before needs no cache folder."""
+    if chosen := os.environ.get("OPENJEPA_DATA"):
+        yield from (Path(chosen) / "fashion-mnist", Path(chosen))
+    yield _DEBIAN
+    yield cache_folder() / "FashionMNIST" / "raw"
 
 
-def _fashion_places() -> list[Path]:
-    chosen = os.environ.get("OPENJEPA_DATA")
-    own = [Path(chosen) / "fashion-mnist", Path(chosen)] if chosen else []
-    return [*own, _DEBIAN, cache_folder() / "FashionMNIST" / "raw"]
-
-
-def _download_fashion(places: list[Path]) -> Path:
+def _download_fashion() -> Path:
     from torchvision.datasets import FashionMNIST
 
+    places = [*_fashion_places()]
     try:
         FashionMNIST(str(cache_folder()), download=True)
     except (OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import json
 import os
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +25,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from openjepa.data.base import NO_IMAGE, Skipped, printable
-from openjepa.data.idx import cache_folder
 from openjepa.data.opening import IMAGE_SUFFIXES, looks_like_image
 from openjepa.errors import InputError
-from openjepa.files import whole_file
+from openjepa.files import cache_folder, whole_file
 
 # A folder with fewer files is walked again each time: that takes hardly longer than to ask whether it has changed.
 REMEMBERED_FROM = 10_000
@@ -184,9 +184,9 @@ def _walk(root: str) -> Found:
     walk = _Walk()
     visited: set[tuple[int, int]] = set()
     # Links wait until all real folders are known, so that a loop or a second way to a folder adds nothing.
-    waiting, links = [""], []
+    waiting, links = [""], deque[str]()
     while waiting or links:
-        prefix = waiting.pop() if waiting else links.pop(0)
+        prefix = waiting.pop() if waiting else links.popleft()
         folder = os.path.join(root, prefix)
         try:
             status = os.stat(folder)
@@ -217,7 +217,7 @@ def _state(status: os.stat_result) -> list[int]:
 
 
 def _sort_in(
-    entry: os.DirEntry, prefix: str, walk: _Walk, here: _Entries, waiting: list[str], links: list[str]
+    entry: os.DirEntry, prefix: str, walk: _Walk, here: _Entries, waiting: list[str], links: deque[str]
 ) -> None:
     """Put one entry of a folder where it belongs."""
     if entry.name.startswith(".") or entry.name == "__MACOSX":
@@ -270,7 +270,7 @@ def _place(root: str) -> Path | None:
     key = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
     try:
         return cache_folder() / "listings" / f"{key}.npz"
-    except RuntimeError:
+    except InputError:
         return None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import tokenize
 import warnings
@@ -19,11 +20,15 @@ from openjepa.data.base import BadImage
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif heic heif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"BM", b"\x93NUMPY")
 NPY = b"\x93NUMPY"
 # The brands of an ISO media file (bytes 8 to 12, behind "ftyp") that HEIC photos have.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_AVIF = (b"avif", b"avis")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", NPY, *_TIFF, *_JPEG2000)
+# P1 to P6, then white space and a width or a comment.
+_PNM = re.compile(rb"P[1-6]\s+[0-9#]")
 ORIENTATION = 0x0112
 # TIFF's NewSubfileType, and its bits for a smaller version of another page and for a mask of one.
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4
@@ -49,7 +54,9 @@ _DECODER_ERRORS = (
 
 def looks_like_image(head: bytes) -> bool:
     """Whether the first bytes of a file without a suffix are those of an image."""
-    return head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    if head[4:8] == b"ftyp":
+        return head[8:12] in _HEIF + _AVIF
+    return bool(head.startswith(_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or _PNM.match(head))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Images as bytes in Parquet files, the layout of the Hugging Face hub."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,9 +14,8 @@ from openjepa.data.columns import Columns, class_numbers, find_columns, give_lab
 from openjepa.data.decode import decode
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
 from openjepa.data.headers import read_header, remarks
-from openjepa.data.idx import cache_folder
 from openjepa.errors import InputError
-from openjepa.files import check_room, whole_file
+from openjepa.files import cache_folder, check_room, sweep_drafts, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,16 +78,24 @@ class ParquetSource(Source):
         return f"{printable(self.files[file])}, row {index - (int(self._file_ends[file - 1]) if file else 0)}"
 
     def identity(self) -> Iterator[bytes]:
-        """The files' names and sizes."""
+        """The files' names and sizes; InputError where one is gone."""
         for file in self.files:
             yield file.encode("utf-8", "surrogateescape")
-            yield str((self.root / file).stat().st_size).encode()
+            yield str(self._stat(file).st_size).encode()
 
     def state(self) -> Iterator[bytes]:
         """The files' names, sizes and times of change."""
         yield from self.identity()
         for file in self.files:
-            yield str((self.root / file).stat().st_mtime_ns).encode()
+            yield str(self._stat(file).st_mtime_ns).encode()
+
+    def _stat(self, file: str) -> os.stat_result:
+        try:
+            return (self.root / file).stat()
+        except OSError as error:
+            raise InputError(
+                f"{self.root / file} cannot be read any more ({error.strerror}): put it back, or begin again without it"
+            ) from error
 
     def prepare(self) -> None:
         """Hold the encoded images in memory, or in one memory-mapped file in the cache folder when they are many.
@@ -97,7 +105,7 @@ class ParquetSource(Source):
         """
         if self._loaded is not None or self._copy is not None:
             return
-        if sum((self.root / file).stat().st_size for file in self.files) <= IN_MEMORY:
+        if sum(self._stat(file).st_size for file in self.files) <= IN_MEMORY:
             self._loaded = [self._column(group) for group in range(len(self._groups))]
         else:
             self._copy = self._on_disk()
@@ -154,12 +162,9 @@ class ParquetSource(Source):
         name = f"{self.fingerprint}-{self.version}"
         blob, index = folder / f"{name}.bytes", folder / f"{name}.ends.npy"
         if not (blob.exists() and index.exists()):
-            needed = sum(
-                open_file(self.root / file).metadata.row_group(group).total_byte_size
-                for file_number, file in enumerate(self.files)
-                for owner, group in self._groups
-                if owner == file_number
-            )
+            footers = [open_file(self.root / file).metadata for file in self.files]
+            needed = sum(footers[file].row_group(group).total_byte_size for file, group in self._groups)
+            sweep_drafts(folder)
             check_room(needed, folder, what=f"a copy of {self.name}, to be read in random order,")
             folder.mkdir(parents=True, exist_ok=True)
             self._write(blob, index)

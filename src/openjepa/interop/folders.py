@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openjepa.errors import InputError
+from openjepa.files import sync
 
 
 @contextmanager
@@ -42,8 +43,8 @@ def whole_folder(
         try:
             yield draft
             for file in draft.rglob("*"):
-                _sync(file)
-            _sync(draft)
+                sync(file)
+            sync(draft)
             _refuse(directory, replaceable)
             _take_place(draft, directory, others)
         finally:
@@ -90,19 +91,8 @@ def _take_place(draft: Path, directory: Path, others: Callable[[Path], Iterable[
         raise
     if old.exists():
         _move(others(old), directory)
-    _sync(directory.parent)
+    sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Ask for ``path`` to be on the disk, so that a rename never names what a power cut has emptied."""
-    if os.name == "nt":  # which has no handle of a folder, and none for reading that can be flushed
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

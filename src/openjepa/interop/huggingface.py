@@ -102,8 +102,13 @@ def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
     """
     if (reason := _not_ours(directory)) is not None:
         raise InputError(f"will not write {directory / 'README.md'}: {reason}")
-    loaded = load(directory)
-    config, facts = loaded.encoder.config, loaded.preprocessing
+    where = str(directory / "config.json")
+    content = read_json(Path(where))
+    own = own_facts(content)
+    learned = own.get("positions") == "learned"  # as load has it, which asks the weights only about somebody else's
+    config = dataclasses.replace(from_config_json(content, where), positions="learned" if learned else "sincos")
+    facts = _read_facts(directory, config, own)
+    facts.pop("assumed", None)
     path = directory / "README.md"
     try:
         write_whole(path, model_card(config, facts, card, obstacle_to_transformers(config)))

@@ -14,14 +14,20 @@ from typing import Any
 import torch
 
 from openjepa.encoder import Encoder
-from openjepa.errors import InputError
-from openjepa.files import whole_file
 from openjepa.interop import huggingface
 from openjepa.interop.assembly import build_encoder, check_finite
 from openjepa.interop.folders import whole_folder, write_json
 from openjepa.interop.image_processor import assumed
 from openjepa.interop.meta import load_file, section
-from openjepa.interop.meta_layout import PUBLISHED_EPS, encoder_config, encoder_names, from_published, to_published
+from openjepa.interop.meta_layout import (
+    check_eps,
+    check_writable,
+    encoder_config,
+    encoder_names,
+    from_published,
+    save_published,
+    to_published,
+)
 
 _DECODER = ("decoder_", "mask_token")
 
@@ -79,25 +85,14 @@ def write(encoder: Encoder, path: str | Path) -> None:
         InputError: the file exists, or the format cannot hold the architecture (it knows square images and patches).
     """
     path, config = Path(path), encoder.config
-    if path.exists():
-        raise InputError(f"will not overwrite {path}. Choose another name or remove it.")
-    if len(config.signal) != 2 or len(set(config.signal)) > 1 or len(set(config.patch)) > 1:
-        raise InputError(
-            f"the published format holds square images and patches only, not {config.signal} cut into {config.patch}."
-        )
-    if config.norm_eps != PUBLISHED_EPS:
-        raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {config.norm_eps}.")
+    check_writable(path, config)
+    check_eps(config)
     state = to_published(encoder, encoder_names(config), "")
     if encoder.class_token is not None:
         token = encoder.class_token.detach().to("cpu", torch.float32).clone()
         # The position of the class token is a row of zeros in the published sine-cosine tables; it is in the token.
         state = {"cls_token": token, **state, "pos_embed": torch.cat([torch.zeros_like(token), state["pos_embed"]], 1)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as draft:
-            torch.save({"model": state}, draft)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {error}.") from error
+    save_published(path, {"model": state})
 
 
 def import_mae(content: Mapping[str, Any], path: Path, out: Path, *, heads: int | None = None) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from torch import Tensor
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
-from openjepa.files import whole_file
 from openjepa.interop.assembly import State, build_encoder, build_predictor, check_finite, join_ijepa
 from openjepa.interop.meta_layout import (
-    PUBLISHED_EPS,
+    check_eps,
+    check_writable,
     encoder_config,
     encoder_names,
     from_published,
     predictor_config,
     predictor_names,
+    save_published,
     to_published,
 )
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
@@ -146,13 +147,8 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
             class token, and a predictor of one layer).
     """
     path = Path(path)
-    if path.exists():
-        raise InputError(f"will not overwrite {path}. Choose another name or remove it.")
     config = ijepa.target_encoder.config
-    if len(config.signal) != 2 or len(set(config.signal)) > 1 or len(set(config.patch)) > 1:
-        raise InputError(
-            f"the published format holds square images and patches only, not {config.signal} cut into {config.patch}."
-        )
+    check_writable(path, config)
     if config.class_token:
         raise InputError("the published format has no place for a class token, and without it this encoder is another.")
     if ijepa.config.layers > 1:
@@ -161,8 +157,7 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
             f"(target_depths {ijepa.config.target_depths})."
         )
     for part in (config, ijepa.predictor.config):
-        if part.norm_eps != PUBLISHED_EPS:
-            raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {part.norm_eps}.")
+        check_eps(part)
     names, narrow = encoder_names(config), predictor_names(ijepa.predictor.config)
     content = {
         "encoder": to_published(ijepa.context_encoder, names, prefix),
@@ -170,12 +165,7 @@ def write(ijepa: IJEPA, path: str | Path, *, epoch: int = 0, prefix: str = "modu
         "target_encoder": to_published(ijepa.target_encoder, names, prefix),
         "epoch": epoch,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as draft:
-            torch.save(content, draft)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {error}.") from error
+    save_published(path, content)
 
 
 def load_file(path: Path) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from openjepa.encoder import Encoder, EncoderConfig, PredictorConfig
 from openjepa.errors import InputError
+from openjepa.files import whole_file
 from openjepa.grid import TokenGrid
 from openjepa.interop.assembly import State, check_names, is_sincos, mlp_ratio
 
@@ -76,6 +79,36 @@ def to_published(module: nn.Module, names: dict[str, str], prefix: str) -> State
         config = module.config
         ours["embed.weight"] = ours["embed.weight"].reshape(config.width, config.channels, *config.patch)
     return {prefix + theirs: ours[name].detach().to("cpu", torch.float32).clone() for theirs, name in names.items()}
+
+
+def check_writable(path: Path, config: EncoderConfig) -> None:
+    """Refuse what a file of the published formats cannot be written to, or cannot hold.
+
+    Raises:
+        InputError: the file exists, or images or patches are not square.
+    """
+    if path.exists():
+        raise InputError(f"will not overwrite {path}. Choose another name or remove it.")
+    if len(config.signal) != 2 or len(set(config.signal)) > 1 or len(set(config.patch)) > 1:
+        raise InputError(
+            f"the published format holds square images and patches only, not {config.signal} cut into {config.patch}."
+        )
+
+
+def check_eps(config: EncoderConfig | PredictorConfig) -> None:
+    """Refuse another epsilon than the published one, which the formats do not say."""
+    if config.norm_eps != PUBLISHED_EPS:
+        raise InputError(f"the published format means a LayerNorm epsilon of {PUBLISHED_EPS}, not {config.norm_eps}.")
+
+
+def save_published(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of the published formats, whole or not at all; InputError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
+            torch.save(content, draft)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {path}: {error}.") from error
 
 
 def _tensor(state: State, name: str, axes: int, where: str) -> Tensor:

@@ -87,12 +87,8 @@ def _cards(pictures: Pictures, colours: UInt8[np.ndarray, "n N 3"] | None) -> It
             if pictures.context_valid is not None:
                 context = context[pictures.context_valid[i]]
             painted = paint_masks(large, pictures.grid, context, pictures.targets[i])
+            tokens, blocks = pictures.grid[0] * pictures.grid[1], len(pictures.targets[i])
             seen = len(np.unique(context))
-            seen, tokens, blocks = (
-                len(np.unique(context)),
-                pictures.grid[0] * pictures.grid[1],
-                len(pictures.targets[i]),
-            )
             alt = f"Picture {i + 1}: {seen} of {tokens} tokens seen, {blocks} target blocks outlined"
             panels.append(_image(painted, alt, crisp))
         if colours is not None:

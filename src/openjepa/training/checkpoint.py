@@ -8,7 +8,6 @@ so that any number of them can go on from it.
 import errno
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from openjepa.errors import InputError
+from openjepa.files import sync
 
 MANIFEST = "manifest.json"
 
@@ -60,13 +60,13 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     if final.exists():  # the same step, reached again after a damaged checkpoint or saved twice on the way out
         final.rename(before)
     aside.rename(final)
-    _fsync(folder)
+    sync(folder)
     shutil.rmtree(before, ignore_errors=True)
     every = steps(folder)
     newest = [step for step in every if step <= checkpoint.step][-keep:]
     named = {_best(folder / f"step-{step}") for step in newest}
     for other in set(every) - {*newest, *named}:
-        shutil.rmtree(folder / f"step-{other}")
+        shutil.rmtree(folder / f"step-{other}", ignore_errors=True)  # the next save tries again
     return final
 
 
@@ -90,7 +90,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
     for path in (*folder.iterdir(), folder):
-        _fsync(path)
+        sync(path)
 
 
 def _best(path: Path) -> int | None:
@@ -160,11 +160,3 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,8 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Joules since it was made, by every counter that can be read; ``covers`` names them, and is empty without any.
+    """Joules since it was made, by every counter that can be read; ``covers`` names them, and is empty without any, and
+    from when on one of them cannot be read any more.
 
     Of several GPUs the process' own is counted. The counters are of the whole machine: other programs' share is in
     them. A package's counter starts again after some minutes at full load, so :meth:`joules` has to be called at least
@@ -24,22 +25,30 @@ class EnergyMeter:
         zones = sorted(zone for zone in powercap.glob("*-rapl:*") if zone.name.count(":") == 1 and _is_package(zone))
         self._packages = {zone: value for zone in zones if (value := _microjoules(zone)) is not None}
         self._board = _board(device) if device.type == "cuda" else None
-        self._board_start = self._board() if self._board else 0.0
+        start = self._board() if self._board else None
+        self._board, self._board_start = (None, 0.0) if start is None else (self._board, start)
         self._spent = 0.0
         self.covers = ", ".join(
             [f"{len(self._packages)} processor package(s)"] * bool(self._packages) + ["the GPU"] * bool(self._board)
         )
 
     def joules(self) -> float | None:
-        """The energy so far; None where no counter can be read."""
+        """The energy so far; None where no counter can be read, or one could not be and what it counted is lost."""
         if not self.covers:
             return None
         for zone, before in self._packages.items():
-            now = _microjoules(zone) or before
-            around = int((zone / "max_energy_range_uj").read_text()) if now < before else 0
+            now = _microjoules(zone)
+            around = 0 if now is None or now >= before else _microjoules(zone, "max_energy_range_uj")
+            if now is None or around is None:
+                self.covers = ""
+                return None
             self._spent += (now - before + around) / 1e6
             self._packages[zone] = now
-        return self._spent + (self._board() - self._board_start if self._board else 0.0)
+        board = self._board() if self._board else 0.0
+        if board is None:
+            self.covers = ""
+            return None
+        return self._spent + board - self._board_start
 
 
 def _is_package(zone: Path) -> bool:
@@ -49,15 +58,15 @@ def _is_package(zone: Path) -> bool:
         return True
 
 
-def _microjoules(zone: Path) -> int | None:
+def _microjoules(zone: Path, name: str = "energy_uj") -> int | None:
     try:
-        return int((zone / "energy_uj").read_text())
+        return int((zone / name).read_text())
     except (OSError, ValueError):  # often readable by root alone
         return None
 
 
-def _board(device: torch.device) -> Callable[[], float] | None:
-    """A function that reads the GPU's counter, in joules."""
+def _board(device: torch.device) -> Callable[[], float | None] | None:
+    """A function that reads the GPU's counter, in joules; it gives None where that cannot be read any more."""
     try:
         import pynvml
     except ImportError:
@@ -66,7 +75,13 @@ def _board(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlInit()
         # By its own name: numbers depend on which boards the process is shown.
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+
+    def joules() -> float | None:
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+        except pynvml.NVMLError:
+            return None
+
+    return joules

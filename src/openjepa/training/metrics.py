@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,12 +52,17 @@ def read_rows(path: Path) -> list[dict[str, float | int]]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory held so far, in bytes: the GPU's for CUDA, else this process' resident set."""
+    """The most memory held so far, in bytes: the GPU's for CUDA, else this process' resident set; 0 where the system
+    does not tell (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, StopIteration):  # Linux; getrusage counts what the parent held as well
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -202,7 +202,7 @@ class Trainer:
         return better
 
     def _energy(self) -> dict[str, float]:
-        """The machine's energy since the run began, where it counts it."""
+        """The machine's energy since the run began, where all of it was counted."""
         spent = self.energy.joules()
         return {} if spent is None or self.joules is None else {"joules": self.joules + spent}
 
