@@ -577,42 +577,56 @@ def refused(capsys, *arguments: str | Path) -> str:
 def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "empty" in refused(capsys, "pretrain", empty, "--out", tmp_path / "r")
-    assert "no file or folder" in refused(capsys, "pretrain", tmp_path / "nowhere", "--out", tmp_path / "r")
-    assert "resume" in refused(capsys, "pretrain", images, "--out", run)
-    assert "--out" in refused(capsys, "pretrain", images)
+    assert "is empty (hidden files don't count)" in refused(capsys, "pretrain", empty, "--out", tmp_path / "r")
+    assert "there is no file or folder" in refused(capsys, "pretrain", tmp_path / "nowhere", "--out", tmp_path / "r")
+    assert "is a run already: go on with it (openjepa resume" in refused(capsys, "pretrain", images, "--out", run)
+    assert "say where to put the run, with --out RUN" in refused(capsys, "pretrain", images)
     few = stripes(tmp_path / "few", classes=1, count=5)
-    assert "5 images" in refused(capsys, "pretrain", few, "--out", tmp_path / "r")
+    assert "has 5 images to train on; at least 16 are needed" in refused(
+        capsys, "pretrain", few, "--out", tmp_path / "r"
+    )
     tiny = stripes(tmp_path / "tiny", size=(1, 40))
     assert "typical image is 1x40 px" in refused(capsys, "pretrain", tiny, "--out", tmp_path / "r")
     options = ["--out", tmp_path / "r", "--encoder.depth", "0"]
     assert "leaves nothing to train" in refused(capsys, "pretrain", images, *options)
-    assert "--minutes and --steps" in refused(
+    assert "give only one of --minutes and --steps" in refused(
         capsys, "pretrain", images, "--out", tmp_path / "r", "--minutes", "1", "--steps", "5"
     )
-    assert "9 heads" not in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--training.batch", "999")
-    assert "heads" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--encoder.heads", "7")
-    assert "recipe" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--recipe", "magic")
-    assert "context_tokens=60" in refused(
+    assert "a batch of 999 needs as many images and there are 60" in refused(
+        capsys, "pretrain", images, "--out", tmp_path / "r", "--training.batch", "999"
+    )
+    assert "width 192 and 7 heads" in refused(
+        capsys, "pretrain", images, "--out", tmp_path / "r", "--encoder.heads", "7"
+    )
+    assert "there is no recipe 'magic'; choose from auto, small" in refused(
+        capsys, "pretrain", images, "--out", tmp_path / "r", "--recipe", "magic"
+    )
+    assert "context_tokens=60 is not to be had on a grid of (8, 8)" in refused(
         capsys, "pretrain", images, "--out", tmp_path / "r", "--masks.context-tokens", "60"
     )
     assert "no folder that you may write to" in refused(
         capsys, "pretrain", images, "--out", few / "kind0" / "0.png" / "r"
     )
     assert not (tmp_path / "r").exists()
-    assert "not a run" in refused(capsys, "resume", images)
+    assert "is not a run: there is no experiment.json in it" in refused(capsys, "resume", images)
     assert "--workers must be 0 or more, got -1" in refused(capsys, "resume", run, "--workers", "-1")
     assert "--bad-images is a share from 0 to 1, got 2.0" in refused(capsys, "resume", run, "--bad-images", "2")
-    assert "run" in refused(capsys, "report", images)
-    assert "config.json" in refused(capsys, "evaluate", images, images)
-    assert "no verb" in refused(capsys, "pretran")
+    assert "is not a run: it holds none of experiment.json, plan.json" in refused(capsys, "report", images)
+    assert "is no encoder: it holds no config.json" in refused(capsys, "evaluate", images, images)
+    assert "there is no verb 'pretran'; choose from pretrain" in refused(capsys, "pretran")
     if not torch.cuda.is_available():
-        assert "no CUDA GPU" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--device", "cuda")
+        assert "PyTorch sees no CUDA GPU" in refused(
+            capsys, "pretrain", images, "--out", tmp_path / "r", "--device", "cuda"
+        )
     spoilt = tmp_path / "experiment.json"
     spoilt.write_text('{"encoder": {"widht": 3}}')
-    assert "widht" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt)
+    assert "encoder has unknown settings widht" in refused(
+        capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt
+    )
     spoilt.write_text('{"encoder": {"width": "wide"}}')
-    assert "'wide'" in refused(capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt)
+    assert "encoder: width is 'wide', which is not" in refused(
+        capsys, "pretrain", images, "--out", tmp_path / "r", "--experiment", spoilt
+    )
 
 
 @pytest.mark.parametrize(
@@ -620,22 +634,25 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
     [
         (["--minutes", "nan"], "--minutes must be a number above 0, got nan"),
         (["--epochs", "inf"], "--epochs must be a number above 0, got inf"),
-        (["--image-size", "0", "0"], "--image-size"),
+        (["--image-size", "0", "0"], "--image-size needs a height and a width of 2 pixels or more, got (0, 0)"),
         (["--workers", "-1"], "--workers must be 0 or more, got -1"),
         (["--optimizer.betas", "2", "3"], "betas lie in [0, 1), got (2.0, 3.0)"),
-        (["--optimizer.eps", "-1"], "eps"),
+        (["--optimizer.eps", "-1"], "eps must be a number of 0 or more, got -1"),
         (["--optimizer.clip", "-1"], "clip must be above 0, got -1"),
         (["--schedule.lr", "nan"], "lr must be a number of 0 or more, got nan"),
-        (["--ijepa.target-depths", "9"], "depth of 2, got 9"),
-        (["--training.bad-images", "7"], "bad_images is a share"),
-        (["--encoder.channels", "1"], "--channels"),
-        (["--steps", "3", "--training.steps", "4"], "--training.steps"),
+        (["--ijepa.target-depths", "9"], "ijepa.target_depths lie between 0 and the encoder's depth of 2, got 9"),
+        (["--training.bad-images", "7"], "bad_images is a share from 0 to 1, got 7"),
+        (["--encoder.channels", "1"], "on the command line --channels sets all three"),
+        (["--steps", "3", "--training.steps", "4"], "give one of --training.steps, --minutes, --epochs and --steps"),
         (["--objective", "mae", "--ijepa.target-norm", "layer", "--masks.targets=2"], "--masks.targets would change"),
         (["--mae.visible", "0.3"], "--mae.visible would change nothing: ijepa is to be trained, and only mae reads"),
         (["--experiment", "{run}/experiment.json", "--denoising.noise", "0.3"], "add --objective denoising"),
-        (["--experiment", "{run}/experiment.json", "--recipe", "small"], "cannot go with --recipe"),
-        (["--experiment", "{run}/pictures.npz"], "cannot be read as text"),
-        (["--experiment", "{run}/nowhere"], "no file"),
+        (
+            ["--experiment", "{run}/experiment.json", "--recipe", "small"],
+            "brings a whole recipe and cannot go with --recipe",
+        ),
+        (["--experiment", "{run}/pictures.npz"], "pictures.npz cannot be read as text"),
+        (["--experiment", "{run}/nowhere"], "there is no file"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_in_a_sentence(arguments, said, run, images, tmp_path, capsys):
