@@ -285,6 +285,7 @@ def planned_run(images, tmp_path, monkeypatch) -> Callable[..., tuple[Experiment
     return planned
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(planned_run):
     def settled(*arguments: str) -> tuple[int, str, float, float]:
         made, why = planned_run(*arguments)
@@ -305,6 +306,7 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(planned_run):
     assert made.ijepa.momentum == (0.995, 1.0)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_length_that_is_left_open_says_what_a_long_run_would_bring(planned_run):
     few = ("--training.batch", "8", *ONE_WAY)
     made, why = planned_run(*few)
@@ -317,6 +319,7 @@ def test_a_length_that_is_left_open_says_what_a_long_run_would_bring(planned_run
         assert "brings" not in planned_run(*few, *told)[1]
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_becomes_of_images(
     run, tmp_path, planned_run
 ):
@@ -328,9 +331,12 @@ def test_a_saved_experiment_has_its_looks_by_the_length_asked_for_and_says_what_
     assert "(images are resized to 32x32 px from about 40x48; mean and" in planned_run(*options, data=large)[1]
 
 
-def test_time_for_a_long_run_is_given_to_the_wider_encoder(planned_run):
+def test_time_for_a_long_run_is_given_to_the_wider_encoder(planned_run, monkeypatch):
+    # Real steps, looked at no longer than it takes to tell whether half a minute, or hours, have room for 10,000.
+    seconds = costing._seconds
+    monkeypatch.setattr(costing, "_seconds", lambda trial, way, look, most: seconds(trial, way, min(look, 1.0), most))
     short, _ = planned_run("--minutes", "0.5", "--training.batch", "2", *ONE_WAY)
-    long, why = planned_run("--minutes", "60", "--training.batch", "2", *ONE_WAY)
+    long, why = planned_run("--minutes", "600", "--training.batch", "2", *ONE_WAY)
     assert (short.encoder.width, long.encoder.width) == (192, 256)
     assert "targets standardised per feature" in why
     assert long.training.steps > short.training.steps
