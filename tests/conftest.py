@@ -26,6 +26,18 @@ def only_trained(monkeypatch):
 
 
 @pytest.fixture
+def unjudged(monkeypatch):
+    """Runs end with the report of their training, where what they are judged by is not the question."""
+
+    def refused(*_, **__):
+        from openjepa.errors import InputError
+
+        raise InputError("not asked")
+
+    monkeypatch.setattr("openjepa.assessment.judge", refused)
+
+
+@pytest.fixture
 def unmeasured(monkeypatch):
     """Plans are told what a step costs, for tests of what else they settle."""
 

@@ -15,6 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.data.loader import LoaderError
 from openjepa.diagnosis.looks import choose
+from openjepa.evaluation.attentive import AttentiveProbe
+from openjepa.evaluation.lowshot import LowShot
+from openjepa.evaluation.sgd_probe import SGDProbe
 from openjepa.experiment import Experiment
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
@@ -111,6 +115,7 @@ def test_the_exported_encoder_is_the_target_encoder_of_the_last_checkpoint(run):
         assert torch.equal(tensor, state[f"target_encoder.{name}"])
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_keep_best_exports_the_look_with_the_best_score_and_says_so(images, tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--steps", "20", "--training.watch-every", "5", "--training.keep", "1", "--schedule.lr", "0.02", *SMALL]
@@ -429,6 +434,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     assert int(told.stdout) < 2**20  # KiB
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_a_saved_experiment_is_turned_to_another_objective(run, images, tmp_path, capsys):
     saved, other = run / "experiment.json", tmp_path / "mae"
     assert call("pretrain", images, "--experiment", saved, "--objective", "mae", "--steps", "2", "--out", other) == 0
@@ -692,14 +698,17 @@ def test_every_setting_is_explained():
                 assert f"\n        {setting.name}: " in (kind.__doc__ or ""), f"{kind.__name__}.{setting.name}"
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_run_goes_on_and_is_judged_from_any_folder(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(images.parent)
     run = tmp_path / "run"
     assert call("pretrain", images.name, "--out", run, "--steps", "3", *SMALL) == 0
     monkeypatch.chdir(tmp_path)
     assert call("resume", run) == 0
+    capsys.readouterr()
     assert call("evaluate", run) == 0
-    assert "report.html" in capsys.readouterr().out
+    assert str(run / "report.html") in capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["rows"]
     (run / "plan.json").write_text("{")
     assert "plan.json is missing or damaged" in refused(capsys, "resume", run)
     assert "folder that exists" in refused(capsys, "evaluate", run, images, "--json", tmp_path / "no" / "x.json")
@@ -789,6 +798,7 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
     assert "not those" in refused(capsys, "resume", run)
 
 
+@pytest.mark.usefixtures("only_trained")
 def test_a_run_is_told_where_its_images_have_moved(images, tmp_path, capsys):
     before, after, run = tmp_path / "before", tmp_path / "after", tmp_path / "run"
     shutil.copytree(images, before)
@@ -809,7 +819,11 @@ def test_help_is_there_for_every_verb(capsys):
         assert verb in capsys.readouterr().out
 
 
-def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
+def test_the_full_suite_in_one_command(run, images, tmp_path, capsys, monkeypatch):
+    # That the probes are there and told is the question, not how well they learn.
+    monkeypatch.setattr("openjepa.evaluation.catalogue.SGDProbe", partial(SGDProbe, epochs=2))
+    monkeypatch.setattr("openjepa.evaluation.catalogue.AttentiveProbe", partial(AttentiveProbe, epochs=1))
+    monkeypatch.setattr("openjepa.evaluation.catalogue.LowShot", partial(LowShot, shots=(2,), repeats=2))
     before = json.loads((run / "evaluation.json").read_text())
     copy = shutil.copytree(run, tmp_path / "run")
     arguments = ["evaluate", copy, "--suite", "full", "--cache", tmp_path / "cache", "--json", tmp_path / "found.json"]
