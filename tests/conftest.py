@@ -38,6 +38,30 @@ def only_trained(monkeypatch):
 
 
 @pytest.fixture
+def unjudged(monkeypatch):
+    """Runs end with the report of their training, where what they are judged by is not the question."""
+
+    def refused(*_, **__):
+        from openjepa.errors import InputError
+
+        raise InputError("not asked")
+
+    monkeypatch.setattr("openjepa.assessment.judge", refused)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Plans are told what a step costs, for tests of what else they settle."""
+
+    def told(experiment, *_, **__):
+        from openjepa.costing import Cost
+
+        return experiment.training, Cost(step=0.01, waits=0.0, batch=0.001, memory=2**30)
+
+    monkeypatch.setattr("openjepa.planning.measure", told)
+
+
+@pytest.fixture
 def as_in_use():
     """Without the tests' own checks of annotations, which nobody has who uses the library."""
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -60,6 +60,7 @@ def test_equal_operations_give_the_steps(begun):
     assert encoders[0] == encoders[1]
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("objectives", "width"), [(("ijepa", "mae"), 192), (("mae", "ijepa"), 256)])
 def test_the_first_objective_decides_on_the_network_of_all(begun, sample, tmp_path, objectives, width):
     """For these operations one has less than 10,000 steps of the narrower network, the other has more."""

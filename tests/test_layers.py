@@ -124,6 +124,16 @@ def test_training_knows_no_concrete_objective():
 def test_the_report_needs_no_torch():
     for path in SOURCE.glob("report/*.py"):
         assert "torch" not in {name.split(".")[0] for name in imported(ast.parse(path.read_text()))}, path.name
+    # Nor what it imports, nor what that does.
+    check = (
+        "import importlib, pkgutil, sys, openjepa.report as room\n"
+        "files = [one.name for one in pkgutil.walk_packages(room.__path__, 'openjepa.report.')]\n"
+        "for name in files: importlib.import_module(name)\n"
+        "for name in room.__all__: getattr(room, name)\n"
+        "print(len(files), 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.split() == [str(len(list(SOURCE.glob("report/*.py"))) - 1), "False"]
 
 
 def top_level(tree: ast.Module) -> list[ast.stmt]:

@@ -141,6 +141,7 @@ def test_a_step_that_does_not_fit_into_a_gpu_is_a_sentence(monkeypatch):
         plan(open_data(None), Wishes(steps=1, workers=0), Processes(0, 1, torch.device("cpu")), None)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
     sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
 
@@ -204,6 +205,7 @@ def test_only_time_is_measured_with_both_recipes_and_a_brief_run_is_looked_at_fo
     assert looked(minutes=60.0)[0] == [(24, None, pytest.approx(7.2)), (32, None, pytest.approx(7.2))]
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():
     sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
 
