@@ -88,7 +88,9 @@ def evaluate_verb(arguments: list[str]) -> int:
         print(f"written: {given.json}")
     folder = expanded(given.encoder)
     if (folder / "experiment.json").is_file():
-        if _reports(folder, given.data):
+        if smaller := _smaller(folder, found):
+            print(f"not kept: {smaller} (--json FILE keeps this; without that record the run takes it)")
+        elif _reports(folder, given.data):
             for path in renewed(folder, found):
                 print(f"written: {path}")
         elif given.json is None:
@@ -103,6 +105,22 @@ def _reports(run: Path, data: str | None) -> bool:
 
     own = read_experiment(run)[1]["data"]
     return data is None or not own.get("labelled") or in_full(data) == own["opened"]
+
+
+def _smaller(run: Path, found: dict[str, Any]) -> str:
+    """Where a run's record of the same encoder is of more test images of the same data, a sentence that says so."""
+    try:
+        before = json.loads((run / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    if before.get("encoder") != found["encoder"]:
+        return ""
+    kinds = before.get("tasks", {}) | {"classes": before}
+    for name, facts in (found.get("tasks", {}) | {"classes": found}).items():
+        then, now = (one.get("test_images") or 0 for one in (kinds.get(name, {}), facts))
+        if then > now > 0 and kinds[name].get("data") == facts.get("data"):
+            return f"{run / 'evaluation.json'} is of {then:,} test images, and this of {now:,} of them"
+    return ""
 
 
 def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
