@@ -12,7 +12,7 @@ from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
 from openjepa.files import expanded, write_whole
-from openjepa.progress import stages
+from openjepa.progress import stages, tell
 
 
 def evaluate_verb(arguments: list[str]) -> int:
@@ -241,14 +241,8 @@ def _encoder_judged(
             command=command,
             cache=_cache(given),
             progress=progress,
-            note=_told,
+            note=tell,
         )
-
-
-def _told(sentence: str) -> None:
-    """For whoever waits at a terminal; nothing elsewhere."""
-    if sys.stderr.isatty():
-        print(sentence, file=sys.stderr)
 
 
 def own_cache() -> Any:
