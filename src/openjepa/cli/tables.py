@@ -11,6 +11,12 @@ def console() -> Any:
     return Console(markup=False, emoji=False)
 
 
+def _say(sentence: str) -> None:
+    """Print a sentence, in lines of the terminal's width; in one line where there is none, to be searched."""
+    out = console()
+    out.print(sentence, soft_wrap=not out.is_terminal)
+
+
 def print_plan(facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -45,6 +51,10 @@ def print_plan(facts: dict[str, Any]) -> None:
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
         f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }
+    if not console().is_terminal:
+        for name, value in rows.items():
+            _say(f"{name:13}  {value}")
+        return
     table = Table(show_header=False, box=None, padding=(0, 1))
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), value)
@@ -92,9 +102,9 @@ def print_evaluation(found: dict[str, Any]) -> None:
     out = console()
     learn, test = found["train_images"], found["test_images"]
     if learn and not test:  # no labels
-        out.print(found["split"])
+        _say(found["split"])
         for name, measures in found["spectrum"].items():
-            out.print(f"RankMe of {name}: {measures['rankme']:.1f}")
+            _say(f"RankMe of {name}: {measures['rankme']:.1f}")
     if found["rows"]:
         counts = f"{found['data']}: {_counts(found)}" if test else None
         table = Table(title=counts)
@@ -112,13 +122,13 @@ def print_evaluation(found: dict[str, Any]) -> None:
             _add_task(table, [row for row in found["rows"] if row["task"] == task])
         out.print(table)
         if test:
-            out.print(found["split"])
+            _say(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
-        out.print(f"{name}: {facts['data']}, {_counts(facts)}. {facts['split']}{chance} {facts['summary']}")
+        _say(f"{name}: {facts['data']}, {_counts(facts)}. {facts['split']}{chance} {facts['summary']}")
     for sentence in (found["summary"], *found.get("notes", ())):
         if sentence:
-            out.print(sentence)
+            _say(sentence)
 
 
 def _counts(facts: dict[str, Any]) -> str:
