@@ -784,7 +784,10 @@ def test_help_is_there_for_every_verb(capsys):
     assert "pretrain" in capsys.readouterr().out
     for verb in ("pretrain", "resume", "report", "evaluate", "compare", "import"):
         assert call(verb, "--help") == 0
-        assert verb in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert verb in said
+        assert max(map(len, said.splitlines()[1:])) <= 80
+        assert not re.search(r"default:\s*│?\s*│?\s*(None|\))|``|\w\.py", said)
 
 
 def test_the_full_suite_in_one_command(run, images, tmp_path, capsys):
