@@ -83,6 +83,7 @@ def facts(
         "steps": training.steps,
         "epochs": training.steps * training.batch / len(source),
         "batch": training.batch,
+        "learning_rate": experiment.schedule.lr,
         "flops_per_image": flops(objective, experiment, masks),
         "device": _device_name(processes.device),
         "processes": processes.world,

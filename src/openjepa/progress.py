@@ -1,5 +1,6 @@
 """Progress bars with the time left for whoever watches a terminal, and nothing elsewhere."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,6 +18,12 @@ def columns() -> "tuple[ProgressColumn, ...]":
 
     words, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)
     return words, bar, MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
+
+
+def tell(sentence: str) -> None:
+    """A line for whoever waits at a terminal; nothing elsewhere."""
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _bar() -> "Progress":

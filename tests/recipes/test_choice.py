@@ -57,8 +57,6 @@ def test_the_learning_rates_go_with_the_root_of_a_smaller_batch():
     assert few.schedule.weight_decay == full.schedule.weight_decay
     long = lengthened(few).schedule.lr / lengthened(full).schedule.lr
     assert long == pytest.approx(0.5)
-    why = choose("small", method="mae", size=(28, 28), mean=(0.5,), std=(0.2,), images=64, device="cpu")[1]
-    assert why.endswith("lr 0.0005 for batches of 16")
 
 
 def test_a_gpu_and_photos_get_the_standard_recipe():

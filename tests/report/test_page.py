@@ -17,7 +17,7 @@ import pytest
 
 import openjepa.files
 import openjepa.report
-from openjepa.cli.evaluation import renewed
+from openjepa.cli.evaluation import evaluate_verb, renewed
 from openjepa.errors import InputError
 from openjepa.report import write_report
 
@@ -225,6 +225,30 @@ def test_an_evaluation_of_an_earlier_encoder_is_told_as_such(parts):
         assert page.text.count("of the encoder of step 10; by now the run holds that of step 30") == 2 * old
         assert ("All images get nearly the same features: RankMe 1.20" in page.text) is not old
         assert ("Evaluate the encoder that the run holds now" in page.text) is old
+
+
+def test_a_small_look_does_not_replace_a_fuller_record(parts, monkeypatch, capsys):
+    run, kept = parts.write(), []
+    whole = {"encoder": "own", "data": "pictures", "rows": [], "test_images": 5000, "summary": ""}
+    whole["tasks"] = {"rotation": {"data": "turned", "test_images": 400, "split": "", "summary": ""}}
+    (run / "evaluation.json").write_text(json.dumps(whole))
+    monkeypatch.setattr("openjepa.cli.evaluation.print_evaluation", lambda found: None)
+    monkeypatch.setattr("openjepa.cli.evaluation._reports", lambda run, data: True)
+    monkeypatch.setattr("openjepa.cli.evaluation.renewed", lambda run, found: kept.append(found) or [])
+    turned = {"tasks": {"rotation": {"data": "turned", "test_images": 100}}, "test_images": 0}
+    for change, stays in (
+        ({"test_images": 100}, True),
+        (turned, True),
+        ({}, False),
+        ({"test_images": 100, "data": "others"}, False),
+        ({"test_images": 100, "encoder": "trained on"}, False),
+    ):
+        found = whole | change
+        monkeypatch.setattr("openjepa.cli.evaluation._judged", lambda given, command, found=found: found)
+        assert evaluate_verb([str(run)]) == 0
+        assert (kept == []) is stays
+        assert ("test images, and this of 100 of them (--json FILE" in capsys.readouterr().out) is stays
+        kept.clear()
 
 
 def test_a_record_is_of_the_encoder_that_the_run_holds(parts, monkeypatch):

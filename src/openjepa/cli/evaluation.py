@@ -12,7 +12,7 @@ from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
 from openjepa.files import cache_folder, expanded, locked, write_whole
-from openjepa.progress import stages
+from openjepa.progress import stages, tell
 
 # Held while what a run says of its encoder is written; another than the training's, beside which it may be judged.
 _LOCK = ".evaluation.lock"
@@ -92,7 +92,9 @@ def evaluate_verb(arguments: list[str]) -> int:
         print(f"written: {place}")
     folder = expanded(given.encoder)
     if (folder / "experiment.json").is_file():
-        if _reports(folder, given.data):
+        if smaller := _smaller(folder, found):
+            print(f"not kept: {smaller} (--json FILE keeps this; without that record the run takes it)")
+        elif _reports(folder, given.data):
             for path in renewed(folder, found):
                 print(f"written: {path}")
         elif place is None:
@@ -116,6 +118,22 @@ def _reports(run: Path, data: str | None) -> bool:
 
     own = read_experiment(run)[1]["data"]
     return data is None or not own.get("labelled") or in_full(data) == own["opened"]
+
+
+def _smaller(run: Path, found: dict[str, Any]) -> str:
+    """Where a run's record of the same encoder is of more test images of the same data, a sentence that says so."""
+    try:
+        before = json.loads((run / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        return ""
+    if before.get("encoder") != found["encoder"]:
+        return ""
+    kinds = before.get("tasks", {}) | {"classes": before}
+    for name, facts in (found.get("tasks", {}) | {"classes": found}).items():
+        then, now = (one.get("test_images") or 0 for one in (kinds.get(name, {}), facts))
+        if then > now > 0 and kinds[name].get("data") == facts.get("data"):
+            return f"{run / 'evaluation.json'} is of {then:,} test images, and this of {now:,} of them"
+    return ""
 
 
 def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
@@ -242,14 +260,8 @@ def _encoder_judged(
             command=command,
             cache=_cache(given),
             progress=progress,
-            note=_told,
+            note=tell,
         )
-
-
-def _told(sentence: str) -> None:
-    """For whoever waits at a terminal; nothing elsewhere."""
-    if sys.stderr.isatty():
-        print(sentence, file=sys.stderr)
 
 
 def own_cache() -> Any:

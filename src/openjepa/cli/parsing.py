@@ -1,11 +1,14 @@
 """Arguments into dataclasses: what may be set follows from what exists, and every mistake is a sentence."""
 
 import inspect
+import re
 import shlex
+import shutil
+import textwrap
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from openjepa.errors import InputError
 from openjepa.files import expanded
@@ -18,13 +21,43 @@ _SEVERAL = {"--only", "--scene-count", "--image-size"}
 def parse(kind: Any, verb: str, arguments: list[str], default: Any = None) -> Any:
     import tyro
 
-    program, description = f"openjepa {verb}", (inspect.getdoc(kind) or "").split("\n\nAttributes:")[0]
+    program, description = f"openjepa {verb}", _plain((inspect.getdoc(kind) or "").split("\n\nAttributes:")[0])
+    if {"-h", "--help"} & set(arguments):
+        kind, default = _described(kind, default), None
+        width = shutil.get_terminal_size().columns
+        # Tyro joins lines that begin with a letter.
+        parts = (textwrap.fill(part, width, subsequent_indent=" ") for part in description.split("\n\n"))
+        description = "\n\n".join(parts)
     try:
         if default is None:
             return tyro.cli(kind, prog=program, args=arguments, description=description)
         return tyro.cli(kind, prog=program, args=arguments, description=description, default=default)
     except ValueError as error:  # a setting's own check
         raise InputError(str(error)) from error
+
+
+def _plain(docstring: str) -> str:
+    """A docstring for who runs the program: without the marks of code and the names of files of code."""
+    return re.sub(r"\s*\([\w/]+\.py\)", "", docstring.replace("``", ""))
+
+
+def _described(kind: Any, default: Any) -> Any:
+    """The command line's dataclass as --help is to show it: docstrings in plain words, and defaults that say much."""
+    import tyro
+
+    said = tyro.conf.arg(help_behavior_hint=lambda told: "" if told in ("", "None") else f"(default: {told})")
+    hints, columns = get_type_hints(kind, include_extras=True), []
+    for one in fields(kind):
+        hint, value = hints[one.name], one.default if default is None else getattr(default, one.name)
+        if is_dataclass(value):
+            hint = _described(type(value), value)
+            value = hint()
+        else:
+            hint = Annotated[hint, said]
+        columns.append((one.name, hint) if value is MISSING else (one.name, hint, field(default=value)))
+    made = make_dataclass(kind.__name__, columns, frozen=True, kw_only=True)
+    made.__doc__ = _plain(inspect.getdoc(kind) or "")
+    return made
 
 
 def unchecked(kind: Any, default: Any) -> tuple[Any, Any]:

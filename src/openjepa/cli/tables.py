@@ -1,5 +1,6 @@
 """What is printed: the plan of a run, and what was measured."""
 
+import math
 from typing import Any
 
 
@@ -10,6 +11,12 @@ def console() -> Any:
     return Console(markup=False, emoji=False)
 
 
+def _say(sentence: str) -> None:
+    """Print a sentence, in lines of the terminal's width; in one line where there is none, to be searched."""
+    out = console()
+    out.print(sentence, soft_wrap=not out.is_terminal)
+
+
 def print_plan(facts: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -18,12 +25,13 @@ def print_plan(facts: dict[str, Any]) -> None:
 
     data, masks, estimate = facts["data"], facts["masks"], facts["estimate"]
     about = "about " if masks["shape"] in ("packed", "reference") else ""
+    processes = f"{facts['processes']} processes of " if facts["processes"] > 1 else ""
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
     noticed = {"flat": data["flat"]} if data["flat"] else {}
     if data["remarks"]:
         noticed["reading"] = "; ".join(data["remarks"])
     rows = {
-        "images": f"{data['images']:,} to train on ({data['name']}); {data['split']}",
+        "images": f"{data['images']:,} to train on ({data['name']}). {data['split']}",
         "skipped": _skipped(data),
         "sizes": f"{data['sizes']} px (height x width), {data['channels']} channel{'s' * (data['channels'] != 1)}"
         + (f"; smaller than a patch, and enlarged: {data['tiny']}" if data["tiny"] else ""),
@@ -32,16 +40,21 @@ def print_plan(facts: dict[str, Any]) -> None:
         "labels": _labels(data),
         "recipe": f"{facts['recipe']['name']}: {facts['recipe']['why']}",
         "input": f"{times(facts['image'])} px in patches of {times(facts['patch'])}: {times(facts['grid'])} tokens",
-        "masks": f"{masks['shape']}: {about}{masks['context_tokens']} seen, {blocks} of {masks['target_tokens']} asked",
+        "masks": f"{masks['shape']}: {about}{masks['context_tokens']} of {math.prod(facts['grid'])} tokens seen, "
+        f"{blocks} of {masks['target_tokens']} tokens asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
         "length": f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)} of {facts['batch']} images, "
         f"{facts['epochs']:.1f} epochs",
-        "machine": f"{facts['device']}, {facts['precision']}, {facts['processes']} x "
-        f"{counted_threads(facts['threads'])}",
+        "learning rate": f"{facts['learning_rate']:.3g} at its highest, for batches of {facts['batch']} images",
+        "machine": f"{facts['device']}, {facts['precision']}, {processes}{counted_threads(facts['threads'])}",
         "loader": _loader(**facts["loader"]),
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "
         f"{estimate['memory'] / 2**30:.1f} GiB, from a few real steps",
     }
+    if not console().is_terminal:
+        for name, value in rows.items():
+            _say(f"{name:13}  {value}")
+        return
     table = Table(show_header=False, box=None, padding=(0, 1))
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), value)
@@ -49,9 +62,11 @@ def print_plan(facts: dict[str, Any]) -> None:
 
 
 def _values(bits: int, low: float, high: float, white: float, mean: list[float], std: list[float]) -> str:
+    from openjepa.report.formats import listed
+
     kind = f"{bits} bits" if bits < 32 else "floats"
     said = f"{kind}, {low:,.5g} to {high:,.5g}" + ("" if high == white else f" (white is {white:,g})")
-    means, spreads = (" ".join(f"{100 * value:.3g}" for value in values) for values in (mean, std))
+    means, spreads = (listed([f"{100 * value:.3g}" for value in values]) for values in (mean, std))
     if len(mean) > 4:
         means, spreads = (f"{100 * min(values):.3g} to {100 * max(values):.3g}" for values in (mean, std))
     return f"{said}; in % of white the mean is {means}, the spread {spreads}"
@@ -87,9 +102,9 @@ def print_evaluation(found: dict[str, Any]) -> None:
     out = console()
     learn, test = found["train_images"], found["test_images"]
     if learn and not test:  # no labels
-        out.print(found["split"])
+        _say(found["split"])
         for name, measures in found["spectrum"].items():
-            out.print(f"RankMe of {name}: {measures['rankme']:.1f}")
+            _say(f"RankMe of {name}: {measures['rankme']:.1f}")
     if found["rows"]:
         counts = f"{found['data']}: {_counts(found)}" if test else None
         table = Table(title=counts)
@@ -107,13 +122,13 @@ def print_evaluation(found: dict[str, Any]) -> None:
             _add_task(table, [row for row in found["rows"] if row["task"] == task])
         out.print(table)
         if test:
-            out.print(found["split"])
+            _say(found["split"])
     for name, facts in found.get("tasks", {}).items():
         chance = "".join(f" Always the commonest: {100 * v:.1f}% ({k})." for k, v in facts.get("chance", {}).items())
-        out.print(f"{name}: {facts['data']}, {_counts(facts)}. {facts['split']}{chance} {facts['summary']}")
+        _say(f"{name}: {facts['data']}, {_counts(facts)}. {facts['split']}{chance} {facts['summary']}")
     for sentence in (found["summary"], *found.get("notes", ())):
         if sentence:
-            out.print(sentence)
+            _say(sentence)
 
 
 def _counts(facts: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from openjepa.cli.parsing import parse, read_saved, share_of_bad, unchecked
 from openjepa.cli.tables import print_evaluation, print_plan
 from openjepa.errors import InputError
 from openjepa.files import expanded
+from openjepa.progress import tell
 
 
 def pretrain_verb(arguments: list[str]) -> int:
@@ -177,6 +178,7 @@ def _plan(given: Any, wishes: Any, plan: Callable, processes: Any) -> None:
     from openjepa.claiming import make_run
     from openjepa.data.sources import in_full, open_data
 
+    tell("looking at the images and timing a few steps ...")
     # Several processes write when the run begins, the first one of each machine.
     write = processes.world == 1 and not given.dry_run
     copied = partial(_copied, write=write) if given.cache else lambda source, experiment: source
@@ -232,12 +234,14 @@ def _train(
     from openjepa.running import Run
     from openjepa.training.trainer import TrainingStopped
 
-    training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write)
+    training, over = Run(run, processes, workers=workers, bad_images=bad_images, write=_write), False
     if resume and has_begun(run):
         for damaged in training.trainer.resume():
             print(f"openjepa: passed over: {damaged}", file=sys.stderr)
         if processes.first:
-            print(f"going on from step {training.trainer.done} of {training.experiment.training.steps}")
+            done, steps = training.trainer.done, training.experiment.training.steps
+            over = done >= steps
+            print("finished; evaluating again" if over else f"going on from step {done} of {steps}", flush=True)
     try:
         stopped = training.train(show=processes.first)
     except TrainingStopped as error:
@@ -252,6 +256,8 @@ def _train(
         on = f"openjepa resume {shlex.quote(str(run))}"
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: {on}")
         return 130 if stopped == "SIGINT" else 143
+    if not over:
+        print("openjepa: training done; evaluating ...", file=sys.stderr, flush=True)
     return _finish(run, training)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from openjepa.diagnosis.advice import what_to_change
 from openjepa.diagnosis.looks import NO_SPECTRUM, Choice, Row, choose, looks, number, score, steps_done, untrained
-from openjepa.diagnosis.symptoms import LOOKS, SYMPTOMS, Symptom, references
+from openjepa.diagnosis.symptoms import ALIKE, LOOKS, SYMPTOMS, Symptom, references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,9 @@ class Finding:
 def diagnose(rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -> list[Finding]:
     """What the rows so far show: the troubles first, then what only looks like one.
 
-    A trouble is told when the last two looks show it, and is ``recovering`` while the last one has regained a quarter
-    of what was lost and goes on doing so: a transient dip, as LayerNorm targets with a slow teacher give, climbs out.
+    A trouble is told when the last two looks show it (that features are all alike: also when only the last look of a
+    whole run does), and is ``recovering`` while the last one has regained a quarter of what was lost and goes on doing
+    so: a transient dip, as LayerNorm targets with a slow teacher give, climbs out.
     What a look cannot say, for want of a number or of the untrained encoder's, is left out.
 
     Args:
@@ -57,12 +58,23 @@ def _troubles(rows: Sequence[Row], experiment: Mapping[str, Any]) -> list[Findin
     if rows:
         before |= {"loss": rows[0].get("loss")}
     beside = list(zip(seen, references(seen, before), strict=True))
-    return [finding for symptom in SYMPTOMS if (finding := _trouble(symptom, beside, experiment)) is not None]
+    ended = bool(seen) and _ended(seen[-1], experiment)
+    found = (_trouble(one, beside, experiment, least=one.at_end if ended else LOOKS) for one in SYMPTOMS)
+    return [finding for finding in found if finding is not None]
+
+
+def alike(look: Row, rows: Sequence[Row], experiment: Mapping[str, Any] | None = None) -> Finding | None:
+    """That features are all alike, where this one look (of an evaluation, say) shows it beside the run's ``rows``."""
+    beside = [(look, untrained(rows))]
+    return _trouble(ALIKE, beside, experiment or {}, least=1)
 
 
 def _to_tell(found: list[Finding]) -> list[Finding]:
     """The troubles without those that another one says as well."""
-    for more, less in (("rank", ("below", "pixels")), ("below", ("pixels",))):  # the first says the same and more
+    if any(one.severity == "recovering" for one in found):  # what climbs is no last word
+        found = [one for one in found if one.kind != "alike"]
+    # The first says the same and more.
+    for more, less in (("alike", ("rank", "below", "pixels")), ("rank", ("below", "pixels")), ("below", ("pixels",))):
         if any(one.kind == more for one in found):
             found = [one for one in found if one.kind not in less]
     if len(found) > 1:  # what made the accuracy fall is told already
@@ -70,16 +82,18 @@ def _to_tell(found: list[Finding]) -> list[Finding]:
     return found
 
 
-def _trouble(symptom: Symptom, beside: Sequence[tuple[Row, Row]], experiment: Mapping[str, Any]) -> Finding | None:
+def _trouble(
+    symptom: Symptom, beside: Sequence[tuple[Row, Row]], experiment: Mapping[str, Any], *, least: int = LOOKS
+) -> Finding | None:
     margins = [symptom.margin(look, reference) for look, reference in beside]
     first = len(margins)
     while first and (value := margins[first - 1]) is not None and value < 0:
         first -= 1
     streak = [value for value in margins[first:] if value is not None]
-    if len(streak) < LOOKS:
+    if len(streak) < least:
         return None
     lowest = min(streak)
-    recovering = streak[-1] > streak[-2] and streak[-1] - lowest > 0.25 * -lowest
+    recovering = len(streak) > 1 and streak[-1] > streak[-2] and streak[-1] - lowest > 0.25 * -lowest
     since, (last, reference) = steps_done(beside[first][0]), beside[-1]
     told = f"{symptom.seen(last, reference)}, since step {since:,}{' so far' if recovering else ''}."
     if recovering:
@@ -87,6 +101,12 @@ def _trouble(symptom: Symptom, beside: Sequence[tuple[Row, Row]], experiment: Ma
     severity = "recovering" if recovering else "trouble"
     change = what_to_change(symptom.advice, experiment, last, reference)
     return Finding(kind=symptom.kind, severity=severity, since=since, seen=told, change=change)
+
+
+def _ended(look: Row, experiment: Mapping[str, Any]) -> bool:
+    """Whether a look is the last one of its run."""
+    training = experiment.get("training")
+    return isinstance(training, Mapping) and training.get("steps") == steps_done(look)
 
 
 def _rising(rows: Sequence[Row], seen: Sequence[Row], before: Row) -> Finding | None:

@@ -9,16 +9,26 @@ from openjepa.diagnosis.looks import Row, log_ratio, number, pixel_r2_gain, scor
 # What a symptom asks of one look, given the untrained encoder's and the best k-NN since: how far from trouble (below 0)
 # it is, or None.
 _Margin = Callable[[Row, Row], float | None]
+# Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
+LOOKS = 2
+_BELOW = -0.4
+# Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
+_ALIKE_RANK, _ALIKE_STD = 2.0, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Symptom:
-    """A kind of trouble: how far a look is from it, and what to say and to recommend."""
+    """A kind of trouble: how far a look is from it, and what to say and to recommend.
+
+    Attributes:
+        at_end: how many looks in a row it takes at the end of a run; before it takes ``LOOKS``.
+    """
 
     kind: str
     margin: _Margin
     seen: Callable[[Row, Row], str]
     advice: tuple[str, ...]
+    at_end: int = LOOKS
 
 
 def references(seen: Sequence[Row], before: Row) -> list[Row]:
@@ -38,6 +48,23 @@ def _image_share(look: Row, what: str = "features") -> float | None:
     if images is None or positions is None or images + positions <= 0:
         return None
     return images / (images + positions)
+
+
+def _alike_margin(look: Row, before: Row) -> float | None:
+    """Features of one direction, where the untrained ones had more, or targets that hardly differ."""
+    rank, spread, then = number(look, "rankme"), number(look, "target_std"), number(before, "rankme")
+    least = _ALIKE_RANK if then is None else min(_ALIKE_RANK, 0.9 * then)
+    found = [] if rank is None else [rank / least - 1]
+    found += [] if spread is None else [spread / _ALIKE_STD - 1]
+    return min(found, default=None)
+
+
+def _alike_seen(look: Row, before: Row) -> str:
+    """What :func:`_alike_margin` went by, in words."""
+    rank, spread = number(look, "rankme"), number(look, "target_std")
+    told = [] if rank is None else [f"RankMe {rank:.2f} (1 is a single direction)"]
+    told += [] if spread is None else [f"the targets' standard deviation {spread:.2g}"]
+    return f"All images get nearly the same features: {', '.join(told)}"
 
 
 def _positions_margin(look: Row, before: Row) -> float | None:
@@ -138,15 +165,16 @@ def _percent(share: float | None) -> str:
     return "an unknown share" if share is None else f"{100 * share:.1f}%"
 
 
-# Looks in a row that a trouble needs, and how far below 0 the score must fall: both from benchmarks/collapse.
-LOOKS = 2
-_BELOW = -0.4
 # How far pixel R2 may fall (benchmarks/collapse).
 _LOST = 0.12
 # How far the online k-NN may fall below its best, times the root of the number of images: about 1.5 standard errors of
 # the difference. With 1,000 images that is 0.025; of 33 labelled runs the ones that ended well fell by 0.024 at most.
 _FADING, _LABELLED = 0.8, 1000
+ALIKE = Symptom(
+    kind="alike", margin=_alike_margin, seen=_alike_seen, advice=("lr", "spread", "momentum", "whiten"), at_end=1
+)
 SYMPTOMS = (
+    ALIKE,
     Symptom(kind="vanished", margin=_vanished_margin, seen=_vanished_seen, advice=("whiten", "spread", "steps")),
     Symptom(kind="positions", margin=_positions_margin, seen=_positions_seen, advice=("whiten", "spread", "steps")),
     Symptom(kind="rank", margin=_rank_margin, seen=_rank_seen, advice=("spread", "lr", "momentum", "whiten")),

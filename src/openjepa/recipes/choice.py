@@ -64,18 +64,11 @@ def choose(
     recipe = baseline(make(signal=signal, patch=patch, mean=mean, std=std), method)
     batch = min(recipe.training.batch, max(1, images // 4))
     experiment = scaled(replace(recipe, training=replace(recipe.training, batch=batch)), recipe)
-    if batch < recipe.training.batch:
-        fitted += f"; {rate(experiment)}"
     reason = "it was asked for" if asked else (
         "a GPU and images large enough for 14x14 tokens" if name == "standard"
         else "small images" if min(wanted or size) < _NATIVE_BELOW else "no GPU, so few tokens and a small network"
     )  # fmt: skip
     return experiment, f"{reason}; {fitted}"
-
-
-def rate(experiment: Experiment) -> str:
-    """What :func:`scaled` has made of the learning rate, for the plan."""
-    return f"lr {experiment.schedule.lr:.3g} for batches of {experiment.training.batch}"
 
 
 def scaled(experiment: Experiment, recipe: Experiment, asked: Collection[str] = ()) -> Experiment:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from openjepa.diagnosis.findings import Finding, diagnose
+from openjepa.diagnosis.findings import Finding, alike, diagnose
 from openjepa.report.formats import count, counted_threads, duration, is_number, listed, memory, percent, plain, points
 from openjepa.report.run_folder import RunFolder, nested
 
@@ -16,9 +16,7 @@ PAIR = ("k-NN", "linear probe")
 TARGET, RANDOM, PIXELS = "trained encoder", "random encoder", "raw pixels"
 # The task that stands for the classes of images where these are not known: which way up images are.
 STAND_IN = "rotation"
-# Rules of thumb, told to the reader in docs/reading-a-report.md. Features of one direction have RankMe 1.
-_COLLAPSED_RANK = 2.0
-_COLLAPSED_STD = 0.02
+# A rule of thumb, told to the reader in docs/reading-a-report.md.
 _NARROW_SHARE = 0.1
 # The watch's findings that are a collapse; its others say that the features are worse than they were.
 _COLLAPSES = ("vanished", "positions", "rank")
@@ -291,13 +289,13 @@ def findings(run: RunFolder) -> list[Finding]:
 
     The watch's section tells them and the answer on collapse follows from them, so that the two agree.
     """
-    found = diagnose(run.metrics.rows, run.experiment if isinstance(run.experiment, dict) else None)
-    rank, spread = _rank_and_spread(run)
-    alike = (rank is not None and rank < _COLLAPSED_RANK) or (spread is not None and spread < _COLLAPSED_STD)
-    if not alike or any(one.severity == "recovering" for one in found):
+    rows, experiment = run.metrics.rows, run.experiment if isinstance(run.experiment, dict) else None
+    found = diagnose(rows, experiment)
+    if any(one.severity == "recovering" or one.kind == "alike" for one in found):
         return found
-    seen = f"All images get nearly the same features: {_measured(run)}."
-    return [Finding(kind="alike", severity="trouble", since=run.steps_done, seen=seen, change=""), *found]
+    rank, spread = _rank_and_spread(run)
+    told = alike({"step": run.steps_done - 1, "rankme": rank, "target_std": spread}, rows, experiment)
+    return found if told is None else [told, *found]
 
 
 def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:

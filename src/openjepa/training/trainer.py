@@ -159,6 +159,7 @@ class Trainer:
                 raise self._refused(batch, error) from error
             self.done += 1
             self.seconds += window.lap(len(x) * self.processes.world)
+            meter.step(self.done)
             if self.done == 1:
                 row |= before
             looked = self.done % self.training.watch_every == 0 or self.done == self.training.steps
