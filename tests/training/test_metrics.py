@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from openjepa.training.metrics import Meter, MetricsLog, read_rows
+from openjepa.training.metrics import MetricsLog, read_rows
 
 
 def test_a_spoilt_line_costs_no_other(tmp_path):
@@ -12,25 +12,6 @@ def test_a_spoilt_line_costs_no_other(tmp_path):
     assert [row["step"] for row in read_rows(log)] == [0, 2]
     MetricsLog(log, start=3).close()
     assert [row["step"] for row in read_rows(log)] == [0, 2]
-
-
-def test_off_a_terminal_a_long_run_says_how_far_it_is_twenty_times_at_most(capsys, monkeypatch):
-    def said(each: float, start: int = 0) -> list[str]:
-        now = 0.0
-        monkeypatch.setattr("time.monotonic", lambda: now)
-        with Meter(1000, start, show=True) as meter:
-            for done in range(start + 1, 1001):
-                now += each
-                meter.step(done)
-                if done % 10 == 0:
-                    meter.advance({"loss": 0.5, "images_per_s": 640.4, "data_wait": 0.0}, done=done)
-        return capsys.readouterr().err.splitlines()
-
-    assert said(0.05) == []
-    told = said(2.0)
-    assert len(told) == 19
-    assert told[0] == "openjepa: step 50 of 1,000: loss 0.5000, 640 images/s, 0:31:40 left"
-    assert [line.split(":")[1] for line in said(2.0, 900)] == [" step 950 of 1,000"]
 
 
 def test_the_peak_is_the_process_own_and_not_what_began_it_held():

@@ -257,7 +257,7 @@ def _train(
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: {on}")
         return 130 if stopped == "SIGINT" else 143
     if not over:
-        print("openjepa: training done; evaluating ...", file=sys.stderr, flush=True)
+        tell("the training is done; evaluating ...")
     return _finish(run, training)
 
 

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -16,9 +14,6 @@ from rich.text import Text
 
 from openjepa.files import write_whole
 from openjepa.progress import columns
-
-# Seconds of a run that needs no words on its way.
-_SHORT = 60
 
 
 class MetricsLog:
@@ -84,13 +79,9 @@ class _TwoLines(Progress):
 
 
 class Meter:
-    """A progress bar: step, ETA, loss, images/s, share of time waiting for data, the watch.
-
-    Off a terminal it is a line at every twentieth of a run that takes longer than a minute.
-    """
+    """A progress bar: step, ETA, loss, images/s, share of time waiting for data, the watch; silent off a terminal."""
 
     def __init__(self, steps: int, start: int, *, show: bool) -> None:
-        self._steps, self._start, self._told, self._since = steps, start, start, time.monotonic()
         self._console = console = Console(stderr=True)
         self._show = show
         self._progress = _TwoLines(*columns(), console=console, disable=not (show and console.is_terminal))
@@ -122,17 +113,6 @@ class Meter:
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s  waiting {100 * row['data_wait']:.0f}%"
         self._progress.numbers = numbers + self._watch
         self.step(done)
-        if self._progress.disable and self._steps > done >= self._told + self._steps / 20:
-            self._told = done
-            self._say_so_far(row, done)
-
-    def _say_so_far(self, row: Mapping[str, float | int], done: int) -> None:
-        each = (time.monotonic() - self._since) / (done - self._start)
-        if each * (self._steps - self._start) < _SHORT:
-            return
-        left = str(timedelta(seconds=round(each * (self._steps - done))))
-        speed = f"{row['images_per_s']:.0f} images/s"
-        self.say([f"step {done:,} of {self._steps:,}: loss {row['loss']:.4f}, {speed}, {left} left"])
 
     def say(self, sentences: Iterable[str]) -> None:
         """Print sentences on lines of their own, above the bar where there is one; on stderr off a terminal too."""
