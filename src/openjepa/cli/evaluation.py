@@ -93,7 +93,8 @@ def evaluate_verb(arguments: list[str]) -> int:
     folder = expanded(given.encoder)
     if (folder / "experiment.json").is_file():
         if smaller := _smaller(folder, found):
-            print(f"not kept: {smaller} (--json FILE keeps this; without that record the run takes it)")
+            keep = "" if given.json else "--json FILE keeps this; "
+            print(f"not kept: {smaller} ({keep}without that record the run takes it)")
         elif _reports(folder, given.data):
             for path in renewed(folder, found):
                 print(f"written: {path}")
