@@ -59,7 +59,7 @@ def test_features_that_are_all_alike_in_the_end_are_a_trouble_too(parts):
     watched(parts, [2.4, 2.3])
     parts.evaluation["spectrum"] = {"trained encoder": {"rankme": 1.2}}
     found = page(parts)
-    assert found.count("All images get nearly the same features: RankMe 1.20 of 6.") == 2
+    assert found.count("All images get nearly the same features: RankMe 1.20 (at most 6).") == 2
     assert "no sign of a collapse" not in found
 
 

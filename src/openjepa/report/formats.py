@@ -29,6 +29,11 @@ def points(difference: Number) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
+def between(low: Number, high: Number) -> str:
+    """The ends of an interval of a difference in percentage points; one above zero has no sign."""
+    return " to ".join(points(end).lstrip("+") for end in (low, high))
+
+
 def count(number: Number) -> str:
     """A whole number with thousands separated."""
     return f"{round(number):,}"
