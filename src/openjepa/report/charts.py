@@ -11,6 +11,7 @@ from jaxtyping import Float64
 _COLOURS = {"#1b2431": "--ink", "#5c6879": "--muted", "#e2e6ed": "--rule", "#2462eb": "--accent", "#c9dafb": "--band"}
 _INK, MUTED, RULE, _ACCENT, _BAND = _COLOURS
 MOST_POINTS = 300
+_LEAST_SPAN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,19 @@ def _draw(axes, curve: Curve) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(RULE)
+
+
+def whole_percents(axes) -> None:
+    """Shares as whole percents, over 5 points at least: less is drawn as the little that it is."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    if high - low < _LEAST_SPAN:
+        axes.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
+    # The axis counts percents, in steps of whole ones.
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _log_axis(axes) -> None:
