@@ -276,7 +276,7 @@ def test_a_line_that_is_no_json_inside_the_log_is_counted(parts):
     lines[4] = "{broken"
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = Page(write_report(run))
-    assert "1 line(s) of metrics.jsonl cannot be read, the first is line 5." in page.text
+    assert "1 line of metrics.jsonl cannot be read, the first is line 5." in page.text
     assert "cut off" not in page.text
 
 
@@ -341,7 +341,7 @@ def test_pictures_without_masks_or_features(parts):
 
 def test_images_set_aside_are_counted_once_each(parts):
     parts.bad_images = [{"reference": "a.jpg", "reason": "truncated"}] * 2 + [{"reference": "b.jpg", "reason": "bomb"}]
-    assert "2 image(s) of 100 (2.0%) could not be read." in written(parts).text
+    assert "2 images of 100 (2.0%) could not be read." in written(parts).text
 
 
 def test_the_page_stays_small_where_pictures_are_many_and_large(parts):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -185,6 +186,18 @@ def test_values_over_several_powers_of_ten_get_a_logarithmic_axis():
     assert not curve(0.2, 0.1).logarithmic
     assert not curve(0.2, 0.0).logarithmic
     assert not curve(0.2, -1.0).logarithmic
+    stalled = Curve(name="images_per_s", steps=np.arange(2.0), values=np.array([900.0, 3.0]), from_zero=True)
+    assert not stalled.logarithmic
+
+
+def test_shares_have_whole_percents_and_all_curves_the_steps_of_the_run():
+    steps = np.array([300.0, 600.0])
+    curve = Curve(name="knn", steps=steps, values=np.array([0.464, 0.466]), as_percent=True, start=0.465, until=1000.0)
+    ticks = re.findall(r">([^<>]+)</text>", curve_svg(curve, "k-NN"))
+    assert {"0", "900"} <= set(ticks)
+    percents = [tick for tick in ticks if tick.endswith("%")]
+    assert len(percents) >= 3
+    assert all(re.fullmatch(r"\d+%", tick) for tick in percents)
 
 
 def test_numbers_as_people_read_them():

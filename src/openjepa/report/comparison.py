@@ -12,6 +12,7 @@ from openjepa._version import __version__
 from openjepa.errors import InputError
 from openjepa.files import write_whole
 from openjepa.report.formats import (
+    CALLED,
     Number,
     between,
     count,
@@ -29,7 +30,6 @@ from openjepa.report.series import COLOURS, Line, lines_svg
 from openjepa.report.verdict import STAND_IN, spoken
 
 REFERENCES = ("random encoder", "raw pixels", "from scratch")
-_CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
 _SEES = {"ijepa": "a block of tokens", "mae": "random tokens", "denoising": "all tokens, noisy"}
 _PREDICTS = {
     "ijepa": "features of hidden blocks, from a slowly moving copy of the encoder",
@@ -75,7 +75,7 @@ def render(content: dict[str, Any]) -> str:
     objectives = [name for name in content["request"]["objectives"] if any(_of(content, name))]
     data = next(iter(content["plans"].values()))["facts"]["data"]
     css = (files("openjepa.report") / "page.css").read_text(encoding="utf-8")
-    title = f"{listed([_CALLED[name] for name in objectives])} on {Path(data['name']).name}"
+    title = f"{listed([CALLED[name] for name in objectives])} on {Path(data['name']).name}"
     left = len(content["request"]["objectives"]) * content["request"]["seeds"] - len(content["runs"])
     note = f'<div class="notes">{_unfinished(left)} numbers are missing here.</div>' if left else ""
     if unequal := _unequal(content, objectives):
@@ -134,8 +134,7 @@ def _heads(content: dict[str, Any], objectives: Sequence[str]) -> list[str]:
     asked = content["request"]["seeds"]
     done = {name: len(_of(content, name)) for name in objectives}
     return [
-        _CALLED[name] if done[name] == asked else f"{_CALLED[name]}, {done[name]} of {asked} seeds"
-        for name in objectives
+        CALLED[name] if done[name] == asked else f"{CALLED[name]}, {done[name]} of {asked} seeds" for name in objectives
     ]
 
 
@@ -146,8 +145,8 @@ def _unequal(content: dict[str, Any], objectives: Sequence[str]) -> str:
         return ""
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     return (
-        f"By the clock they did not have the same time: {_CALLED[most]} trained for {duration(means[most])} in the "
-        f"mean, {_CALLED[least]} for {duration(means[least])}. Each plan is made of a few steps, and what else the "
+        f"By the clock they did not have the same time: {CALLED[most]} trained for {duration(means[most])} in the "
+        f"mean, {CALLED[least]} for {duration(means[least])}. Each plan is made of a few steps, and what else the "
         f"machine did while the runs took theirs is in these times too."
     )
 
@@ -171,7 +170,7 @@ def _sentences(content: dict[str, Any], objectives: Sequence[str], task: str) ->
         row = next((r for r in content["summary"] if (r["task"], r["evaluator"]) == (task, evaluator)), None)
         if row is None:
             continue
-        named = [f"{_CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
+        named = [f"{CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
         named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
         parts = [_told(name, objectives[0], row) for name in objectives[1:]]
         said.append(f"<p>By <b>{escape(spoken(evaluator))}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
@@ -193,12 +192,12 @@ def _told(name: str, first: str, row: dict[str, Any]) -> str:
     """How an objective stands against the first one by a row of the summary."""
     value, low, high = (row["differences"][name][key] for key in ("value", "low", "high"))
     apart = f"{abs(100 * value):.1f} points {'above' if value > 0 else 'below'}"
-    named = f"The {_CALLED[name]}" if name == "denoising" else _CALLED[name]
-    text = f"{named} is {'level with' if points(value) == '0.0' else apart} {_CALLED[first]}"
+    named = f"The {CALLED[name]}" if name == "denoising" else CALLED[name]
+    text = f"{named} is {'level with' if points(value) == '0.0' else apart} {CALLED[first]}"
     if low is None or high is None:
         if min(row["values"][each]["n"] for each in (name, first)) > 1:
             return f"{text}; all seeds gave the same, so there is no interval."
-        alone = [_CALLED[each] for each in (first, name) if row["values"][each]["n"] == 1]
+        alone = [CALLED[each] for each in (first, name) if row["values"][each]["n"] == 1]
         return f"{text}; with one seed of {listed(alone)} nothing can be said about how sure that is."
     clear = "clear" if low > 0 or high < 0 else "not clear"
     return f"{text} (95% interval over seeds {points(low)} to {points(high)}: {clear})."
@@ -240,7 +239,7 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
 
 def _curves(content: dict[str, Any], objectives: Sequence[str]) -> str:
     colours = dict(zip(objectives, COLOURS, strict=False))
-    key = "".join(f'<li><i style="background:{colours[name]}"></i>{_CALLED[name]}</li>' for name in objectives)
+    key = "".join(f'<li><i style="background:{colours[name]}"></i>{CALLED[name]}</li>' for name in objectives)
     cards = []
     for measure, title in (("knn", "Online k-NN"), ("probe", "Online probe")):
         for axis, x_name in (("seconds", "seconds of training"), ("flops", "TFLOP of training")):
@@ -279,14 +278,14 @@ def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:
             for row in rows
         ]
         heads = ["", *_heads(content, objectives), *(escape(name) for name in references)]
-        heads += [f"{_CALLED[name]} less {_CALLED[objectives[0]]}" for name in objectives[1:]]
+        heads += [f"{CALLED[name]} less {CALLED[objectives[0]]}" for name in objectives[1:]]
         parts.append(f"<h3>{escape(_TASKS.get(task, task))}</h3>{table(heads, cells, kind='measures')}")
     one = min(len(_of(content, name)) for name in objectives) == 1
     lacking = " With one seed of an objective its differences have none, and nothing of it is bold." if one else ""
     return (
         '<p class="quiet">Mean over the seeds ± their standard deviation. An objective is bold where it is above every '
         "other one and the 95% interval over seeds of each difference leaves out zero. The last columns hold these "
-        f"intervals of the differences from {_CALLED[objectives[0]]}, in points.{lacking} The interval over test "
+        f"intervals of the differences from {CALLED[objectives[0]]}, in points.{lacking} The interval over test "
         "images stands in each run's own report.</p>" + "".join(parts)
     )
 
@@ -329,7 +328,7 @@ def _gap(row: dict[str, Any], name: str) -> str:
 def _runs(content: dict[str, Any]) -> str:
     rows = [
         [
-            _CALLED[run["objective"]],
+            CALLED[run["objective"]],
             str(run["seed"]),
             count(run["steps"]),
             duration(run["seconds"]),

@@ -38,7 +38,7 @@ def evaluation_section(run: RunFolder) -> str:
         f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
         f"images{shared}. The words at the top go by the interval of the difference on the same images, which is "
-        "narrower and stands on the right. They do not cover another training run with another seed."
+        "narrower and stands beside each baseline. They do not cover another training run with another seed."
         f"{_setting(run)}</p>"
     )
 

@@ -360,6 +360,11 @@ def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
     return Answer(question=question, answer="No sign of it", because=because, standing="good")
 
 
+def collapsing(run: RunFolder) -> bool:
+    """Whether a finding says that the features are worse than untrained and are getting no better."""
+    return any(one.severity == "trouble" and one.kind != "fading" for one in findings(run))
+
+
 def _said_of(lead: Finding, *, doubted: bool) -> tuple[str, Standing]:
     """The answer in a few words; ``doubted`` is whether the evaluation speaks against a collapse."""
     if lead.severity == "recovering":
