@@ -229,8 +229,8 @@ def test_the_page_says_what_the_numbers_say_and_what_is_missing(begun):
     assert "I-JEPA and MAE on sample" in page
     assert "I-JEPA 71.0%, MAE 75.0%, random encoder 50.0% and raw pixels 60.0%" in page
     assert "By <b>k-NN</b>: " in page
-    assert "MAE is 4.0 points above I-JEPA; with one seed nothing can be said" in page
-    assert "1 run(s) are not finished" in page
+    assert "MAE is 4.0 points above I-JEPA; with one seed of MAE nothing can be said" in page
+    assert "1 run is not finished; its numbers are missing" in page
     assert "not available" in page  # the energy
     assert "71.0% ± 1.4" in page
     assert page.count("<svg") == 2

@@ -64,7 +64,9 @@ def written(parts) -> Page:
 def test_a_whole_run_answers_every_question(parts):
     parts.log(30, full=True)
     page = written(parts)
-    assert "Training helped: the encoder scores 80.0% on k-NN and 85.0% on the linear probe" in page.text
+    assert (
+        "Training helped: the encoder is ahead of a random one of its shape on k-NN and the linear probe." in page.text
+    )
     for heading in ("How good are the features?", "What does it see?", "Curves", "What did it cost?", "What next"):
         assert heading in page.text
     for fact in (
@@ -144,7 +146,8 @@ def test_what_needs_no_labels_stands_in_for_what_does_and_is_called_so(parts):
     parts.evaluation |= {"rows": rows, "differences": [], "command": "again", "classes": 0, "test_images": 0}
     parts.evaluation["tasks"] = {"rotation": turned}
     page = written(parts)
-    assert "asked which way up images are, the encoder scores 80.0% on k-NN, where" in page.text
+    assert "asked which way up images are, the encoder is ahead of a random one of its shape on k-NN." in page.text
+    assert "k-NN: which way up" in page.text
     assert "It takes labels: which way up an image is, pixels tell by the light" in page.text
     assert "Which way up an image is stands in for labels, which would say more." in page.text
     assert "Guessing among 4 ways of turning gives 25.0%." in page.text
@@ -157,7 +160,7 @@ def test_no_labels(parts):
     parts.plan["data"]["labelled"] = False
     parts.evaluation = None
     page = written(parts)
-    assert "Not evaluated: training finished (loss 0.0367 and RankMe 3.50)" in page.text
+    assert "Not evaluated yet: training finished (loss 0.0367 and RankMe 3.50)" in page.text
     assert "no labels" in page.text
     assert "Online k-NN" in page.text.split("Not logged in this run:")[1][:20]
     assert "openjepa evaluate" in page.text
@@ -221,7 +224,7 @@ def test_an_evaluation_of_an_earlier_encoder_is_told_as_such(parts):
         (run / "exported.json").write_text(json.dumps({"step": step, "choice": ""}))
         page = Page(write_report(run))
         assert ("At step 10: Training helped" in page.text) is old
-        assert ("At step 10: +20.0 points on k-NN" in page.text) is old
+        assert ("At step 10: k-NN 80.0% against 60.0%: +20.0 points" in page.text) is old
         assert page.text.count("of the encoder of step 10; by now the run holds that of step 30") == 2 * old
         assert ("All images get nearly the same features: RankMe 1.20" in page.text) is not old
         assert ("Evaluate the encoder that the run holds now" in page.text) is old
@@ -297,7 +300,7 @@ def test_a_line_that_is_no_json_inside_the_log_is_counted(parts):
     lines[4] = "{broken"
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     page = Page(write_report(run))
-    assert "1 line(s) of metrics.jsonl cannot be read, the first is line 5." in page.text
+    assert "1 line of metrics.jsonl cannot be read, the first is line 5." in page.text
     assert "cut off" not in page.text
 
 
@@ -362,7 +365,7 @@ def test_pictures_without_masks_or_features(parts):
 
 def test_images_set_aside_are_counted_once_each(parts):
     parts.bad_images = [{"reference": "a.jpg", "reason": "truncated"}] * 2 + [{"reference": "b.jpg", "reason": "bomb"}]
-    assert "2 image(s) of 100 (2.0%) could not be read." in written(parts).text
+    assert "2 images of 100 (2.0%) could not be read." in written(parts).text
 
 
 def test_the_page_stays_small_where_pictures_are_many_and_large(parts):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from openjepa.report.pictures import (
     as_rgb,
     cell_size,
     feature_colours,
+    feature_length,
     paint_masks,
     png_uri,
     principal_components,
@@ -67,9 +69,10 @@ def test_principal_components_of_a_known_case():
     np.testing.assert_allclose(projected[..., 0], [[3, -3], [0, 0]], atol=1e-9)
     np.testing.assert_allclose(projected[..., 1], [[0, 0], [1, -1]], atol=1e-9)
     assert (projected[..., 2] == 0).all()
-    colours = feature_colours(projected)
+    assert feature_length(features) == 2
+    colours = feature_colours(projected, 2.0)
     np.testing.assert_array_equal(colours[0], [[255, 128, 128], [0, 128, 128]])
-    np.testing.assert_array_equal(colours[1], [[128, 255, 128], [128, 0, 128]])
+    np.testing.assert_array_equal(colours[1], [[128, 170, 128], [128, 85, 128]])  # a third as far, on the same scale
 
 
 def test_components_agree_with_singular_values():
@@ -90,8 +93,31 @@ def test_fewer_features_than_colours(width):
 
 def test_features_all_alike_are_grey_and_not_noise():
     projected, shares = principal_components(np.full((2, 3, 5), 0.1, np.float32))
-    assert (feature_colours(projected) == 128).all()
+    assert (feature_colours(projected, 0.2) == 128).all()
+    assert (feature_colours(projected, 0.0) == 128).all()
     assert shares.sum() == 0
+
+
+def coloured(features):
+    return feature_colours(principal_components(features)[0], feature_length(features)).astype(int)
+
+
+def test_features_nearly_alike_look_flat_whatever_their_little_differences_are():
+    noise = np.random.default_rng(0).normal(size=(12, 64, 192))
+    assert np.abs(coloured(1 + 1e-6 * noise) - 128).max() <= 1
+    assert np.abs(coloured(1 + 0.02 * noise) - 128).max() <= 10
+    assert np.ptp(coloured(noise), axis=(0, 1)).min() > 180  # no collapse: the whole range
+
+
+def test_features_of_one_direction_have_one_hue_and_weak_components_are_faint():
+    random = np.random.default_rng(1)
+    strength, direction = random.normal(size=(12, 64, 1)), random.normal(size=192)
+    one = coloured(strength * direction)
+    assert np.ptp(one[..., 0]) == 255
+    assert (one[..., 1:] == 128).all()
+    weak = coloured(strength * direction + 0.1 * random.normal(size=(12, 64, 1)) * random.normal(size=192))
+    assert np.ptp(weak[..., 0]) >= 250
+    assert np.ptp(weak[..., 1]) < 50  # a hundredth of the variance
 
 
 def test_tokens_become_rectangles_in_the_order_of_the_grid():
@@ -160,6 +186,18 @@ def test_values_over_several_powers_of_ten_get_a_logarithmic_axis():
     assert not curve(0.2, 0.1).logarithmic
     assert not curve(0.2, 0.0).logarithmic
     assert not curve(0.2, -1.0).logarithmic
+    stalled = Curve(name="images_per_s", steps=np.arange(2.0), values=np.array([900.0, 3.0]), from_zero=True)
+    assert not stalled.logarithmic
+
+
+def test_shares_have_whole_percents_and_all_curves_the_steps_of_the_run():
+    steps = np.array([300.0, 600.0])
+    curve = Curve(name="knn", steps=steps, values=np.array([0.464, 0.466]), as_percent=True, start=0.465, until=1000.0)
+    ticks = re.findall(r">([^<>]+)</text>", curve_svg(curve, "k-NN"))
+    assert {"0", "900"} <= set(ticks)
+    percents = [tick for tick in ticks if tick.endswith("%")]
+    assert len(percents) >= 3
+    assert all(re.fullmatch(r"\d+%", tick) for tick in percents)
 
 
 def test_numbers_as_people_read_them():

@@ -55,6 +55,15 @@ def test_the_answer_on_collapse_says_what_the_watch_says(parts):
     assert f"<h3>Trouble</h3><p>The features {seen} 10." in found
 
 
+def test_after_a_collapse_comes_a_lower_learning_rate_and_no_comparison(parts):
+    watched(parts, [3.5, 3.9], rank=4.0)
+    parts.experiment = {"schedule": {"lr": 0.001}}
+    parts.plan["steps"] = 20
+    found = page(parts).split('id="next"')[1]
+    assert found.index("--schedule.lr 0.0005 --out") < found.index("openjepa evaluate")
+    assert "openjepa compare" not in found
+
+
 def test_features_that_are_all_alike_in_the_end_are_a_trouble_too(parts):
     watched(parts, [2.4, 2.3])
     parts.evaluation["spectrum"] = {"trained encoder": {"rankme": 1.2}}
@@ -65,7 +74,10 @@ def test_features_that_are_all_alike_in_the_end_are_a_trouble_too(parts):
 
 def test_a_run_without_trouble_says_so_and_one_without_a_reference_what_it_lacks(parts):
     watched(parts, [2.4, 2.3])
-    assert "looked at 2 times during training, beside the untrained encoder: no sign of a collapse" in page(parts)
+    assert (
+        "The watch took 2 looks at the representation during training, beside the untrained encoder: no sign"
+        in page(parts)
+    )
 
 
 def test_a_run_that_did_not_look_before_training_says_what_it_lacks(parts):

@@ -12,7 +12,9 @@ from openjepa._version import __version__
 from openjepa.errors import InputError
 from openjepa.files import write_whole
 from openjepa.report.formats import (
+    CALLED,
     Number,
+    between,
     count,
     duration,
     escape,
@@ -28,7 +30,6 @@ from openjepa.report.series import COLOURS, Line, lines_svg
 from openjepa.report.verdict import STAND_IN, spoken
 
 REFERENCES = ("random encoder", "raw pixels", "from scratch")
-_CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
 _SEES = {"ijepa": "a block of tokens", "mae": "random tokens", "denoising": "all tokens, noisy"}
 _PREDICTS = {
     "ijepa": "features of hidden blocks, from a slowly moving copy of the encoder",
@@ -38,6 +39,8 @@ _PREDICTS = {
 _MAIN = ("k-NN", "linear probe")
 # Mean times of training that differ by more than this share are told.
 _SAME_TIME = 0.05
+# Standard deviations up to this are rounding: all seeds gave the same (openjepa.evaluation.intervals.NO_SPREAD).
+_NO_SPREAD = 1e-12
 _TASKS = {
     "classes": "Semantic: the classes of whole images",
     "rotation": "Without labels: which way up an image is",
@@ -72,9 +75,9 @@ def render(content: dict[str, Any]) -> str:
     objectives = [name for name in content["request"]["objectives"] if any(_of(content, name))]
     data = next(iter(content["plans"].values()))["facts"]["data"]
     css = (files("openjepa.report") / "page.css").read_text(encoding="utf-8")
-    title = f"{listed([_CALLED[name] for name in objectives])} on {Path(data['name']).name}"
+    title = f"{listed([CALLED[name] for name in objectives])} on {Path(data['name']).name}"
     left = len(content["request"]["objectives"]) * content["request"]["seeds"] - len(content["runs"])
-    note = f'<div class="notes">{left} run(s) are not finished; their numbers are missing here.</div>' if left else ""
+    note = f'<div class="notes">{_unfinished(left)} numbers are missing here.</div>' if left else ""
     if unequal := _unequal(content, objectives):
         note += f'<div class="notes">{escape(unequal)}</div>'
     return (
@@ -93,6 +96,10 @@ def render(content: dict[str, Any]) -> str:
     )
 
 
+def _unfinished(left: int) -> str:
+    return f"{left} runs are not finished; their" if left > 1 else "1 run is not finished; its"
+
+
 def _of(content: dict[str, Any], objective: str) -> list[dict[str, Any]]:
     return [run for run in content["runs"] if run["objective"] == objective]
 
@@ -103,15 +110,32 @@ def _equal(content: dict[str, Any]) -> str:
         (name, request[name]) for name in ("minutes", "flops", "steps", "epochs") if request[name] is not None
     )
     unit = name if budget != 1 else name[:-1]
-    told = {"flops": f"{scaled(budget, 'FLOP')} of training", "steps": f"{count(budget)} {unit}"}
+    told = {"flops": f"{_operations(budget)} of training", "steps": f"{count(budget)} {unit}"}
     # As they were asked for: 0.4 epochs are not none.
     told |= {"minutes": f"{budget:,g} {unit} of training", "epochs": f"{budget:,g} {unit}"}
     seeds = f"{request['seeds']} seeds" if request["seeds"] > 1 else "one seed"
-    papers = " MAE and denoising have the MAE paper's betas, weight decay and share of warm-up."
+    both = (("mae", "MAE"), ("denoising", "the denoising autoencoder"))
+    pixels = listed([called for each, called in both if each in request["objectives"]])
+    have = "have" if " and " in pixels else "has"
+    papers = f" {pixels[:1].upper()}{pixels[1:]} {have} the MAE paper's betas, weight decay and share"
     return (
         f"The same images, crops and encoder, {told[name]} for each run, {seeds}. Learning rates and decoders are this "
-        f"project's own.{papers if {'mae', 'denoising'} & set(request['objectives']) else ''}"
+        f"project's own.{f'{papers} of warm-up.' if pixels else ''}"
     )
+
+
+def _operations(number: Number) -> str:
+    """Operations of a whole run, in the unit of the curves."""
+    return f"{plain(number / 1e12)} TFLOP"
+
+
+def _heads(content: dict[str, Any], objectives: Sequence[str]) -> list[str]:
+    """The objectives' names for columns, with their seeds where some are not finished."""
+    asked = content["request"]["seeds"]
+    done = {name: len(_of(content, name)) for name in objectives}
+    return [
+        CALLED[name] if done[name] == asked else f"{CALLED[name]}, {done[name]} of {asked} seeds" for name in objectives
+    ]
 
 
 def _unequal(content: dict[str, Any], objectives: Sequence[str]) -> str:
@@ -121,8 +145,8 @@ def _unequal(content: dict[str, Any], objectives: Sequence[str]) -> str:
         return ""
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     return (
-        f"By the clock they did not have the same time: {_CALLED[most]} trained for {duration(means[most])} in the "
-        f"mean, {_CALLED[least]} for {duration(means[least])}. Each plan is made of a few steps, and what else the "
+        f"By the clock they did not have the same time: {CALLED[most]} trained for {duration(means[most])} in the "
+        f"mean, {CALLED[least]} for {duration(means[least])}. Each plan is made of a few steps, and what else the "
         f"machine did while the runs took theirs is in these times too."
     )
 
@@ -146,7 +170,7 @@ def _sentences(content: dict[str, Any], objectives: Sequence[str], task: str) ->
         row = next((r for r in content["summary"] if (r["task"], r["evaluator"]) == (task, evaluator)), None)
         if row is None:
             continue
-        named = [f"{_CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
+        named = [f"{CALLED[name]} {percent(row['values'][name]['mean'])}" for name in objectives]
         named += [f"{name} {percent(row['values'][name]['mean'])}" for name in REFERENCES if name in row["values"]]
         parts = [_told(name, objectives[0], row) for name in objectives[1:]]
         said.append(f"<p>By <b>{escape(spoken(evaluator))}</b>: {escape(listed(named))}. {escape(' '.join(parts))}</p>")
@@ -168,12 +192,13 @@ def _told(name: str, first: str, row: dict[str, Any]) -> str:
     """How an objective stands against the first one by a row of the summary."""
     value, low, high = (row["differences"][name][key] for key in ("value", "low", "high"))
     apart = f"{abs(100 * value):.1f} points {'above' if value > 0 else 'below'}"
-    named = f"The {_CALLED[name]}" if name == "denoising" else _CALLED[name]
-    text = f"{named} is {'level with' if points(value) == '0.0' else apart} {_CALLED[first]}"
+    named = f"The {CALLED[name]}" if name == "denoising" else CALLED[name]
+    text = f"{named} is {'level with' if points(value) == '0.0' else apart} {CALLED[first]}"
     if low is None or high is None:
         if min(row["values"][each]["n"] for each in (name, first)) > 1:
             return f"{text}; all seeds gave the same, so there is no interval."
-        return f"{text}; with one seed nothing can be said about how sure that is."
+        alone = [CALLED[each] for each in (first, name) if row["values"][each]["n"] == 1]
+        return f"{text}; with one seed of {listed(alone)} nothing can be said about how sure that is."
     clear = "clear" if low > 0 or high < 0 else "not clear"
     return f"{text} (95% interval over seeds {points(low)} to {points(high)}: {clear})."
 
@@ -205,29 +230,30 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
         ["Time of training", *measured("seconds", duration)],
         ["Images a second", *measured("images_per_s", count)],
         ["Time of an image", *measured("images_per_s", lambda rate: f"{plain(1000 / rate)} ms")],
-        ["Training cost of a run", *measured("flops", lambda value: scaled(value, "FLOP"))],
+        ["Training cost of a run", *measured("flops", _operations)],
         ["Peak memory of the process", *measured("peak_memory", memory)],
         ["Energy that the machine counted", *measured("joules", lambda value: scaled(value, "J"))],
     ]
-    return table(["", *(_CALLED[name] for name in objectives)], lines)
+    return table(["", *_heads(content, objectives)], lines, kind="sides")
 
 
 def _curves(content: dict[str, Any], objectives: Sequence[str]) -> str:
     colours = dict(zip(objectives, COLOURS, strict=False))
-    key = "".join(f'<li><i style="background:{colours[name]}"></i>{_CALLED[name]}</li>' for name in objectives)
+    key = "".join(f'<li><i style="background:{colours[name]}"></i>{CALLED[name]}</li>' for name in objectives)
     cards = []
     for measure, title in (("knn", "Online k-NN"), ("probe", "Online probe")):
-        for axis, x_name in (("seconds", "seconds of training"), ("flops", "floating-point operations of training")):
+        for axis, x_name in (("seconds", "seconds of training"), ("flops", "TFLOP of training")):
             lines = [line for run in content["runs"] if (line := _line(run, axis, measure)) is not None]
             if lines:
-                svg = lines_svg(lines, {}, label=f"{title} over {x_name}", x_name=x_name, colours=colours)
+                svg = lines_svg(lines, label=f"{title} over {x_name}", x_name=x_name, colours=colours)
                 cards.append(f'<figure class="card"><header><h3>{title}</h3></header>{svg}</figure>')
     if not cards:
         why = "No accuracy was measured in training" if _labelled(content) else "The images have no labels"
         return f"<p>{why}, so there is none to draw.</p>"
     return (
         f'<ul class="key">{key}</ul><div class="curves wide">{"".join(cards)}</div><p class="quiet">Online measures '
-        "are taken on few training images and show trends; the tables below are the results.</p>"
+        "are taken on few training images and show trends; the tables below are the results. Thin lines are seeds, "
+        "a bold one is their mean. A random encoder and raw pixels were not measured so, and have no line.</p>"
     )
 
 
@@ -236,7 +262,7 @@ def _line(run: dict[str, Any], axis: str, measure: str) -> Line | None:
     if not rows:
         return None
     x, y = (np.array([row[name] for row in rows], np.float64) for name in (axis, measure))
-    return Line(objective=run["objective"], x=x, y=y)
+    return Line(objective=run["objective"], x=x / 1e12 if axis == "flops" else x, y=y)
 
 
 def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:
@@ -247,12 +273,20 @@ def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:
     for task, rows in groups.items():
         references = [name for name in REFERENCES if any(name in row["values"] for row in rows)]
         names = [*objectives, *references]
-        cells = [[_named(row), *(_cell(row, name, objectives) for name in names)] for row in rows]
-        heads = ["", *(_CALLED[name] for name in objectives), *(escape(name) for name in references)]
-        parts.append(f"<h3>{escape(_TASKS.get(task, task))}</h3>{table(heads, cells)}")
+        cells = [
+            [_named(row), *(_cell(row, name, objectives) for name in names), *(_gap(row, n) for n in objectives[1:])]
+            for row in rows
+        ]
+        heads = ["", *_heads(content, objectives), *(escape(name) for name in references)]
+        heads += [f"{CALLED[name]} less {CALLED[objectives[0]]}" for name in objectives[1:]]
+        parts.append(f"<h3>{escape(_TASKS.get(task, task))}</h3>{table(heads, cells, kind='measures')}")
+    one = min(len(_of(content, name)) for name in objectives) == 1
+    lacking = " With one seed of an objective its differences have none, and nothing of it is bold." if one else ""
     return (
-        '<p class="quiet">Mean over the seeds ± their standard deviation; the best objective of a row is bold. The '
-        "interval over test images stands in each run's own report.</p>" + "".join(parts)
+        '<p class="quiet">Mean over the seeds ± their standard deviation. An objective is bold where it is above every '
+        "other one and the 95% interval over seeds of each difference leaves out zero. The last columns hold these "
+        f"intervals of the differences from {CALLED[objectives[0]]}, in points.{lacking} The interval over test "
+        "images stands in each run's own report.</p>" + "".join(parts)
     )
 
 
@@ -267,14 +301,34 @@ def _cell(row: dict[str, Any], name: str, objectives: Sequence[str]) -> str:
     found = row["values"][name]
     spread = name in objectives and found["std"] is not None  # the references are the same for every seed
     text = percent(found["mean"]) + (f" ± {100 * found['std']:.1f}" if spread else "")
-    best = max(row["values"][each]["mean"] for each in objectives if each in row["values"])
-    return f"<b>{text}</b>" if name in objectives and found["mean"] == best else text
+    others = [row["values"][each] for each in objectives if each != name and each in row["values"]]
+    return f"<b>{text}</b>" if name in objectives and others and all(_clear(found, each) for each in others) else text
+
+
+def _clear(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a mean over seeds is above another: Welch's 95% interval, which compare.json has of the first objective
+    alone, lies above zero."""
+    if one["std"] is None or other["std"] is None or max(one["std"], other["std"]) <= _NO_SPREAD:
+        return False
+    from scipy.stats import t
+
+    parts = [each["std"] ** 2 / each["n"] for each in (one, other)]
+    freedom = sum(parts) ** 2 / sum(part**2 / (each["n"] - 1) for part, each in zip(parts, (one, other), strict=True))
+    return bool(one["mean"] - other["mean"] > t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+
+
+def _gap(row: dict[str, Any], name: str) -> str:
+    """How far an objective is from the first one, with the interval over seeds where there is one."""
+    if (found := row["differences"].get(name)) is None:
+        return ""
+    low, high = found["low"], found["high"]
+    return points(found["value"]) + ("" if low is None or high is None else f"<small>{between(low, high)}</small>")
 
 
 def _runs(content: dict[str, Any]) -> str:
     rows = [
         [
-            _CALLED[run["objective"]],
+            CALLED[run["objective"]],
             str(run["seed"]),
             count(run["steps"]),
             duration(run["seconds"]),

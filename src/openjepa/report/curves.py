@@ -72,7 +72,17 @@ def card(run: RunFolder, name: str, title: str, hint: str) -> str:
     steps, values = run.metrics.column(name)
     if not len(steps):
         return ""
-    curve = Curve(name=name, steps=steps, values=values, as_percent=name in _SHARES, reference=_reference(run, name))
+    before, whole = untrained(run.metrics.rows).get(name), run.planned("steps")
+    curve = Curve(
+        name=name,
+        steps=steps,
+        values=values,
+        as_percent=name in _SHARES,
+        reference=_reference(run, name),
+        start=float(before) if before is not None and is_number(before) and steps[0] > 0 else None,
+        until=float(max(whole, steps[-1])) if is_number(whole) and whole > 0 else None,
+        from_zero=name == "images_per_s",  # one stalled row is no reason for a logarithm
+    )
     last = _shown(name, values[-1])
     described = f"{title} from {_shown(name, values[0])} at step {count(steps[0])} to {last} at step {count(steps[-1])}"
     if name == "loss":
@@ -80,9 +90,16 @@ def card(run: RunFolder, name: str, title: str, hint: str) -> str:
         hint += ", plus the weighted terms below." if len(run.metrics.column("covariance_term")[1]) else "."
     log = " Log scale." if curve.logarithmic else ""
     return (
-        f'<figure class="card"><header><h3>{title}</h3><b>{last}</b></header><div class="hint">{hint}{log}</div>'
-        f"{curve_svg(curve, escape(described))}</figure>"
+        f'<figure class="card"><header><h3>{title}</h3><b>{_large(name, values)}</b></header>'
+        f'<div class="hint">{hint}{log}</div>{curve_svg(curve, escape(described))}</figure>'
     )
+
+
+def _large(name: str, values: Float64[np.ndarray, "n"]) -> str:
+    """The number on a card: the last one, of a schedule with its peak or its beginning before it."""
+    last = _shown(name, values[-1])
+    first = {"lr": values.max(), "weight_decay": values[0], "momentum": values[0]}.get(name)
+    return last if first is None or (shown := _shown(name, first)) == last else f"{shown} → {last}"
 
 
 def _shown(name: str, value: float) -> str:

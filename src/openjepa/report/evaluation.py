@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
+from openjepa.report.formats import between, count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import PIXELS, RANDOM, STAND_IN, TARGET, Score, leading, outdated, relate, scores
+from openjepa.report.verdict import PIXELS, RANDOM, STAND_IN, TARGET, Score, apart, leading, outdated, scores
 
+SPOILT = "robustness"
+# What the trained encoder is compared with, in the head of a column.
+_CALLED = {RANDOM: "random", PIXELS: "raw pixels", "from scratch": "from scratch"}
 _Axis = tuple[float, float, list[float]]  # lower end, upper end, ticks
 
 
@@ -35,29 +38,35 @@ def evaluation_section(run: RunFolder) -> str:
         f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
         f"images{shared}. The words at the top go by the interval of the difference on the same images, which is "
-        "narrower. They do not cover another training run with another seed."
+        "narrower and stands beside each baseline. They do not cover another training run with another seed."
         f"{_setting(run)}</p>"
     )
 
 
 def _others(rest: list[Score], run: RunFolder) -> str:
-    """All other measures, a table for each task: a row for each measure, a column for each kind of features."""
+    """All other measures, a table for each task: a row for each measure, a column for each kind of features and for
+    each baseline that the trained encoder is compared with."""
     tables, shown = [], {score.task for score in leading(scores(run))}
-    for task in dict.fromkeys(score.task for score in rest):
-        own = [score for score in rest if score.task == task]
+    kinds: dict[str, list[Score]] = {}
+    for score in rest:
+        spoilt = score.task.startswith(f"{SPOILT}: ")  # one table: a row for each way of spoiling
+        kinds.setdefault(SPOILT if spoilt else score.task, []).append(score)
+    for task, own in kinds.items():
         columns = list(dict.fromkeys(score.features for score in own))
-        cells = {(score.evaluator, score.metric, score.features): score for score in own}
+        cells = {(score.evaluator, _measure(score), score.features): score for score in own}
+        against = [name for name in columns if name in _CALLED and TARGET in columns]
         rows, before = [], None
         for evaluator, metric in sorted({key[:2]: None for key in cells}, key=_order(own)):
-            line = (cells.get((evaluator, metric, name)) for name in columns)
-            random = cells.get((evaluator, metric, RANDOM))
+            line = {name: cells.get((evaluator, metric, name)) for name in columns}
+            gaps = [_lead(run, line[TARGET], line[name]) for name in against]
             name = f"<b>{escape(evaluator)}</b>" if evaluator != before else ""
-            rows.append([name, escape(metric), *(_cell(run, score, random) for score in line)])
+            rows.append([name, escape(metric), *map(_cell, line.values()), *gaps])
             before = evaluator
         tables.append(f"<h3>{escape(task)}{': all other measures' if task in shown else ''}</h3>{_about(run, task)}")
-        tables.append(table(["evaluator", "measure", *map(escape, columns)], rows, kind="suite"))
+        heads = [*map(escape, columns), *(f"encoder against {_CALLED[name]}" for name in against)]
+        tables.append(table(["evaluator", "measure", *heads], rows, kind="suite"))
     said = _notes(run)
-    marks = '<p class="quiet">An arrow says that the 95% interval of the difference from a random encoder leaves out 0.'
+    marks = '<p class="quiet">An arrow says that the 95% interval of the difference, below it, leaves out 0.'
     return "".join(tables) + (f"{marks} {said}</p>" if tables else f'<p class="quiet">{said}</p>' if said else "")
 
 
@@ -83,24 +92,40 @@ def _about(run: RunFolder, task: str) -> str:
 def _order(own: list[Score]) -> Callable[[tuple[str, str]], tuple[int, int]]:
     """In the order of the record, but all measures of an evaluator together."""
     evaluators = list(dict.fromkeys(score.evaluator for score in own))
-    metrics = list(dict.fromkeys(score.metric for score in own))
+    metrics = list(dict.fromkeys(_measure(score) for score in own))
     return lambda key: (evaluators.index(key[0]), metrics.index(key[1]))
 
 
-def _cell(run: RunFolder, score: Score | None, random: Score | None) -> str:
+def _measure(score: Score) -> str:
+    """What tells a row of a table from its neighbours: how images were spoilt, or the metric."""
+    return score.task.partition(": ")[2] if score.task.startswith(f"{SPOILT}: ") else score.metric
+
+
+def _is_share(score: Score) -> bool:
+    return score.low is not None and score.high is not None and 0 <= score.low <= score.high <= 1
+
+
+def _cell(score: Score | None) -> str:
     if score is None:
         return ""
-    shares = score.low is not None and score.high is not None and 0 <= score.low <= score.high <= 1
+    shares = _is_share(score)
     number = percent(score.value) if shares else plain(score.value)
-    # Raw pixels are a baseline too, for which no difference is recorded.
-    apart = "level" if random is None or score.features in (RANDOM, PIXELS) else relate(run, score, random)
-    mark = {"above": " ↑", "below": " ↓", "level": ""}[apart]
     if score.low is None or score.high is None:
-        return f"{number}{mark}"
+        return number
     interval = (
         f"{100 * score.low:.1f} to {100 * score.high:.1f}" if shares else f"{plain(score.low)} to {plain(score.high)}"
     )
-    return f"{number}{mark}<small>{interval}</small>"
+    return f"{number}<small>{interval}</small>"
+
+
+def _lead(run: RunFolder, own: Score | None, other: Score | None) -> str:
+    """The cell of a difference: the trained encoder's score less a baseline's."""
+    if own is None or other is None or not (_is_share(own) and _is_share(other)):
+        return ""
+    gap = apart(run, own, other)
+    mark = {"above": " ↑", "below": " ↓", "level": ""}[gap.relation]
+    interval = "" if gap.low is None or gap.high is None else f"<small>{between(gap.low, gap.high)}</small>"
+    return f"{points(gap.value)}{mark}{interval}"
 
 
 def _absent(run: RunFolder) -> str:
@@ -168,23 +193,24 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     low, high, ticks = axis
     place = {tick: 100 * (tick - low) / (high - low) for tick in ticks}
     lines = "".join(f'<i class="tick" style="left:{at:.2f}%"></i>' for at in place.values())
-    random = next((row for row in rows if row.features == RANDOM), None)
-    body = "".join(_row(row, _gap(run, row, random, shares), (low, high), lines, shares) for row in rows)
+    own = next((row for row in rows if row.features == TARGET), None)
+    body = "".join(_row(row, _gap(run, own, row, shares), (low, high), lines, shares) for row in rows)
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
-    ways, called = _ways(run)
-    equal = called if _turned(run) else f"equal {called}"
+    (ways, called), turned = _ways(run), _turned(run)
+    equal = called if turned else f"equal {called}"
     chance = f" Guessing among {ways} {equal} gives {percent(1 / ways)}." if shares and ways else ""
     return (
-        f'<div class="card"><h3>{escape(evaluator)}: {escape(metric)}</h3>'
-        f'<div class="hint">{_meaning(evaluator)}{chance}</div><div class="forest">{body}'
+        f'<div class="card"><h3>{escape(evaluator)}: {"which way up" if turned else escape(metric)}</h3>'
+        f'<div class="hint">{_meaning(evaluator, turned)}{chance}</div><div class="forest">{body}'
         '<div class="empty"></div><div class="empty"></div>'
         f'<div class="axis" aria-hidden="true">{labels}</div></div></div>'
     )
 
 
-def _meaning(evaluator: str) -> str:
+def _meaning(evaluator: str, turned: bool) -> str:
+    asked = "turned image takes the way up" if turned else "test image takes the label"
     return {
-        "k-NN": "A test image takes the label that its nearest training images vote for. Nothing is trained.",
+        "k-NN": f"A {asked} that its nearest training images vote for. Nothing is trained.",
         "linear probe": "One linear layer is trained on the features.",
     }.get(evaluator, "")
 
@@ -207,15 +233,19 @@ def _row(row: Score, gap: str, limits: tuple[float, float], lines: str, shares: 
         f'<div class="figures"><b>{number}</b><small>{interval}</small></div>'
         f'<div class="track{mine}" role="img" aria-label="{escape(row.features)}: {number}, 95% interval {interval}">'
         f'{lines}{bar}<i class="dot" style="left:{dot:.2f}%"></i></div>'
-        f'<div class="gap">{gap}</div>'
+        + (f'<div class="gap">{gap}</div>' if gap else '<div class="empty"></div>')
     )
 
 
-def _gap(run: RunFolder, row: Score, random: Score | None, shares: bool) -> str:
-    if random is None or row is random or not shares:
+def _gap(run: RunFolder, own: Score | None, row: Score, shares: bool) -> str:
+    """How far the trained encoder is from a baseline's row, by the interval that the headline goes by."""
+    if own is None or row.features not in (RANDOM, PIXELS) or not shares:
         return ""
-    sure = ", not clear" if relate(run, row, random) == "level" else ""
-    return f"{points(row.value - random.value)} points{sure}<br>against random"
+    gap = apart(run, own, row)
+    interval = "" if gap.low is None or gap.high is None else f"{between(gap.low, gap.high)}"
+    sure = "not clear" if gap.relation == "level" else ""
+    told = ", ".join(part for part in (interval, sure) if part)
+    return f"encoder <b>{points(gap.value)} points</b><br> {told}"
 
 
 def _axis(rows: list[Score], metric: str) -> _Axis:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+CALLED = {"ijepa": "I-JEPA", "mae": "MAE", "denoising": "denoising autoencoder"}
 Number = int | float  # runtime type checks do not take an int for a float
 
 
@@ -27,6 +28,16 @@ def points(difference: Number) -> str:
     """A difference of two shares in percentage points, with its sign; zero after rounding has none."""
     text = f"{round(100 * difference, 6):+.1f}"  # of 30.25 and 26.5% as of the 3.75 between them: +3.8
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def called(objective: Any) -> str:
+    """An objective as people write it."""
+    return CALLED.get(str(objective), str(objective))
+
+
+def between(low: Number, high: Number) -> str:
+    """The ends of an interval of a difference in percentage points; one above zero has no sign."""
+    return " to ".join(points(end).lstrip("+") for end in (low, high))
 
 
 def count(number: Number) -> str:

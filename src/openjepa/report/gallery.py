@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 from openjepa.report.formats import escape, percent
 from openjepa.report.pictures import (
@@ -12,6 +12,7 @@ from openjepa.report.pictures import (
     as_rgb,
     cell_size,
     feature_colours,
+    feature_length,
     paint_masks,
     png_uri,
     principal_components,
@@ -56,11 +57,12 @@ def _shown(pictures: Pictures) -> tuple[list[str], list[str], str]:
         said += "The features hold values that are not finite, so they are not drawn. "
     else:
         projected, shares = principal_components(pictures.features)
-        colours = feature_colours(projected)
+        length = feature_length(pictures.features)
+        colours = feature_colours(projected, length)
         columns.append("features")
         said += (
             f"The three components hold {percent(shares.sum())} of the variance of these tokens' features "
-            f"({', '.join(percent(share) for share in shares)}). "
+            f"({', '.join(percent(share) for share in shares)}){_apart(pictures.features, length)}. "
         )
     channels = pictures.images.shape[-1]
     if channels not in (1, 3):
@@ -73,6 +75,16 @@ def _shown(pictures: Pictures) -> tuple[list[str], list[str], str]:
             break
         cards.append(card)
     return cards, columns, said
+
+
+def _apart(features: Num[np.ndarray, "n N D"], length: float) -> str:
+    """By how much tokens differ beside what they have in common."""
+    rows = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    return (
+        f"; tokens lie {percent(np.sqrt(rows.var(axis=0).sum()) / length)} of their length from their mean"
+        if length
+        else ""
+    )
 
 
 def _cards(pictures: Pictures, colours: UInt8[np.ndarray, "n N 3"] | None) -> Iterator[str]:
@@ -112,10 +124,12 @@ def _explained(pictures: Pictures, *, latent: bool) -> str:
     if pictures.features is not None:
         text += (
             "<p><b>Features:</b> the trained encoder's features of the whole image, reduced to three numbers a token "
-            "by a principal component analysis over all pictured tokens, and shown as red, green and blue. Like "
-            "colours mean like features. Good signs: objects part from their background, and the same things share a "
-            "colour across pictures. Warnings: one flat colour, or the same gradient on every picture whatever it "
-            "shows (then the features hold position, not content).</p>"
+            "by a principal component analysis over all pictured tokens, and shown as red, green and blue on one "
+            "scale: the strongest varies most, and where all features are nearly alike, beside their length, all stays "
+            "grey. Like colours mean like features. Good signs: objects part from their background, and the same "
+            "things share a colour across pictures. Warnings: grey pictures (all features alike: a collapse), shades "
+            "of one hue and its opposite alone (one direction in use), or the same gradient on every picture whatever "
+            "it shows (then the features hold position, not content).</p>"
         )
     if pictures.context is None or pictures.targets is None:
         return text

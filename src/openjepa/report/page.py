@@ -9,7 +9,7 @@ from openjepa.errors import InputError
 from openjepa.files import write_whole
 from openjepa.report.curves import curves_section
 from openjepa.report.evaluation import evaluation_section
-from openjepa.report.formats import count, escape
+from openjepa.report.formats import called, count, escape
 from openjepa.report.gallery import gallery_section
 from openjepa.report.record import bad_images_section, cost_section, next_section, plan_section
 from openjepa.report.run_folder import RunFolder, read_run
@@ -72,7 +72,7 @@ def render(run: RunFolder) -> str:
 
 def _subject(run: RunFolder) -> str:
     data = run.planned("data", "name")
-    return f" · {escape(run.planned('objective') or 'encoder')} trained on {escape(data)}" if data else ""
+    return f" · {escape(called(run.planned('objective') or 'encoder'))} trained on {escape(data)}" if data else ""
 
 
 def _tile(answer: Answer) -> str:
@@ -80,6 +80,10 @@ def _tile(answer: Answer) -> str:
         f'<div class="card {answer.standing}"><h2>{escape(answer.question)}</h2>'
         f"<strong>{escape(answer.answer)}</strong><p>{escape(answer.because)}</p></div>"
     )
+
+
+def _records(number: int) -> str:
+    return "1 record of an image" if number == 1 else f"{count(number)} records of images"
 
 
 def _notes(run: RunFolder) -> str:
@@ -92,5 +96,5 @@ def _notes(run: RunFolder) -> str:
             ended += "begin a new one, with a lower --schedule.lr."
         notes.insert(0, f"This run is not finished: {steps}. {ended}")
     if run.bad_images:
-        notes.append(f"{count(len(run.bad_images))} record(s) of images that could not be read: see images set aside.")
+        notes.append(f"{_records(len(run.bad_images))} that could not be read: see images set aside.")
     return f'<div class="notes"><ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul></div>' if notes else ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from openjepa.report.formats import (
+    called,
     count,
     counted_threads,
     duration,
@@ -20,7 +21,7 @@ from openjepa.report.formats import (
     table,
 )
 from openjepa.report.run_folder import RunFolder, nested
-from openjepa.report.verdict import STAND_IN, scores
+from openjepa.report.verdict import STAND_IN, collapsing, scores
 
 _MOST_BAD = 100
 
@@ -117,7 +118,11 @@ def _data(run: RunFolder) -> list[tuple[str, str]]:
     about = [f"{count(data['images'])} images"] if is_number(data.get("images")) else []
     about += [f"{count(passed)} files skipped"] if is_number(passed) and passed else []
     about += [f"sizes {escape(data['sizes'])}"] if data.get("sizes") else []
-    about += [f"{escape(data['channels'])} channel(s)"] if data.get("channels") is not None else []
+    about += (
+        [f"{escape(data['channels'])} channel{'s' * (data['channels'] != 1)}"]
+        if data.get("channels") is not None
+        else []
+    )
     about += [{True: "labelled", False: "no labels"}[bool(data["labelled"])]] if "labelled" in data else []
     small = f"<small>{', '.join(about)}</small>" if about else ""
     pairs = [("Data", escape(data.get("name", "unnamed")) + small)]
@@ -133,7 +138,7 @@ def _model(run: RunFolder) -> list[tuple[str, str]]:
         why = f"<small>{escape(recipe['why'])}</small>" if recipe.get("why") else ""
         pairs.append(("Recipe", escape(recipe.get("name", "unnamed")) + why))
     if run.planned("objective"):
-        pairs.append(("Objective", escape(run.planned("objective"))))
+        pairs.append(("Objective", escape(called(run.planned("objective")))))
     shapes = [(name, run.planned(name)) for name in ("image", "patch", "grid")]
     told = [f"{name} {escape('×'.join(str(v) for v in shape))}" for name, shape in shapes if isinstance(shape, list)]
     if told:
@@ -178,8 +183,8 @@ def bad_images_section(run: RunFolder) -> str:
     ]
     more = f"<p>The first {_MOST_BAD} records are listed.</p>" if len(run.bad_images) > _MOST_BAD else ""
     return (
-        f'<h2 id="bad">Images set aside</h2><p>{count(len(names))} image(s){share} could not be read. '
-        "Others took their places; training went on.</p>"
+        f'<h2 id="bad">Images set aside</h2><p>{count(len(names))} image{"s" * (len(names) != 1)}{share} could not be '
+        "read. Others took their places; training went on.</p>"
         f"<details><summary>Which, and why</summary>{more}{table(['Image', 'Reason'], rows)}</details>"
     )
 
@@ -195,11 +200,20 @@ def _compared(run: RunFolder) -> str:
     return f"{shlex.join(words)} --flops {work:.3g} --out runs/compared"
 
 
+def _calmer(run: RunFolder) -> str:
+    """The command that begins the run again with half the learning rate, in a folder beside it."""
+    data, rate, place = run.planned("data", "opened"), nested(run.experiment, "schedule", "lr"), run.path.resolve()
+    lower = f"{rate / 2:g}" if is_number(rate) else "LOWER"
+    words = ["openjepa", "pretrain", *([str(data)] if data else []), "--experiment", str(place / "experiment.json")]
+    return shlex.join([*words, "--schedule.lr", lower, "--out", f"{place}-lower-lr"])
+
+
 def next_section(run: RunFolder) -> str:
     """The exact commands that come next."""
     place = run.path.resolve()  # the page may be read, and its commands given, in any folder
     folder = shlex.quote(str(place))
     steps: list[tuple[str, str]] = []
+    sunk = collapsing(run)  # as much compute for another objective would be compared with a run that failed
     if run.finished is False and run.stopped_by is None:
         steps.append(("Go on with the training", f"openjepa resume {folder}"))
     command = nested(run.evaluation, "command")
@@ -215,7 +229,9 @@ def next_section(run: RunFolder) -> str:
         given = "" if labelled else " FOLDER_WITH_ONE_SUBFOLDER_PER_CLASS"
         steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{given}"))
     steps.append(("Write this page again", f"openjepa report {folder}"))
-    if compared := _compared(run):
+    if sunk:
+        steps.insert(0, ("Train anew, with half the learning rate (a longer run may do too: --steps)", _calmer(run)))
+    elif compared := _compared(run):
         steps.append(("Would predicting pixels be better on these images? As much compute each", compared))
     if run.planned("data", "opened") is None:
         steps.append(("Train on your own images", "openjepa pretrain YOUR_IMAGES --out runs/yours"))

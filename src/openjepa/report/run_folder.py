@@ -188,7 +188,8 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         )
         damaged.pop()
     if damaged:
-        notes.append(f"{count(len(damaged))} line(s) of {path.name} cannot be read, the first is line {damaged[0]}.")
+        which = f"{count(len(damaged))} line{'s' * (len(damaged) > 1)}"
+        notes.append(f"{which} of {path.name} cannot be read, the first is line {damaged[0]}.")
     return rows
 
 

@@ -5,7 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openjepa.diagnosis.findings import Finding, alike, diagnose
-from openjepa.report.formats import count, counted_threads, duration, is_number, listed, memory, percent, plain, points
+from openjepa.diagnosis.looks import untrained
+from openjepa.report.formats import (
+    between,
+    count,
+    counted_threads,
+    duration,
+    is_number,
+    listed,
+    memory,
+    percent,
+    plain,
+    points,
+)
 from openjepa.report.run_folder import RunFolder, nested
 
 Relation = Literal["above", "below", "level"]
@@ -37,12 +49,32 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gap:
+    """A difference of two scores with its 95% interval, where one was recorded, and what counts as its sign."""
+
+    value: float
+    low: float | None
+    high: float | None
+    relation: Relation
+
+    @property
+    def told(self) -> str:
+        """The difference in percentage points, with its interval."""
+        interval = "" if self.low is None or self.high is None else f" ({between(self.low, self.high)})"
+        return f"{points(self.value)} points{interval}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """The encoder's accuracy and the same evaluator's on a baseline."""
 
     score: Score
     other: Score
-    relation: Relation
+    gap: Gap
+
+    @property
+    def relation(self) -> Relation:
+        return self.gap.relation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +131,7 @@ def leading(found: Sequence[Score]) -> tuple[Score, ...]:
 
 
 def judge(run: RunFolder) -> Verdict:
-    """The verdict on a run; :func:`relate` says when an accuracy counts as above another."""
+    """The verdict on a run; :func:`apart` says when an accuracy counts as above another."""
     found = leading(scores(run))
     pairs = {other: _pairs(run, found, other) for other in (RANDOM, PIXELS)}
     answers = (
@@ -111,7 +143,7 @@ def judge(run: RunFolder) -> Verdict:
     targets = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
     if not targets:
         return Verdict(headline=_unevaluated(run), qualification=_why_unevaluated(run), answers=answers)
-    headline = _evaluated(targets, found, pairs[RANDOM])
+    headline = _evaluated(targets, pairs[RANDOM])
     qualification = (
         "Which way up an image is stands in for labels, which would say more."
         if targets[0].task == STAND_IN
@@ -142,9 +174,9 @@ def _dated(run: RunFolder, answer: Answer) -> Answer:
     return replace(answer, because=f"At step {count(run.evaluated_step)}: {answer.because}")
 
 
-def relate(run: RunFolder, score: Score, other: Score) -> Relation:
-    """Whether an accuracy is above another: by the 95% interval of their difference on the same images, where
-    evaluation.json holds it, else by their own intervals."""
+def apart(run: RunFolder, score: Score, other: Score) -> Gap:
+    """How far a score is above another and whether that is clear: by the 95% interval of their difference on the same
+    images, where evaluation.json holds it, else by their own intervals."""
     found: Any = nested(run.evaluation, "differences")
     for row in found if isinstance(found, list) else []:
         if not isinstance(row, dict) or row.get("metric", "accuracy") != score.metric:
@@ -154,8 +186,10 @@ def relate(run: RunFolder, score: Score, other: Score) -> Relation:
         named = row.get("features"), row.get("against"), row.get("evaluator")
         bounds = is_number(row.get("low")) and is_number(row.get("high"))
         if named == (score.features, other.features, score.evaluator) and bounds:
-            return "above" if row["low"] > 0 else "below" if row["high"] < 0 else "level"
-    return compare(score, other)
+            relation = "above" if row["low"] > 0 else "below" if row["high"] < 0 else "level"
+            value = row["value"] if is_number(row.get("value")) else score.value - other.value
+            return Gap(value=value, low=row["low"], high=row["high"], relation=relation)
+    return Gap(value=score.value - other.value, low=None, high=None, relation=compare(score, other))
 
 
 def compare(score: Score, other: Score) -> Relation:
@@ -170,7 +204,7 @@ def _pairs(run: RunFolder, found: Sequence[Score], other: str) -> list[Pair]:
     beside = {score.evaluator: score for score in found if score.features == other and score.metric == "accuracy"}
     mine = [score for score in found if score.features == TARGET and score.metric == "accuracy"]
     pairs = [(score, beside[score.evaluator]) for score in mine if score.evaluator in beside]
-    return [Pair(score=a, other=b, relation=relate(run, a, b)) for a, b in pairs]
+    return [Pair(score=a, other=b, gap=apart(run, a, b)) for a, b in pairs]
 
 
 def _outcome(pairs: Sequence[Pair]) -> Outcome:
@@ -192,14 +226,16 @@ _SAID: dict[Outcome, tuple[str, Standing, str]] = {
 def _answer(question: str, pairs: Sequence[Pair], other: str) -> Answer:
     if not pairs:
         because = f"No accuracy of {other} stands beside the encoder's."
-        return Answer(question=question, answer="Not measured", because=because, standing="unknown")
+        return Answer(question=question, answer="Not measured yet", because=because, standing="unknown")
     outcome = _outcome(pairs)
     answer, standing, said = _SAID[outcome]
     if outcome == "level" and any(None in (s.low, s.high) for pair in pairs for s in (pair.score, pair.other)):
         said = "Without 95% intervals the difference cannot be judged."
-    gaps = listed([f"{points(p.score.value - p.other.value)} points on {spoken(p.score.evaluator)}" for p in pairs])
-    asked = ", asked which way up images are" if pairs[0].score.task == STAND_IN else ""
-    because = f"{gaps} against {other}{asked}. {said}"
+    asked = "Asked which way up images are, " if pairs[0].score.task == STAND_IN else ""
+    gaps = ", ".join(
+        f"{p.score.evaluator} {percent(p.score.value)} against {percent(p.other.value)}: {p.gap.told}" for p in pairs
+    )
+    because = f"{asked}{gaps}. {said}"
     return Answer(question=question, answer=answer, because=because, standing=standing)
 
 
@@ -219,9 +255,9 @@ def spoken(evaluator: str) -> str:
     return evaluator if evaluator == "k-NN" else f"the {evaluator}"
 
 
-def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence[Pair]) -> str:
-    mine = listed([f"{percent(score.value)} on {spoken(score.evaluator)}" for score in targets])
+def _evaluated(targets: Sequence[Score], pairs: Sequence[Pair]) -> str:
     if not pairs:
+        mine = listed([f"{percent(score.value)} on {spoken(score.evaluator)}" for score in targets])
         return f"The encoder scores {mine}; no random encoder was evaluated beside it, so this does not show learning."
     lead = {
         "above": "Training helped",
@@ -230,26 +266,27 @@ def _evaluated(targets: Sequence[Score], found: Sequence[Score], pairs: Sequence
         "short": "No gain from training is shown",
         "below": "Training made the features worse",
     }[_outcome(pairs)]
-    random = listed([percent(pair.other.value) for pair in pairs])
-    pixels = [score for score in found if score.features == PIXELS and score.metric == "accuracy"]
-    stand_in = targets[0].task == STAND_IN
-    beside = f" and raw pixels {listed([percent(s.value) for s in pixels])}" if pixels and not stand_in else ""
-    asked = "asked which way up images are, " if stand_in else ""
-    return (
-        f"{lead}: {asked}the encoder scores {mine}, where a random encoder of the same shape scores {random}{beside}."
-    )
+    asked = "asked which way up images are, " if targets[0].task == STAND_IN else ""
+    return f"{lead}: {asked}the encoder is {_where(pairs, 'a random one of its shape', 'it')}."
 
 
 def _beside_pixels(pairs: Sequence[Pair]) -> str:
     if not pairs:
         return "Raw pixels were not evaluated, so whether an encoder is needed at all for this task is open."
-    words = {"above": "ahead of them", "below": "behind them", "level": "not distinguishable from them"}
-    standings = [(pair.relation, spoken(pair.score.evaluator)) for pair in pairs]
-    if len({word for word, _ in standings}) == 1:
-        where = f"{words[standings[0][0]]} on {listed([name for _, name in standings])}"
-    else:
-        where = listed([f"{words[word]} on {name}" for word, name in standings])
-    return f"Raw pixels are the bar that costs nothing: the encoder is {where}."
+    return f"Raw pixels are the bar that costs nothing: the encoder is {_where(pairs, 'them', 'them')}."
+
+
+def _where(pairs: Sequence[Pair], first: str, again: str) -> str:
+    """On which evaluators the encoder is ahead of what ``first`` names, behind it, or neither; ``again`` names it a
+    second time."""
+    words: dict[Relation, str] = {"above": "ahead of", "below": "behind", "level": "not clearly apart from"}
+    named: dict[Relation, list[str]] = {}
+    for pair in pairs:
+        named.setdefault(pair.relation, []).append(spoken(pair.score.evaluator))
+    called = [first, again, again]
+    return listed(
+        [f"{words[one]} {name} on {listed(on)}" for (one, on), name in zip(named.items(), called, strict=False)]
+    )
 
 
 def _unevaluated(run: RunFolder) -> str:
@@ -266,7 +303,7 @@ def _unevaluated(run: RunFolder) -> str:
         for text in [text.format(plain(value))]
     ]
     ending = f" ({listed(measured)})" if measured else ""
-    return f"Not evaluated: training {state}{ending}, and nothing here says yet how useful the features are."
+    return f"Not evaluated yet: training {state}{ending}, and nothing here says yet how useful the features are."
 
 
 def _why_unevaluated(run: RunFolder) -> str:
@@ -301,10 +338,6 @@ def findings(run: RunFolder) -> list[Finding]:
 def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
     """Collapse as the findings show it, beside what the evaluation says of a random encoder."""
     question = "Has it collapsed?"
-    rank, spread = _rank_and_spread(run)
-    if rank is None and spread is None:
-        because = "Neither RankMe nor the spread of the targets was logged."
-        return Answer(question=question, answer="Not measured", because=because, standing="unknown")
     troubles = [one for one in findings(run) if one.severity != "explained"]
     if troubles:
         lead = min(troubles, key=lambda one: one.severity == "recovering")  # the first that is getting no better
@@ -312,11 +345,22 @@ def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
         answer, standing = _said_of(lead, doubted=bool(ahead))
         doubt = f" Yet on {listed(ahead)} the encoder is above a random one." if ahead else ""
         return Answer(question=question, answer=answer, because=lead.seen + doubt, standing=standing)
-    width, because = feature_width(run), f"{_measured(run)}."
-    if rank is not None and width and rank < _NARROW_SHARE * width:
+    (rank, spread), width = _rank_and_spread(run), feature_width(run)
+    if rank is None:
+        because = "RankMe, the number of directions in use, was not measured" + (
+            f"; {_measured(run)}" if spread else ""
+        )
+        return Answer(question=question, answer="Not measured yet", because=f"{because}.", standing="unknown")
+    because = f"{_measured(run)}."
+    if width and rank < _NARROW_SHARE * width:
         because += " Few directions are in use. That alone is not failure: see the curves."
         return Answer(question=question, answer="No, but narrow", because=because, standing="mixed")
     return Answer(question=question, answer="No sign of it", because=because, standing="good")
+
+
+def collapsing(run: RunFolder) -> bool:
+    """Whether a finding says that the features are worse than untrained and are getting no better."""
+    return any(one.severity == "trouble" and one.kind != "fading" for one in findings(run))
 
 
 def _said_of(lead: Finding, *, doubted: bool) -> tuple[str, Standing]:
@@ -336,10 +380,19 @@ def _rank_and_spread(run: RunFolder) -> tuple[float | None, float | None]:
     return rank if is_number(rank) else run.metrics.last("rankme"), run.metrics.last("target_std")
 
 
+def _untrained_rank(run: RunFolder) -> float | None:
+    """RankMe of the untrained encoder on the images of :func:`_rank_and_spread`."""
+    ranks = nested(run.evaluation, "spectrum")
+    judged = not run.outdated and is_number(nested(ranks, TARGET, "rankme"))
+    rank: Any = nested(ranks, RANDOM, "rankme") if judged else untrained(run.metrics.rows).get("rankme")
+    return rank if is_number(rank) else None
+
+
 def _measured(run: RunFolder) -> str:
-    (rank, spread), width = _rank_and_spread(run), feature_width(run)
-    of = f" of {width}" if width else ""
-    told = [f"RankMe {plain(rank)}{of}"] if rank is not None else []
+    (rank, spread), before, width = _rank_and_spread(run), _untrained_rank(run), feature_width(run)
+    beside = [f"untrained {plain(before)}"] if before is not None else []
+    beside += [f"at most {width}"] if width else []
+    told = [f"RankMe {plain(rank)}" + (f" ({', '.join(beside)})" if beside else "")] if rank is not None else []
     told += [f"target std {plain(spread)}"] if spread is not None else []
     return listed(told)
 

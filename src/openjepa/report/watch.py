@@ -45,7 +45,7 @@ def _finding(one: Finding) -> str:
 
 
 def _nothing(run: RunFolder, times: int) -> str:
-    looked = f"The representation was looked at {count(times)} time{'s' * (times != 1)} during training"
+    looked = f"The watch took {count(times)} look{'s' * (times != 1)} at the representation during training"
     if not untrained(run.metrics.rows):
         return f"{looked}, but not before it, so most troubles cannot be told."
     return f"{looked}, beside the untrained encoder: no sign of a collapse in the last looks."

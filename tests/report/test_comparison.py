@@ -1,0 +1,85 @@
+"""The page of a comparison calls better what its intervals call better, and names what is there."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openjepa.comparing import summarise
+from openjepa.report.comparison import render
+from openjepa.report.series import Line, mean_line
+
+FACTS = {
+    "data": {"name": "shapes", "labelled": True},
+    "masks": {"context_tokens": 2},
+    "grid": [2, 3],
+    "parameters": {"encoder": 1200, "predictor": 300},
+    "flops_per_image": {"step": 4e6},
+    "epochs": 3.0,
+}
+
+
+def content(asked: int = 2, **values: list[float]) -> dict[str, Any]:
+    """A comparison of the named objectives, each with the k-NN accuracies of its finished seeds."""
+    runs = [_run(name, seed, value) for name, each in values.items() for seed, value in enumerate(each)]
+    request = {"objectives": list(values), "seeds": asked, "minutes": None, "flops": 2e11, "steps": None}
+    return {
+        "request": request | {"epochs": None},
+        "command": "openjepa compare",
+        "plans": {name: {"facts": FACTS} for name in values},
+        "runs": runs,
+        "summary": summarise(runs, list(values)),
+    }
+
+
+def _run(objective: str, seed: int, value: float) -> dict[str, Any]:
+    row = {"task": "classes", "features": "trained encoder", "evaluator": "k-NN", "metric": "accuracy", "value": value}
+    curve = [{"seconds": 1.0 + seed, "flops": 1e11, "knn": 0.4}, {"seconds": 2.0 + seed, "flops": 2e11, "knn": value}]
+    costs = {"steps": 20, "seconds": 2.0, "images_per_s": 100.0, "flops": 2e11, "peak_memory": None, "joules": None}
+    return {"objective": objective, "seed": seed, "folder": objective, "curve": curve, "rows": [row]} | costs
+
+
+def test_bold_is_what_is_clearly_above_every_other():
+    apart = content(3, ijepa=[0.6, 0.61, 0.62], mae=[0.7, 0.71, 0.72], denoising=[0.8, 0.81, 0.82])
+    assert "<b>81.0% ± 1.0</b>" in (page := render(apart))
+    assert page.count("<b>7") == page.count("<b>6") == 0
+    level = content(3, ijepa=[0.6, 0.61, 0.62], mae=[0.7, 0.71, 0.72], denoising=[0.70, 0.72, 0.74])
+    assert "<b>7" not in render(level)  # the two best are apart from the first, not from one another
+
+
+@pytest.mark.parametrize(("mae", "clear"), [([0.64, 0.65, 0.66], True), ([0.6, 0.64, 0.68], False)])
+def test_bold_and_the_sentence_agree_and_the_interval_is_shown(mae, clear):
+    page = render(content(3, ijepa=[0.6, 0.61, 0.62], mae=mae))
+    assert ("<b>6" in page) is clear
+    assert ("not clear" in page) is not clear
+    low, high = (
+        content(3, ijepa=[0.6, 0.61, 0.62], mae=mae)["summary"][0]["differences"]["mae"][x] for x in ("low", "high")
+    )
+    assert f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−") in page.split("Every measure")[1]
+
+
+def test_a_comparison_that_is_not_whole_says_of_whom_it_speaks():
+    page = render(content(2, ijepa=[0.6, 0.62], mae=[0.7]))
+    assert "MAE, 1 of 2 seeds" in page
+    assert "I-JEPA, 2 of 2" not in page
+    assert "with one seed of MAE nothing can be said" in page
+    assert "MAE has the MAE paper&#x27;s betas" in page
+    assert "denoising" not in page
+    assert "1 run is not finished; its numbers are missing here." in page
+    assert "<b>7" not in page
+
+
+def test_operations_have_one_unit():
+    page = render(content(1, ijepa=[0.6], mae=[0.7]))
+    assert "0.200 TFLOP" in page
+    assert "TFLOP of training" in page
+    assert "GFLOP" not in page
+
+
+def test_the_mean_over_seeds_is_read_between_their_points():
+    lines = [
+        Line(objective="mae", x=np.array([0.0, 2.0, 4.0]) + shift, y=np.array([0.0, 0.2, 0.4])) for shift in (0, 1)
+    ]
+    mean = mean_line(lines)
+    assert (mean.x[0], mean.x[-1]) == (1, 4)
+    np.testing.assert_allclose(mean.y, 0.1 * (mean.x - 0.5))
