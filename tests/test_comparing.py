@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +170,19 @@ def test_what_was_interrupted_in_its_judging_is_not_judged_by_the_quick_suite_ag
     monkeypatch.setattr(comparing, "_openjepa", lambda verb, *rest: called.append(verb) or 3 * (verb == "evaluate"))
     assert run_all(out, begun[1], REQUEST, lambda text: None, None) == 3
     assert called == verbs
+
+
+def test_each_run_is_told_when_it_is_judged(begun, tmp_path, monkeypatch):
+    def does(verb, folder, *rest):
+        if verb == "evaluate":
+            (Path(folder) / "evaluation.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(comparing, "_openjepa", does)
+    seen = []
+    judged = lambda: seen.append(len(list(tmp_path.glob("*/judged.json"))))  # noqa: E731
+    assert run_all(tmp_path, begun[1], REQUEST, lambda text: None, None, judged) == 0
+    assert seen == [*range(1, len(REQUEST.runs) + 1)]
 
 
 def test_a_folder_with_something_else_is_left_alone(sample, tmp_path):

@@ -167,8 +167,15 @@ def _check_equal(plans: dict[Method, Plan]) -> None:
                 raise ValueError(f"the {part} of {first.experiment.method} and {other.experiment.method} differ")
 
 
-def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callable[[str], None], device: str | None):
-    """Train and judge every run that is not there yet.
+def run_all(
+    folder: Path,
+    content: dict[str, Any],
+    request: Request,
+    say: Callable[[str], None],
+    device: str | None,
+    judged: Callable[[], object] = lambda: None,
+) -> int:
+    """Train and judge every run that is not there yet; ``judged`` is called after each.
 
     Returns:
         The exit code of a command that failed or was interrupted, or 0.
@@ -190,6 +197,7 @@ def run_all(folder: Path, content: dict[str, Any], request: Request, say: Callab
             if code:
                 return code
         write_whole(run / "judged.json", (run / "evaluation.json").read_text())  # the sign that all of it went well
+        judged()
     return 0
 
 

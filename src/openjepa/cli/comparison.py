@@ -106,7 +106,7 @@ def _compare(given: Any, command: str) -> int:
 
 
 def _run(given: Any, request: Any, wishes: Any, splits: Any, out: Path, command: str) -> int:
-    """Plan or go on, train and judge what is missing, and write the page."""
+    """Plan or go on, train and judge what is missing, and write the page, after each run too."""
     from openjepa.comparing import begin, gather, run_all, write
     from openjepa.data.sources import in_full
     from openjepa.report.comparison import write_comparison
@@ -115,14 +115,22 @@ def _run(given: Any, request: Any, wishes: Any, splits: Any, out: Path, command:
     content = begin(out, request, wishes, splits, in_full(given.data), distributed.join(given.device))
     content["command"] = content["command"] or command
     write(out, content)
+
+    def so_far() -> dict[str, Any]:
+        """What is known by now, in ``compare.json`` and on the page."""
+        found = gather(out, content, request)
+        write(out, found)
+        if found["runs"]:
+            write_comparison(out)
+        return found
+
     try:
-        code = run_all(out, content, request, lambda text: print(text, file=sys.stderr), given.device)
+        code = run_all(out, content, request, lambda text: print(text, file=sys.stderr), given.device, so_far)
     finally:
-        content = gather(out, content, request)
-        write(out, content)
+        content = so_far()
     if content["runs"]:
         _print(content)
-        print(f"page: {write_comparison(out)}")
+        print(f"page: {out / 'compare.html'}")
     if code:
         print(
             f"openjepa compare: a run stopped with exit code {code}; go on with: {content['command']}", file=sys.stderr
