@@ -88,7 +88,6 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tiny, tmp_pa
     monkeypatch.setattr(comparing, "_openjepa", lambda *command: begun.append([*command]) or 0)
     assert call(*asked) == 2
     assert begun == [
-        ["resume", "side-by-side/denoising-seed0"],
         [
             "evaluate",
             "side-by-side/denoising-seed0",
