@@ -173,7 +173,7 @@ def run_all(
     request: Request,
     say: Callable[[str], None],
     device: str | None,
-    judged: Callable[[], object] = lambda: None,
+    judged: Callable[[], None] = lambda: None,
 ) -> int:
     """Train and judge every run that is not there yet; ``judged`` is called after each.
 

@@ -1,6 +1,7 @@
 """Paths as people type them, and files that are there whole or not at all, whatever stops the one who writes them."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -88,6 +89,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, which may be larger than the memory that is left."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def forgotten(path: Path) -> bool:

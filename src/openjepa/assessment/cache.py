@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from openjepa.errors import InputError
-from openjepa.files import expanded, forgotten, sweep_drafts, whole_file, write_whole
+from openjepa.files import expanded, forgotten, sha256_of, sweep_drafts, whole_file, write_whole
 
 # All entries together; the ones longest unused go first.
 LIMIT = 4 * 2**30
@@ -53,7 +53,7 @@ class FeatureCache:
             return None
         try:
             facts = json.loads(words.read_text())
-            if _digest(array) != facts["sha256"]:
+            if sha256_of(array) != facts["sha256"]:
                 raise ValueError("its checksum is another")
             values = np.load(array, allow_pickle=False)
             left_out = {int(sample): str(reason) for sample, reason in facts["left_out"]}
@@ -145,10 +145,4 @@ def _write_array(path: Path, values: np.ndarray) -> str:
     with whole_file(path) as draft:
         with open(draft, "wb") as file:
             np.save(file, values, allow_pickle=False)
-        return _digest(draft)
-
-
-def _digest(path: Path) -> str:
-    """The SHA-256 of a file, which may be larger than the memory that is left."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(draft)

@@ -114,20 +114,17 @@ def _run(given: Any, request: Any, wishes: Any, splits: Any, out: Path, command:
 
     content = begin(out, request, wishes, splits, in_full(given.data), distributed.join(given.device))
     content["command"] = content["command"] or command
-    write(out, content)
 
-    def so_far() -> dict[str, Any]:
+    def renew() -> None:
         """What is known by now, in ``compare.json`` and on the page."""
-        found = gather(out, content, request)
-        write(out, found)
-        if found["runs"]:
+        nonlocal content
+        content = gather(out, content, request)
+        write(out, content)
+        if content["runs"]:
             write_comparison(out)
-        return found
 
-    try:
-        code = run_all(out, content, request, lambda text: print(text, file=sys.stderr), given.device, so_far)
-    finally:
-        content = so_far()
+    renew()
+    code = run_all(out, content, request, lambda text: print(text, file=sys.stderr), given.device, renew)
     if content["runs"]:
         _print(content)
         print(f"page: {out / 'compare.html'}")

@@ -234,14 +234,13 @@ def _train(
     from openjepa.running import Run
     from openjepa.training.trainer import TrainingStopped
 
-    training, over = Run(run, processes, workers=workers, bad_images=bad_images, write=_write), False
-    if resume and has_begun(run):
-        for damaged in training.trainer.resume():
-            print(f"openjepa: passed over: {damaged}", file=sys.stderr)
-        if processes.first:
-            done, steps = training.trainer.done, training.experiment.training.steps
-            over = done >= steps
-            print("finished; evaluating again" if over else f"going on from step {done} of {steps}", flush=True)
+    training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write)
+    again = resume and has_begun(run)
+    for damaged in training.trainer.resume() if again else ():
+        print(f"openjepa: passed over: {damaged}", file=sys.stderr)
+    done, steps = training.trainer.done, training.experiment.training.steps
+    if again and processes.first:
+        print(f"going on from step {done} of {steps}" if done < steps else "finished; evaluating again", flush=True)
     try:
         stopped = training.train(show=processes.first)
     except TrainingStopped as error:
@@ -256,7 +255,7 @@ def _train(
         on = f"openjepa resume {shlex.quote(str(run))}"
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: {on}")
         return 130 if stopped == "SIGINT" else 143
-    if not over:
+    if done < steps:
         tell("the training is done; evaluating ...")
     return _finish(run, training)
 

@@ -12,6 +12,11 @@ _LONG = 10_000
 _USUAL_LR = 1e-3
 
 
+def lower_rate(rate: float) -> float:
+    """A learning rate to try where ``rate`` was too high: half of it, and no more than is usual."""
+    return min(rate / 2, _USUAL_LR)
+
+
 def slow_teacher(steps: int) -> float:
     """The EMA momentum for the teacher of a long run to begin with: 1 - 50 / steps.
 
@@ -44,7 +49,7 @@ def what_to_change(names: Sequence[str], experiment: Mapping[str, Any], last: Ro
         "spread": None if weight else f"--ijepa.variance-covariance {usual:g}",
         "unspread": f"--ijepa.variance-covariance {usual if weight > usual else weight / 3:.1g}" if weight else None,
         "momentum": None if slow_already else f"--ijepa.momentum {slow:.4g} 1.0",
-        "lr": f"--schedule.lr {min(lr / 2, _USUAL_LR):.3g}" if lr else "a lower --schedule.lr",
+        "lr": f"--schedule.lr {lower_rate(lr):.3g}" if lr else "a lower --schedule.lr",
         "steps": f"--steps {3 * steps}" if isinstance(steps, int) else "more --steps",
         "fewer": f"--steps {2 * best}" if best and isinstance(steps, int) and 2 * best < steps else None,
     }

@@ -310,11 +310,10 @@ def _clear(one: dict[str, Any], other: dict[str, Any]) -> bool:
     alone, lies above zero."""
     if one["std"] is None or other["std"] is None or max(one["std"], other["std"]) <= _NO_SPREAD:
         return False
-    from scipy.stats import t
+    from scipy.stats import ttest_ind_from_stats
 
-    parts = [each["std"] ** 2 / each["n"] for each in (one, other)]
-    freedom = sum(parts) ** 2 / sum(part**2 / (each["n"] - 1) for part, each in zip(parts, (one, other), strict=True))
-    return bool(one["mean"] - other["mean"] > t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+    numbers = (each[name] for each in (one, other) for name in ("mean", "std", "n"))
+    return bool(one["mean"] > other["mean"] and ttest_ind_from_stats(*numbers, equal_var=False).pvalue < 0.05)
 
 
 def _gap(row: dict[str, Any], name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from openjepa.report.formats import between, count, duration, escape, is_number, percent, plain, points, table
+from openjepa.report.formats import count, duration, escape, is_number, percent, plain, points, table
 from openjepa.report.run_folder import RunFolder, nested
 from openjepa.report.verdict import PIXELS, RANDOM, STAND_IN, TARGET, Score, apart, leading, outdated, scores
 
@@ -124,8 +124,7 @@ def _lead(run: RunFolder, own: Score | None, other: Score | None) -> str:
         return ""
     gap = apart(run, own, other)
     mark = {"above": " ↑", "below": " ↓", "level": ""}[gap.relation]
-    interval = "" if gap.low is None or gap.high is None else f"<small>{between(gap.low, gap.high)}</small>"
-    return f"{points(gap.value)}{mark}{interval}"
+    return f"{points(gap.value)}{mark}" + (f"<small>{gap.interval}</small>" if gap.interval else "")
 
 
 def _absent(run: RunFolder) -> str:
@@ -242,9 +241,7 @@ def _gap(run: RunFolder, own: Score | None, row: Score, shares: bool) -> str:
     if own is None or row.features not in (RANDOM, PIXELS) or not shares:
         return ""
     gap = apart(run, own, row)
-    interval = "" if gap.low is None or gap.high is None else f"{between(gap.low, gap.high)}"
-    sure = "not clear" if gap.relation == "level" else ""
-    told = ", ".join(part for part in (interval, sure) if part)
+    told = ", ".join(filter(None, (gap.interval, "not clear" if gap.relation == "level" else "")))
     return f"encoder <b>{points(gap.value)} points</b><br> {told}"
 
 

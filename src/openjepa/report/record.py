@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from openjepa.diagnosis.advice import lower_rate
 from openjepa.report.formats import (
     called,
     count,
@@ -201,9 +202,9 @@ def _compared(run: RunFolder) -> str:
 
 
 def _calmer(run: RunFolder) -> str:
-    """The command that begins the run again with half the learning rate, in a folder beside it."""
+    """The command that begins the run again with a lower learning rate, in a folder beside it."""
     data, rate, place = run.planned("data", "opened"), nested(run.experiment, "schedule", "lr"), run.path.resolve()
-    lower = f"{rate / 2:g}" if is_number(rate) else "LOWER"
+    lower = f"{lower_rate(rate):.3g}" if is_number(rate) else "LOWER"
     words = ["openjepa", "pretrain", *([str(data)] if data else []), "--experiment", str(place / "experiment.json")]
     return shlex.join([*words, "--schedule.lr", lower, "--out", f"{place}-lower-lr"])
 
@@ -230,7 +231,7 @@ def next_section(run: RunFolder) -> str:
         steps.append(("Measure how good the features are", f"openjepa evaluate {folder}{given}"))
     steps.append(("Write this page again", f"openjepa report {folder}"))
     if sunk:
-        steps.insert(0, ("Train anew, with half the learning rate (a longer run may do too: --steps)", _calmer(run)))
+        steps.insert(0, ("Train anew, with a lower learning rate (a longer run may do too: --steps)", _calmer(run)))
     elif compared := _compared(run):
         steps.append(("Would predicting pixels be better on these images? As much compute each", compared))
     if run.planned("data", "opened") is None:

@@ -58,10 +58,14 @@ class Gap:
     relation: Relation
 
     @property
+    def interval(self) -> str:
+        """The interval in percentage points, or nothing."""
+        return "" if self.low is None or self.high is None else between(self.low, self.high)
+
+    @property
     def told(self) -> str:
         """The difference in percentage points, with its interval."""
-        interval = "" if self.low is None or self.high is None else f" ({between(self.low, self.high)})"
-        return f"{points(self.value)} points{interval}"
+        return f"{points(self.value)} points" + (f" ({self.interval})" if self.interval else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ so that any number of them can go on from it.
 """
 
 import errno
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from openjepa.errors import InputError
-from openjepa.files import sync
+from openjepa.files import sha256_of, sync
 
 MANIFEST = "manifest.json"
 
@@ -87,7 +86,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         except RuntimeError as error:  # of PyTorch's writer, which hides what the file said
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     (folder / "progress.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.progress}, indent=1))
-    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
+    files = {p.name: {"sha256": sha256_of(p), "bytes": p.stat().st_size} for p in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
     for path in (*folder.iterdir(), folder):
         sync(path)
@@ -125,7 +124,7 @@ def load(path: Path) -> Checkpoint:
         part = path / name
         if not part.is_file():
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} is missing")
-        if part.stat().st_size != facts["bytes"] or _sha256(part) != facts["sha256"]:
+        if part.stat().st_size != facts["bytes"] or sha256_of(part) != facts["sha256"]:
             raise DamagedCheckpoint(f"checkpoint {path} is damaged: {name} does not match its SHA-256")
     progress = json.loads((path / "progress.json").read_text())
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
@@ -155,8 +154,3 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
         f"there is no checkpoint in {folder}: the run stopped before its first step. Give the same "
         "`openjepa pretrain` command again; it takes the folder as it is."
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

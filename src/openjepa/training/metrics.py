@@ -102,8 +102,8 @@ class Meter:
         if not self._progress.disable:
             self._progress.update(self._task, completed=done)
 
-    def advance(self, row: Mapping[str, float | int], *, done: int) -> None:
-        """Show a row of metrics after ``done`` steps."""
+    def show(self, row: Mapping[str, float | int]) -> None:
+        """Show a row of metrics."""
         if "rankme" in row:
             self._watch = f"  RankMe {row['rankme']:.1f}"
         if "lidar" in row:
@@ -112,7 +112,6 @@ class Meter:
             self._watch += f"  k-NN {100 * row['knn']:.1f}%"
         numbers = f"loss {row['loss']:.4f}  {row['images_per_s']:.0f} img/s  waiting {100 * row['data_wait']:.0f}%"
         self._progress.numbers = numbers + self._watch
-        self.step(done)
 
     def say(self, sentences: Iterable[str]) -> None:
         """Print sentences on lines of their own, above the bar where there is one; on stderr off a terminal too."""

@@ -170,7 +170,7 @@ class Trainer:
                 facts |= window.rates() | {"seconds": self.seconds, "peak_memory": peak_memory(x.device)}
                 facts |= self._energy()
                 log.write(facts)
-                meter.advance(facts, done=self.done)
+                meter.show(facts)
                 meter.say(lookout.note(facts))
             if looked and self._is_best(lookout):
                 self.save()
