@@ -14,7 +14,7 @@ from PIL import Image
 from openjepa.data.arrays import File, White, as_picture, own_white, read_npy, refuse_bomb
 from openjepa.data.base import Picture
 from openjepa.data.deep import WHITE_IS_ZERO, as_seen, by_tifffile, packing_of, sixteen_bits
-from openjepa.data.opening import NPY, by_pillow, exif_orientation, head_of, opened, tags_of, target_mode, upright
+from openjepa.data.opening import exif_orientation, looked_into, tags_of, target_mode, upright
 
 _SIMPLEJPEG = importlib.util.find_spec("simplejpeg") is not None  # not required
 
@@ -33,26 +33,24 @@ def decode(
     Raises:
         BadImage: it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
     """
-    with opened(data, reference) as file:
-        head = head_of(file)
-        if head.startswith(NPY):
+    with looked_into(data, reference) as (file, numpy, image):
+        if numpy:
             return as_picture(read_npy(file, reference), reference, white)
-        with by_pillow(file, head) as image:
-            if image is None:
-                return by_tifffile(file, reference, white)
-            refuse_bomb(*image.size, reference)
-            orientation = exif_orientation(image)
-            if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it, as many cameras write
-                if at_least is not None:
-                    image.draft(None, at_least if orientation >= 5 else (at_least[1], at_least[0]))
-                if orientation == 1 and (pixels := _by_simplejpeg(file, image)) is not None:
-                    return pixels
-            if (packing := packing_of(image)) is not None:
-                return sixteen_bits(file, *packing)
-            picture = standard(upright(image), reference, white)
-            if isinstance(picture, np.ndarray) and tags_of(image).get(262) == WHITE_IS_ZERO:
-                return as_seen(picture, WHITE_IS_ZERO)  # of 8 bits Pillow does it itself
-            return picture
+        if image is None:
+            return by_tifffile(file, reference, white)
+        refuse_bomb(*image.size, reference)
+        orientation = exif_orientation(image)
+        if image.format in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it, as many cameras write
+            if at_least is not None:
+                image.draft(None, at_least if orientation >= 5 else (at_least[1], at_least[0]))
+            if orientation == 1 and (pixels := _by_simplejpeg(file, image)) is not None:
+                return pixels
+        if (packing := packing_of(image)) is not None:
+            return sixteen_bits(file, *packing)
+        picture = standard(upright(image), reference, white)
+        if isinstance(picture, np.ndarray) and tags_of(image).get(262) == WHITE_IS_ZERO:
+            return as_seen(picture, WHITE_IS_ZERO)  # of 8 bits Pillow does it itself
+        return picture
 
 
 def _by_simplejpeg(file: File, image: Image.Image) -> UInt8[np.ndarray, "_H _W _C"] | None:

@@ -8,17 +8,7 @@ from openjepa.data.arrays import FIRST_PAGE, White, open_tiff, own_white, pages_
 from openjepa.data.base import Header, Picture
 from openjepa.data.decode import decode
 from openjepa.data.deep import ALPHA, NO_ALPHA, PREMULTIPLIED, SIXTEEN_BITS, alpha_of, packing_of, tiff_orientation
-from openjepa.data.opening import (
-    CHANNELS,
-    NPY,
-    by_pillow,
-    exif_orientation,
-    head_of,
-    opened,
-    pages_of,
-    tags_of,
-    target_mode,
-)
+from openjepa.data.opening import CHANNELS, exif_orientation, looked_into, pages_of, tags_of, target_mode
 
 _OVER_WHITE = "the last channel is transparency, laid over white"
 
@@ -29,18 +19,15 @@ def read_header(data: str | os.PathLike[str] | bytes | memoryview, reference: st
     Raises:
         BadImage: as in :func:`decode`, as far as the header shows.
     """
-    with opened(data, reference) as file:
-        head = head_of(file)
-        if not head.startswith(NPY):
-            with by_pillow(file, head) as image:
-                if image is not None:
-                    refuse_bomb(*image.size, reference)
-                    # As stored: of a TIFF, Pillow tells the turned size or this one, by its version.
-                    tags = tags_of(image)
-                    width, height = tags.get(256, image.width), tags.get(257, image.height)
-                    if exif_orientation(image) >= 5:
-                        width, height = height, width
-                    return Header(height, width, *_kind(image))
+    with looked_into(data, reference) as (_, _, image):
+        if image is not None:
+            refuse_bomb(*image.size, reference)
+            # As stored: of a TIFF, Pillow tells the turned size or this one, by its version.
+            tags = tags_of(image)
+            width, height = tags.get(256, image.width), tags.get(257, image.height)
+            if exif_orientation(image) >= 5:
+                width, height = height, width
+            return Header(height, width, *_kind(image))
     return header_of(decode(data, reference, white=white))
 
 
@@ -70,13 +57,11 @@ def remarks(data: str | os.PathLike[str] | bytes | memoryview, reference: str) -
     Raises:
         BadImage: as in :func:`decode`, as far as the header and the list of pages show.
     """
-    with opened(data, reference) as file:
-        head = head_of(file)
-        if head.startswith(NPY):
+    with looked_into(data, reference) as (file, numpy, image):
+        if numpy:
             return ()
-        with by_pillow(file, head) as image:
-            if image is not None:
-                return tuple(filter(None, (FIRST_PAGE if pages_of(image) > 1 else "", _transparency(image))))
+        if image is not None:
+            return tuple(filter(None, (FIRST_PAGE if pages_of(image) > 1 else "", _transparency(image))))
         with open_tiff(file) as tiff:
             alpha = alpha_of(tiff.pages.first) in (PREMULTIPLIED, ALPHA)
             return tuple(filter(None, (pages_as_read(tiff), _OVER_WHITE if alpha else "")))
@@ -96,12 +81,10 @@ def orientation_of(data: str | os.PathLike[str] | bytes | memoryview, reference:
     Raises:
         BadImage: as in :func:`decode`, as far as the header shows.
     """
-    with opened(data, reference) as file:
-        head = head_of(file)
-        if head.startswith(NPY):
+    with looked_into(data, reference) as (file, numpy, image):
+        if numpy:
             return 1
-        with by_pillow(file, head) as image:
-            if image is not None:
-                return exif_orientation(image)
+        if image is not None:
+            return exif_orientation(image)
         with open_tiff(file) as tiff:
             return tiff_orientation(tiff)

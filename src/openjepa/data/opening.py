@@ -20,13 +20,13 @@ from openjepa.data.base import BadImage
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif heic heif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
-NPY = b"\x93NUMPY"
+_NPY = b"\x93NUMPY"
 # The brands of an ISO media file (bytes 8 to 12, behind "ftyp") that HEIC photos have.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", NPY, *_TIFF, *_JPEG2000)
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", _NPY, *_TIFF, *_JPEG2000)
 # P1 to P6, then white space and a width or a comment.
 _PNM = re.compile(rb"P[1-6]\s+[0-9#]")
 ORIENTATION = 0x0112
@@ -78,7 +78,24 @@ def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) ->
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
 
 
-def head_of(file: File) -> bytes:
+@contextmanager
+def looked_into(
+    data: str | os.PathLike[str] | bytes | memoryview, reference: str
+) -> Iterator[tuple[File, bool, Image.Image | None]]:
+    """The open file, whether NumPy wrote it, and the image if Pillow is to read it; else tifffile is.
+
+    Errors are as :func:`opened` has them.
+    """
+    with opened(data, reference) as file:
+        head = _head(file)
+        if head.startswith(_NPY):
+            yield file, True, None
+        else:
+            with _by_pillow(file, head) as image:
+                yield file, False, image
+
+
+def _head(file: File) -> bytes:
     head = file.read(16)
     file.seek(0)
     if not head:
@@ -87,7 +104,7 @@ def head_of(file: File) -> bytes:
 
 
 @contextmanager
-def by_pillow(file: File, head: bytes) -> Iterator[Image.Image | None]:
+def _by_pillow(file: File, head: bytes) -> Iterator[Image.Image | None]:
     """The image as Pillow opens it; None for a TIFF whose channels Pillow would drop or cannot read."""
     tiff = head.startswith(_TIFF)
     try:
