@@ -71,6 +71,7 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tiny, tmp_pa
     for run in content["runs"]:
         assert run["steps"] == 3
         assert run["flops"] == content["plans"][run["objective"]]["facts"]["flops_per_image"]["step"] * 3 * 15
+        assert run["untrained"]["rankme"] > 1
         assert {row["task"].split(":")[0] for row in run["rows"]} == {"classes", "robustness", "scenes"}
         assert (out / run["folder"] / "report.html").is_file()
     page = (out / "compare.html").read_text()

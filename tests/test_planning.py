@@ -38,6 +38,25 @@ def test_the_plan_tells_the_tokens_of_the_masks_that_are_drawn(shape):
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("settings", [{"class_token": True}, {"positions": "learned"}])
+def test_what_imported_encoders_alone_have_is_refused(settings):
+    def override(experiment: Experiment) -> Experiment:
+        return replace(experiment, encoder=replace(experiment.encoder, **settings))
+
+    with pytest.raises(InputError, match="--encoder.class-token and --encoder.positions learned are what imported"):
+        plan(open_data(None), Wishes(steps=1, workers=0), ALONE, None, override)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    source, card = open_data(None).train, Processes(0, 1, torch.device("cuda", 0))
+    seen = survey(source, seed=0)
+    found = planning._levels(source, seen, Wishes())
+    settled, _ = planning._settle(open_data(None), seen, found, Wishes(), card)
+    assert settled.training.precision == precision
+
+
 def tiny(experiment: Experiment) -> Experiment:
     encoder = replace(experiment.encoder, width=24, depth=1, heads=2)
     training = replace(experiment.training, batch=8, replicas=1, threads=1, workers=0)

@@ -17,6 +17,7 @@ from typing import Any
 from openjepa.assessment import rotations
 from openjepa.claiming import LOCK, claimed, make_run
 from openjepa.data.base import Splits
+from openjepa.diagnosis.looks import untrained
 from openjepa.errors import InputError
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.intervals import NO_SPREAD
@@ -180,9 +181,16 @@ def run_all(
     Returns:
         The exit code of a command that failed or was interrupted, or 0.
     """
+    missing = [own for own in request.runs if not (folder / "{}-seed{}".format(*own) / "judged.json").is_file()]
+    hours = sum(content["plans"][objective]["facts"]["estimate"]["seconds"] for objective, _ in missing) / 3600
+    if len(missing) > 1:
+        say(
+            f"{len(missing)} runs: {hours:.1f} hours of training by their plans, and an evaluation after each (Ctrl-C "
+            "saves; the same command goes on)"
+        )
     for number, (objective, seed) in enumerate(request.runs, 1):
         run = folder / f"{objective}-seed{seed}"
-        if (run / "judged.json").is_file():
+        if (objective, seed) not in missing:
             continue
         say(f"run {number} of {len(request.runs)}: {objective}, seed {seed}")
         if not (run / "experiment.json").is_file():
@@ -283,6 +291,7 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
         "peak_memory": last["peak_memory"],
         "joules": last.get("joules"),
         "curve": curve,
+        "untrained": {name: value for name, value in untrained(rows).items() if name in ("knn", "probe", "rankme")},
         "images": judged.get("images") or judged.get("tasks", {}).get("rotation", {}).get("images"),
         "rows": judged["rows"],
     }

@@ -206,7 +206,7 @@ def _settle(
         wanted=wishes.image_size,
         median=seen.median,
     )
-    if processes.device.type == "cpu" and not _fast_bfloat16():
+    if not _fast_bfloat16(processes.device):
         experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
     return _begun(experiment, wishes), why
 
@@ -257,8 +257,12 @@ def _begun(experiment: Experiment, wishes: Wishes) -> Experiment:
     return replace(experiment, seed=seed, training=replace(experiment.training, workers=workers))
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones; it does so by far, or by far not."""
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 matrices are multiplied faster than float32 ones: by a GPU that has it in hardware (NVIDIA's
+    from compute capability 8.0 on; others, as a T4, emulate it slowly and say nothing), by a CPU that does so in a
+    trial; it is by far, or by far not."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(256, 256, dtype=dtype)
@@ -282,6 +286,11 @@ def _refuse(experiment: Experiment, seen: Survey, found: Levels, images: int, pr
             )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
+    if experiment.encoder.class_token or experiment.encoder.positions == "learned":
+        raise InputError(
+            "--encoder.class-token and --encoder.positions learned are what imported encoders may have: a run learns "
+            "no table of positions, and no objective trains a class token. Leave them out"
+        )
     if min(seen.median) < min(patch):
         raise InputError(
             f"a typical image is {seen.median[0]}x{seen.median[1]} px (height x width), smaller than a patch of "

@@ -7,9 +7,9 @@ from openjepa.recipes.choice import choose
 from openjepa.recipes.small import lengthened
 
 
-def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000):
+def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000, wanted=None):
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return choose(name, method=method, size=size, mean=mean, std=std, images=images, device=device)[0]
+    return choose(name, method=method, size=size, mean=mean, std=std, images=images, device=device, wanted=wanted)[0]
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,8 @@ def test_what_does_not_go_together_is_refused():
         chosen((224, 224), 3, name="published-b16", method="mae")
     with pytest.raises(InputError, match="no recipe 'tiny'"):
         chosen((32, 32), name="tiny")
+    with pytest.raises(
+        InputError, match="--image-size 256 256 is no multiple of published-h14's .* nearest is 252 252"
+    ):
+        chosen((300, 400), 3, name="published-h14", wanted=(256, 256))
+    assert chosen((300, 400), 3, name="published-h14", wanted=(252, 448)).encoder.signal == (252, 448)

@@ -76,6 +76,20 @@ def test_operations_have_one_unit():
     assert "GFLOP" not in page
 
 
+def test_lines_begin_with_the_untrained_encoder_where_it_was_measured():
+    measured = content(2, ijepa=[0.6, 0.62], mae=[0.7, 0.72])
+    older = render(measured)
+    assert "A random encoder and raw pixels were not measured so" in older
+    assert "stroke-dasharray" not in older
+    for run in measured["runs"]:
+        run["untrained"] = {"knn": 0.25, "rankme": 3.0}
+    page = render(measured)
+    assert "They begin with the encoder before its first step" in page
+    assert page.count("stroke-dasharray") == 2  # over time and over compute
+    line = Line(objective="ijepa", x=np.array([1.0, 2.0]), y=np.array([0.4, 0.6]), before=0.25).whole()
+    assert (line.x.tolist(), line.y.tolist()) == ([0.0, 1.0, 2.0], [0.25, 0.4, 0.6])
+
+
 def test_the_mean_over_seeds_is_read_between_their_points():
     lines = [
         Line(objective="mae", x=np.array([0.0, 2.0, 4.0]) + shift, y=np.array([0.0, 0.2, 0.4])) for shift in (0, 1)

@@ -27,6 +27,7 @@ def print_plan(facts: dict[str, Any]) -> None:
     about = "about " if masks["shape"] in ("packed", "reference") else ""
     processes = f"{facts['processes']} processes of " if facts["processes"] > 1 else ""
     blocks = "1 block" if masks["target_blocks"] == 1 else f"{masks['target_blocks']} blocks"
+    among = f", {facts['batch'] // facts['processes']} in each process" if facts["processes"] > 1 else ""
     noticed = {"flat": data["flat"]} if data["flat"] else {}
     if data["remarks"]:
         noticed["reading"] = "; ".join(data["remarks"])
@@ -43,7 +44,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "masks": f"{masks['shape']}: {about}{masks['context_tokens']} of {math.prod(facts['grid'])} tokens seen, "
         f"{blocks} of {masks['target_tokens']} tokens asked",
         "parameters": f"{facts['parameters']['encoder']:,} encoder, {facts['parameters']['predictor']:,} predictor",
-        "length": f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)} of {facts['batch']} images, "
+        "length": f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)} of {facts['batch']} images{among}, "
         f"{facts['epochs']:.1f} epochs",
         "learning rate": f"{facts['learning_rate']:.3g} at its highest, for batches of {facts['batch']} images",
         "machine": f"{facts['device']}, {facts['precision']}, {processes}{counted_threads(facts['threads'])}",

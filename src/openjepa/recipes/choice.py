@@ -148,8 +148,19 @@ def fit(
 
 
 def _published(name: str, wanted, mean, std) -> Experiment:
-    """With ImageNet's mean and standard deviation for colour images, as published, and with the data's for others."""
+    """With ImageNet's mean and standard deviation for colour images, as published, and with the data's for others.
+
+    Raises:
+        InputError: the size that was asked for is no multiple of the patch.
+    """
     experiment = published.published(name)
+    patch = experiment.encoder.patch
+    if wanted and any(extent % edge or extent < edge for extent, edge in zip(wanted, patch, strict=True)):
+        nearest = (max(1, round(extent / edge)) * edge for extent, edge in zip(wanted, patch, strict=True))
+        raise InputError(
+            f"--image-size {wanted[0]} {wanted[1]} is no multiple of {name}'s patch of {patch[0]}x{patch[1]} px; the "
+            f"nearest is {' '.join(map(str, nearest))}"
+        )
     encoder = replace(experiment.encoder, signal=wanted or experiment.encoder.signal, channels=len(mean))
     if len(mean) == 3:
         return replace(experiment, encoder=encoder)

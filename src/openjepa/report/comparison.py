@@ -250,10 +250,14 @@ def _curves(content: dict[str, Any], objectives: Sequence[str]) -> str:
     if not cards:
         why = "No accuracy was measured in training" if _labelled(content) else "The images have no labels"
         return f"<p>{why}, so there is none to draw.</p>"
+    if any(run.get("untrained") for run in content["runs"]):
+        lines_of = "They begin with the encoder before its first step, whose mean is dashed. Raw pixels were"
+    else:  # as older versions compared
+        lines_of = "A random encoder and raw pixels were"
     return (
         f'<ul class="key">{key}</ul><div class="curves wide">{"".join(cards)}</div><p class="quiet">Online measures '
         "are taken on few training images and show trends; the tables below are the results. Thin lines are seeds, "
-        "a bold one is their mean. A random encoder and raw pixels were not measured so, and have no line.</p>"
+        f"a bold one is their mean. {lines_of} not measured so, and have no line.</p>"
     )
 
 
@@ -262,7 +266,8 @@ def _line(run: dict[str, Any], axis: str, measure: str) -> Line | None:
     if not rows:
         return None
     x, y = (np.array([row[name] for row in rows], np.float64) for name in (axis, measure))
-    return Line(objective=run["objective"], x=x / 1e12 if axis == "flops" else x, y=y)
+    before = run.get("untrained", {}).get(measure)  # runs of older versions have none
+    return Line(objective=run["objective"], x=x / 1e12 if axis == "flops" else x, y=y, before=before)
 
 
 def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:

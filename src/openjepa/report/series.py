@@ -15,11 +15,18 @@ COLOURS = ("#2b7bba", "#d55e00", "#009e73", "#cc79a7")
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One run in a chart."""
+    """One run in a chart; ``before`` is its value at zero compute, which the line begins with."""
 
     objective: str
     x: Float64[np.ndarray, "n"]
     y: Float64[np.ndarray, "n"]
+    before: float | None = None
+
+    def whole(self) -> "Line":
+        """The line with its beginning as its first point."""
+        if self.before is None:
+            return self
+        return Line(objective=self.objective, x=np.append(0.0, self.x), y=np.append(self.before, self.y))
 
 
 def mean_line(lines: Sequence[Line]) -> Line:
@@ -41,11 +48,13 @@ def lines_svg(lines: Sequence[Line], *, label: str, x_name: str, colours: Mappin
         figure = Figure(figsize=(4.6, 2.5))
         axes = figure.add_axes((0.12, 0.2, 0.85, 0.76))
         for objective in dict.fromkeys(line.objective for line in lines):
-            own, colour = [line for line in lines if line.objective == objective], colours[objective]
+            own, colour = [line.whole() for line in lines if line.objective == objective], colours[objective]
             mean = mean_line(own)
             for line in own if len(own) > 1 else []:
                 axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.5)
             axes.plot(mean.x, mean.y, color=colour, linewidth=2.2, marker="o" if len(mean.x) < 3 else None)
+        if levels := [line.before for line in lines if line.before is not None]:
+            axes.axhline(np.mean(levels), color=MUTED, linewidth=0.9, dashes=(3, 3))
         whole_percents(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_name, color=MUTED, labelpad=1)
