@@ -43,7 +43,7 @@ def test_what_imported_encoders_alone_have_is_refused(settings):
     def override(experiment: Experiment) -> Experiment:
         return replace(experiment, encoder=replace(experiment.encoder, **settings))
 
-    with pytest.raises(InputError, match="--encoder.class-token and --encoder.positions learned are what imported"):
+    with pytest.raises(InputError, match=r"--encoder.class-token and --encoder.positions learned are what imported"):
         plan(open_data(None), Wishes(steps=1, workers=0), ALONE, None, override)
 
 

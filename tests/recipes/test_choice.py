@@ -112,7 +112,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(InputError, match="no recipe 'tiny'"):
         chosen((32, 32), name="tiny")
     with pytest.raises(
-        InputError, match="--image-size 256 256 is no multiple of published-h14's .* nearest is 252 252"
+        InputError, match=r"--image-size 256 256 is no multiple of published-h14's .* nearest is 252 252"
     ):
         chosen((300, 400), 3, name="published-h14", wanted=(256, 256))
     assert chosen((300, 400), 3, name="published-h14", wanted=(252, 448)).encoder.signal == (252, 448)
