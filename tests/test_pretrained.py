@@ -108,6 +108,19 @@ def test_an_imported_checkpoint_gives_its_target_encoder(tmp_path):
     assert found.encode(image, tokens=True).shape == (1, *config.grid.shape, config.width)
 
 
+def test_an_encoder_of_ones_own_loop_is_saved_and_loaded(pixels, tmp_path):
+    own = openjepa.Pretrained(make_encoder(), openjepa.Preprocessing(**vars(RGB)))
+    own.save(tmp_path / "mine")
+    again = openjepa.load(tmp_path / "mine")
+    assert again.preprocessing == RGB
+    np.testing.assert_array_equal(again.encode(pixels), own.encode(pixels))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="thesis.txt"):
+        own.save(tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+
+
 def test_another_size_than_the_native_one_has_its_own_grid(tmp_path, pixels):
     """The preprocessing of a directory may ask for larger images than the encoder was trained on."""
     bigger = Preprocessing(size=(32, 40), channels=3, mean=RGB.mean, std=RGB.std)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from openjepa._version import __version__
 
 if TYPE_CHECKING:
+    from openjepa.data.augmentation import Preprocessing
     from openjepa.encoder import Encoder, EncoderConfig, Predictor, PredictorConfig
     from openjepa.grid import TokenGrid
     from openjepa.masking import MultiBlockMasking
@@ -29,6 +30,7 @@ __all__ = [
     "MultiBlockMasking",
     "Predictor",
     "PredictorConfig",
+    "Preprocessing",
     "Pretrained",
     "TokenGrid",
     "__version__",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "openjepa.data.augmentation": ("Preprocessing",),
     "openjepa.encoder": ("Encoder", "EncoderConfig", "Predictor", "PredictorConfig"),
     "openjepa.grid": ("TokenGrid",),
     "openjepa.masking": ("MultiBlockMasking",),

@@ -38,6 +38,10 @@ _MOST_READERS = 16
 class Pretrained:
     """An encoder with its preprocessing.
 
+    Made of any :class:`~openjepa.encoder.Encoder`, as one that a loop of one's own has trained, and of the
+    :class:`~openjepa.data.augmentation.Preprocessing` that its images had; a ``size`` that is another multiple of the
+    patch than the trained one has the encoder see more or fewer tokens.
+
     Attributes:
         encoder: the network (the target encoder of a run).
         preprocessing: how an image becomes its input.
@@ -51,6 +55,16 @@ class Pretrained:
         and as float32 all the same."""
         self.encoder.to(device)
         return self
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write a Hugging Face directory that :func:`load`, ``transformers`` and ``openjepa evaluate`` read.
+
+        Weights are written as float32. An earlier export there is replaced.
+
+        Raises:
+            InputError: ``directory`` holds something else, or cannot be written.
+        """
+        huggingface.export(self.encoder, expanded(directory), preprocessing=self.preprocessing)
 
     @property
     def device(self) -> torch.device:
