@@ -113,7 +113,8 @@ def join(device: str | None = None) -> Processes:
     if world > 1:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        patient = dist.new_group(timeout=timedelta(days=1))
+        # NCCL's groups meet at their first barrier, through a store that waits for ten minutes (pytorch#107177).
+        patient = dist.new_group(timeout=timedelta(days=1), backend="gloo")
         assert isinstance(patient, dist.ProcessGroup)  # all of them are members
     return Processes(rank, world, chosen, patient)
 
