@@ -246,4 +246,7 @@ def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():
     assert (experiment.schedule.lr, experiment.schedule.start_lr) == pytest.approx((5e-4, 2e-4))
     saved = replace(experiment, training=replace(experiment.training, batch=64))
     assert settled(experiment=saved).schedule == saved.schedule
+    mae = settled(("--training.batch",), objective="mae")
+    assert mae.schedule.lr == pytest.approx(2e-3)
+    assert settled(experiment=experiment, objective="mae").schedule == mae.schedule
     assert settled(recipe="published-b16", batch=16).schedule.lr == 1e-3
