@@ -47,6 +47,20 @@ def test_what_imported_encoders_alone_have_is_refused(settings):
         plan(open_data(None), Wishes(steps=1, workers=0), ALONE, None, override)
 
 
+@pytest.mark.parametrize("method", ["ijepa", "mae", "denoising"])
+@pytest.mark.usefixtures("unmeasured")
+def test_a_predictor_that_cannot_look_at_what_is_seen_is_refused(method):
+    def override(experiment: Experiment) -> Experiment:
+        return replace(experiment, predictor=replace(experiment.predictor, depth=0))
+
+    wishes = Wishes(steps=1, workers=0, objective=method)
+    if method == "denoising":
+        assert plan(open_data(None), wishes, ALONE, None, override).experiment.predictor.depth == 0
+        return
+    with pytest.raises(InputError, match=rf"--predictor.depth 0 predicts without a look .*{method}'s encoder learns"):
+        plan(open_data(None), wishes, ALONE, None, override)
+
+
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

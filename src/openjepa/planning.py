@@ -286,6 +286,11 @@ def _refuse(experiment: Experiment, seen: Survey, found: Levels, images: int, pr
             )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
+    if not experiment.predictor.depth and experiment.method != "denoising":
+        raise InputError(
+            f"--predictor.depth 0 predicts without a look at what is seen, from which {experiment.method}'s encoder "
+            f"learns nothing: ask for 1 or more (denoising alone goes without)"
+        )
     if experiment.encoder.class_token or experiment.encoder.positions == "learned":
         raise InputError(
             "--encoder.class-token and --encoder.positions learned are what imported encoders may have: a run learns "
