@@ -69,6 +69,12 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, prec
     found = planning._levels(source, seen, Wishes())
     settled, _ = planning._settle(open_data(None), seen, found, Wishes(), card)
     assert settled.training.precision == precision
+    saved = Wishes(experiment=replace(settled, training=replace(settled.training, precision="bf16")))
+    again, why = planning._settle(open_data(None), seen, found, saved, card)
+    assert again.training.precision == precision
+    assert ("in float32, for its bf16 is slow here" in why) == (precision == "float32")
+    asked = planning._settle(open_data(None), seen, found, saved, card, ["--training.precision"])
+    assert asked == (saved.experiment, "taken from a saved experiment.json")
 
 
 def tiny(experiment: Experiment) -> Experiment:

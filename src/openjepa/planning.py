@@ -121,7 +121,7 @@ def plan(
         )
     seen = survey(source, seed=wishes.seed or 0)
     found = _levels(source, seen, wishes)
-    chosen, why = _settle(splits, seen, found, wishes, processes)
+    chosen, why = _settle(splits, seen, found, wishes, processes, asked)
 
     rescaled = wishes.experiment is None and chosen.recipe in ("small", "standard")
 
@@ -190,11 +190,14 @@ def _levels(source: Source, seen: Survey, wishes: Wishes) -> Levels:
 
 
 def _settle(
-    splits: Splits, seen: Survey, found: Levels, wishes: Wishes, processes: Processes
+    splits: Splits, seen: Survey, found: Levels, wishes: Wishes, processes: Processes, asked: Collection[str] = ()
 ) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
-        return _begun(saved, wishes), f"taken from a saved experiment.json{_unlike(saved, seen)}"
+        saved = _begun(_with_objective(wishes.experiment, wishes.objective).on(processes), wishes)
+        why = f"taken from a saved experiment.json{_unlike(saved, seen)}"
+        if saved.training.precision == "float32" or "--training.precision" in asked or _fast_bfloat16(processes.device):
+            return saved, why
+        return _in_float32(saved), f"{why}; in float32, for its bf16 is slow here (--training.precision bf16 keeps it)"
     experiment, why = choose(
         wishes.recipe,
         method=wishes.objective or "ijepa",
@@ -207,7 +210,7 @@ def _settle(
         median=seen.median,
     )
     if not _fast_bfloat16(processes.device):
-        experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
+        experiment = _in_float32(experiment)
     return _begun(experiment, wishes), why
 
 
@@ -255,6 +258,10 @@ def _begun(experiment: Experiment, wishes: Wishes) -> Experiment:
     seed = experiment.seed if wishes.seed is None else wishes.seed
     workers = experiment.training.workers if wishes.workers is None else wishes.workers
     return replace(experiment, seed=seed, training=replace(experiment.training, workers=workers))
+
+
+def _in_float32(experiment: Experiment) -> Experiment:
+    return replace(experiment, training=replace(experiment.training, precision="float32"))
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
