@@ -77,6 +77,23 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, prec
     assert asked == (saved.experiment, "taken from a saved experiment.json")
 
 
+@pytest.mark.parametrize(
+    ("world", "device", "record", "told"),
+    [(2, "cuda", True, True), (2, "cuda", False, False), (1, "cuda", True, False), (2, "cpu", True, False)],
+)
+@pytest.mark.usefixtures("unmeasured")
+def test_the_plan_tells_that_several_gpus_may_be_slower_than_one(world, device, record, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+    def override(experiment: Experiment) -> Experiment:
+        return replace(experiment, training=replace(experiment.training, record=record))
+
+    processes = Processes(0, world, torch.device(device))
+    found = plan(open_data(None), Wishes(steps=1, workers=0), processes, None, override)
+    assert ("and one may be faster" in found.facts["recipe"]["why"]) == told
+
+
 def tiny(experiment: Experiment) -> Experiment:
     encoder = replace(experiment.encoder, width=24, depth=1, heads=2)
     training = replace(experiment.training, batch=8, replicas=1, threads=1, workers=0)

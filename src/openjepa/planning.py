@@ -158,6 +158,10 @@ def plan(
     elif of_its_own and lengthy != short and chosen.method == "ijepa" and _left_open(wishes):
         long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=LONG)))
         why += f"; --steps {LONG} brings {_differences(short, long_run)}, and most small sets learned more with it"
+    on_gpus = processes.world > 1 and processes.device.type == "cuda"
+    if on_gpus and experiment.recipe == "small" and experiment.training.record:
+        why += "; on one GPU a step of so small a network is recorded and launched at once, on several it is not, and "
+        why += "one may be faster"
     return Plan(
         experiment=experiment, facts=facts(experiment, splits, opened, seen, found, why, cost, processes), long=long
     )
