@@ -47,6 +47,20 @@ def test_what_imported_encoders_alone_have_is_refused(settings):
         plan(open_data(None), Wishes(steps=1, workers=0), ALONE, None, override)
 
 
+@pytest.mark.parametrize("method", ["ijepa", "mae", "denoising"])
+@pytest.mark.usefixtures("unmeasured")
+def test_a_predictor_that_cannot_look_at_what_is_seen_is_refused(method):
+    def override(experiment: Experiment) -> Experiment:
+        return replace(experiment, predictor=replace(experiment.predictor, depth=0))
+
+    wishes = Wishes(steps=1, workers=0, objective=method)
+    if method == "denoising":
+        assert plan(open_data(None), wishes, ALONE, None, override).experiment.predictor.depth == 0
+        return
+    with pytest.raises(InputError, match=rf"--predictor.depth 0 predicts without a look .*{method}'s encoder learns"):
+        plan(open_data(None), wishes, ALONE, None, override)
+
+
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
 def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, precision, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -55,6 +69,29 @@ def test_a_gpu_computes_in_bfloat16_where_it_has_it_in_hardware(capability, prec
     found = planning._levels(source, seen, Wishes())
     settled, _ = planning._settle(open_data(None), seen, found, Wishes(), card)
     assert settled.training.precision == precision
+    saved = Wishes(experiment=replace(settled, training=replace(settled.training, precision="bf16")))
+    again, why = planning._settle(open_data(None), seen, found, saved, card)
+    assert again.training.precision == precision
+    assert ("in float32, for its bf16 is slow here" in why) == (precision == "float32")
+    asked = planning._settle(open_data(None), seen, found, saved, card, ["--training.precision"])
+    assert asked == (saved.experiment, "taken from a saved experiment.json")
+
+
+@pytest.mark.parametrize(
+    ("world", "device", "record", "told"),
+    [(2, "cuda", True, True), (2, "cuda", False, False), (1, "cuda", True, False), (2, "cpu", True, False)],
+)
+@pytest.mark.usefixtures("unmeasured")
+def test_the_plan_tells_that_several_gpus_may_be_slower_than_one(world, device, record, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+
+    def override(experiment: Experiment) -> Experiment:
+        return replace(experiment, training=replace(experiment.training, record=record))
+
+    processes = Processes(0, world, torch.device(device))
+    found = plan(open_data(None), Wishes(steps=1, workers=0), processes, None, override)
+    assert ("and one may be faster" in found.facts["recipe"]["why"]) == told
 
 
 def tiny(experiment: Experiment) -> Experiment:
@@ -246,4 +283,7 @@ def test_the_learning_rate_goes_with_the_batch_that_was_asked_for():
     assert (experiment.schedule.lr, experiment.schedule.start_lr) == pytest.approx((5e-4, 2e-4))
     saved = replace(experiment, training=replace(experiment.training, batch=64))
     assert settled(experiment=saved).schedule == saved.schedule
+    mae = settled(("--training.batch",), objective="mae")
+    assert mae.schedule.lr == pytest.approx(2e-3)
+    assert settled(experiment=experiment, objective="mae").schedule == mae.schedule
     assert settled(recipe="published-b16", batch=16).schedule.lr == 1e-3

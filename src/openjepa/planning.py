@@ -121,7 +121,7 @@ def plan(
         )
     seen = survey(source, seed=wishes.seed or 0)
     found = _levels(source, seen, wishes)
-    chosen, why = _settle(splits, seen, found, wishes, processes)
+    chosen, why = _settle(splits, seen, found, wishes, processes, asked)
 
     rescaled = wishes.experiment is None and chosen.recipe in ("small", "standard")
 
@@ -158,6 +158,10 @@ def plan(
     elif of_its_own and lengthy != short and chosen.method == "ijepa" and _left_open(wishes):
         long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=LONG)))
         why += f"; --steps {LONG} brings {_differences(short, long_run)}, and most small sets learned more with it"
+    on_gpus = processes.world > 1 and processes.device.type == "cuda"
+    if on_gpus and experiment.recipe == "small" and experiment.training.record:
+        why += "; on one GPU a step of so small a network is recorded and launched at once, on several it is not, and "
+        why += "one may be faster"
     return Plan(
         experiment=experiment, facts=facts(experiment, splits, opened, seen, found, why, cost, processes), long=long
     )
@@ -190,11 +194,14 @@ def _levels(source: Source, seen: Survey, wishes: Wishes) -> Levels:
 
 
 def _settle(
-    splits: Splits, seen: Survey, found: Levels, wishes: Wishes, processes: Processes
+    splits: Splits, seen: Survey, found: Levels, wishes: Wishes, processes: Processes, asked: Collection[str] = ()
 ) -> tuple[Experiment, str]:
     if wishes.experiment is not None:
-        saved = _with_objective(wishes.experiment, wishes.objective).on(processes)
-        return _begun(saved, wishes), f"taken from a saved experiment.json{_unlike(saved, seen)}"
+        saved = _begun(_with_objective(wishes.experiment, wishes.objective).on(processes), wishes)
+        why = f"taken from a saved experiment.json{_unlike(saved, seen)}"
+        if saved.training.precision == "float32" or "--training.precision" in asked or _fast_bfloat16(processes.device):
+            return saved, why
+        return _in_float32(saved), f"{why}; in float32, for its bf16 is slow here (--training.precision bf16 keeps it)"
     experiment, why = choose(
         wishes.recipe,
         method=wishes.objective or "ijepa",
@@ -207,7 +214,7 @@ def _settle(
         median=seen.median,
     )
     if not _fast_bfloat16(processes.device):
-        experiment = replace(experiment, training=replace(experiment.training, precision="float32"))
+        experiment = _in_float32(experiment)
     return _begun(experiment, wishes), why
 
 
@@ -257,6 +264,10 @@ def _begun(experiment: Experiment, wishes: Wishes) -> Experiment:
     return replace(experiment, seed=seed, training=replace(experiment.training, workers=workers))
 
 
+def _in_float32(experiment: Experiment) -> Experiment:
+    return replace(experiment, training=replace(experiment.training, precision="float32"))
+
+
 def _fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrices are multiplied faster than float32 ones: by a GPU that has it in hardware (NVIDIA's
     from compute capability 8.0 on; others, as a T4, emulate it slowly and say nothing), by a CPU that does so in a
@@ -286,6 +297,11 @@ def _refuse(experiment: Experiment, seen: Survey, found: Levels, images: int, pr
             )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")
+    if not experiment.predictor.depth and experiment.method != "denoising":
+        raise InputError(
+            f"--predictor.depth 0 predicts without a look at what is seen, from which {experiment.method}'s encoder "
+            f"learns nothing: ask for 1 or more (denoising alone goes without)"
+        )
     if experiment.encoder.class_token or experiment.encoder.positions == "learned":
         raise InputError(
             "--encoder.class-token and --encoder.positions learned are what imported encoders may have: a run learns "

@@ -14,7 +14,7 @@ from PIL import Image
 
 from openjepa import draws
 from openjepa.data import loader
-from openjepa.data.augmentation import Augmentation, Preprocessing
+from openjepa.data.augmentation import NUMBERS, Augmentation, Preprocessing, augment
 from openjepa.data.loader import LoaderError, ordered_batches, training_batches
 from openjepa.data.sources import ArraySource, open_data
 from openjepa.errors import InputError
@@ -165,6 +165,18 @@ def test_seed_and_epoch_change_the_crops():
     other = take(training_batches(source, GREY, Augmentation(), **settings(seed=4)), 1)[0]
     assert not torch.equal(first.images[first.samples.argsort()], second.images[second.samples.argsort()])
     assert not torch.equal(first.images[first.samples.argsort()], other.images[other.samples.argsort()])
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(1, 2), (1, 3), (1, 4), (3, 1), (3, 4)])
+def test_arrays_get_the_channels_that_are_wanted(has, wanted):
+    source = ArraySource("noise", np.random.default_rng(0).integers(80, 176, (8, 20, 18, has), dtype=np.uint8))
+    preprocessing = Preprocessing(size=(16, 16), channels=wanted, mean=(0.5,) * wanted, std=(0.5,) * wanted)
+    batch = take(training_batches(source, preprocessing, Augmentation(), None, batch=8, seed=0, workers=0), 1)[0]
+    for sample, image in zip(batch.samples.tolist(), batch.images, strict=True):
+        u = draws.uniform("crop", 0, 0, sample, np.arange(NUMBERS))
+        expected = augment(source.read(sample), preprocessing, Augmentation(), u)
+        torch.testing.assert_close(image.int(), expected.int(), rtol=0, atol=1)
+    assert not batch.bad
 
 
 def test_nothing_is_read_before_the_start(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from openjepa.errors import InputError
+from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
 from openjepa.recipes.small import lengthened
 
@@ -99,11 +100,12 @@ def test_the_published_recipes_keep_the_published_mean_and_spread_of_colours():
 
 @pytest.mark.parametrize("method", ["mae", "denoising"])
 def test_a_baseline_gets_the_same_encoder(method):
-    for name in ("small", "standard"):
-        ours, theirs = (chosen((224, 224), 3, name=name, method=each) for each in ("ijepa", method))
+    for name, images in (("small", 9000), ("small", 64), ("standard", 9000), ("standard", 400)):
+        ours, theirs = (chosen((224, 224), 3, name=name, method=each, images=images) for each in ("ijepa", method))
         assert theirs.method == method
         assert theirs.encoder == ours.encoder
         assert theirs.schedule != ours.schedule
+        assert theirs == baseline(ours, method), "as from a saved experiment, of whatever batch"
 
 
 def test_what_does_not_go_together_is_refused():

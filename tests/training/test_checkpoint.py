@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +16,15 @@ from openjepa import files
 from openjepa.errors import InputError
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.checkpoint import Checkpoint, DamagedCheckpoint
+from openjepa.training.distributed import Processes
 
 
-def write(folder, step, keep=3):
+def write(folder, step, keep=3, seconds=1.5):
     state = {
         "objective": {"w": torch.full((50,), float(step))},
         "optimizer": {"state": {"w": {"step": torch.tensor(1.0)}}},
     }
-    return checkpoints.save(folder, Checkpoint(step, state, {"seconds": 1.5}), keep=keep)
+    return checkpoints.save(folder, Checkpoint(step, state, {"seconds": seconds}), keep=keep)
 
 
 def test_round_trip_and_only_the_newest_are_kept(tmp_path):
@@ -130,3 +134,52 @@ def test_a_manifest_that_lists_too_little_is_refused(tmp_path):
     (path / "manifest.json").write_text(json.dumps({"files": {}}))
     with pytest.raises(DamagedCheckpoint, match="manifest"):
         checkpoints.load(path)
+
+
+def loaded_by_two(*folders):
+    """The checkpoint and the sentences, or the error, that each of two processes gets, here in threads."""
+    brought: list = [None, None]
+    meeting = Barrier(2, timeout=20)
+
+    class Together(Processes):
+        def gather(self, found):
+            brought[self.rank] = found
+            meeting.wait()
+            everyone = brought.copy()
+            meeting.wait()
+            return everyone
+
+    def load(rank):
+        try:
+            return checkpoints.load_alike(folders[rank], Together(rank, 2, torch.device("cpu")))
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return [*pool.map(load, range(2))]
+
+
+def test_several_processes_go_on_from_what_the_first_one_chose(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        write(folder, 7)
+        write(folder, 8, seconds=2.5)
+    (one / "step-8").rename(one / ".before-step-8")  # mended by one process, not by both at a time
+    assert [(found.step, damaged) for found, damaged in loaded_by_two(one, one)] == [(8, []), (8, [])]
+    (one / "step-8" / "state.pt").write_bytes(b"")
+    (first, told), (second, untold) = loaded_by_two(one, other)
+    assert (first.step, second.step, untold) == (7, 7, [])
+    assert "step-8" in told[0]
+    for error in loaded_by_two(other, one):
+        assert isinstance(error, InputError)
+        assert re.search(r"number 0 has step 8 after 2\.5 seconds, number 1 has: .*step-8 is damaged", str(error))
+    (one / "step-7" / "state.pt").write_bytes(b"")
+    assert all("no whole checkpoint is left" in str(error) for error in loaded_by_two(one, other))
+
+
+def test_processes_that_read_different_checkpoints_of_one_step_are_told(tmp_path):
+    for name, seconds in (("one", 1.5), ("other", 1.75)):
+        write(tmp_path / name, 7, seconds=seconds)
+    for error in loaded_by_two(tmp_path / "one", tmp_path / "other"):
+        assert isinstance(error, InputError)
+        assert "number 0 has step 7 after 1.5 seconds, number 1 has: step 7 after 1.75 seconds" in str(error)

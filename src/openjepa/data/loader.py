@@ -162,12 +162,17 @@ class _TrainingBatches(Dataset[Batch | InputError]):
         self, wanted: Int64[np.ndarray, "B"], epoch: int, u: Float64[np.ndarray, "B U"]
     ) -> tuple[Shaped[Tensor, "B C H W"], Int64[np.ndarray, "B"], tuple[BadRecord, ...]]:
         """The augmented images, the numbers of those that were taken, and what was wrong with the others."""
-        if isinstance(self.source, ArraySource) and _is_small(self.source.images[0]):
+        if isinstance(self.source, ArraySource) and self._at_once(self.source.images[0]):
             return augment_array(self.source.images[wanted], self.preprocessing, self.augmentation, u), wanted, ()
         found = [self._image(sample, epoch, u[row]) for row, sample in enumerate(wanted.tolist())]
         pixels = self._augmented([picture for picture, *_ in found], [own for _, own, *_ in found])
         samples = np.array([sample for *_, sample, _ in found], np.int64)
         return _stacked(pixels, self.preprocessing), samples, tuple(record for *_, record in found if record)
+
+    def _at_once(self, image: np.ndarray) -> bool:
+        """Whether :func:`augment_array` can take arrays like this one as they are."""
+        has, wanted = image.shape[2], self.preprocessing.channels
+        return _is_small(image) and (has == wanted or (has, wanted) == (1, 3))
 
     def _augmented(self, pictures: list[Picture], u: list[Float64[np.ndarray, "U"]]) -> list[Pixels]:
         """Each picture cropped by its own numbers; small ones of one size together."""

@@ -9,10 +9,12 @@ Hardware: two CPU cores for ``small``; ``standard`` was not run at full length
 Result:   see LOG.md and benchmarks/
 """
 
+import math
 from dataclasses import replace
 
 from openjepa.encoder import PredictorConfig
 from openjepa.experiment import Experiment, Method
+from openjepa.recipes import small, standard
 from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.schedules import ScheduleConfig
 
@@ -30,10 +32,15 @@ _STANDARD = {
 
 
 def baseline(experiment: Experiment, method: Method) -> Experiment:
-    """The I-JEPA recipe ``experiment`` with another method in its place (for ``ijepa``: itself)."""
+    """The I-JEPA recipe ``experiment`` with another method in its place (for ``ijepa``: itself).
+
+    The learning rate goes with the root of its batch, as :func:`openjepa.recipes.choice.scaled` has it.
+    """
     if method == "ijepa":
         return experiment
-    decoder, lr = (_SMALL if experiment.recipe == "small" else _STANDARD)[method]
+    settings, batch = (_SMALL, small.BATCH) if experiment.recipe == "small" else (_STANDARD, standard.BATCH)
+    decoder, lr = settings[method]
+    lr *= math.sqrt(experiment.training.batch / batch)
     return replace(
         experiment,
         method=method,

@@ -29,5 +29,9 @@ def standard(
         ijepa=IJEPAConfig(momentum=(0.996, 1.0), target_norm="whiten", statistics_momentum=0.95),
         augmentation=Augmentation(crop_scale=(0.3, 1.0)),
         schedule=ScheduleConfig(lr=1e-3, start_lr=2e-4),
-        training=TrainingConfig(batch=256),
+        training=TrainingConfig(batch=BATCH),
     )
+
+
+# Images of a step, which the learning rates are for.
+BATCH = 256

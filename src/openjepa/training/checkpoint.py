@@ -16,6 +16,7 @@ import torch
 
 from openjepa.errors import InputError
 from openjepa.files import sha256_of, sync
+from openjepa.training.distributed import Processes
 
 MANIFEST = "manifest.json"
 
@@ -154,3 +155,36 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
         f"there is no checkpoint in {folder}: the run stopped before its first step. Give the same "
         "`openjepa pretrain` command again; it takes the folder as it is."
     )
+
+
+def load_alike(folder: Path, processes: Processes) -> tuple[Checkpoint, list[str]]:
+    """:func:`load_newest` for several processes: the first one mends and chooses, the others load what it chose.
+
+    What was passed over is told by the first one alone.
+
+    Raises:
+        InputError: in all of them, as :func:`load_newest` does, or because one reads another checkpoint than the first.
+    """
+    found, damaged, error = None, [], ""
+    if processes.first:
+        try:
+            found, damaged = load_newest(folder)
+        except InputError as none_left:
+            error = str(none_left)
+    step, error = processes.gather((found and found.step, error))[0]
+    if error:
+        raise InputError(error)
+    try:
+        found = found or load(folder / f"step-{step}")
+        own = f"step {found.step} after {found.progress['seconds']} seconds"
+    except DamagedCheckpoint as damage:
+        own = str(damage)
+    read = processes.gather(own)
+    for rank, other in enumerate(read):
+        if other != read[0]:
+            raise InputError(
+                f"the processes do not read the same checkpoint in {folder}: number 0 has {read[0]}, number {rank} "
+                f"has: {other}. Put the run's folder where all of them read the same files, then resume"
+            )
+    assert found is not None  # who has none tells of damage, and the first has one
+    return found, damaged

@@ -113,7 +113,8 @@ def join(device: str | None = None) -> Processes:
     if world > 1:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        patient = dist.new_group(timeout=timedelta(days=1))
+        # NCCL's groups meet at their first barrier, through a store that waits for ten minutes (pytorch#107177).
+        patient = dist.new_group(timeout=timedelta(days=1), backend="gloo")
         assert isinstance(patient, dist.ProcessGroup)  # all of them are members
     return Processes(rank, world, chosen, patient)
 
@@ -129,16 +130,19 @@ def parallelise(objective: Objective, processes: Processes, *, shard: bool) -> n
     if processes.world == 1:
         return objective
     if shard:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        # Without one FSDP2 takes a GPU where there is one, also for processes that compute on CPUs.
+        mesh = init_device_mesh(processes.device.type, (processes.world,))
         for part in objective.modules():
             if isinstance(part, Encoder | Predictor):
                 for block in part.stack.blocks:
-                    fully_shard(block)
-                fully_shard(part)
+                    fully_shard(block, mesh=mesh)
+                fully_shard(part, mesh=mesh)
                 # What is called beside forward needs the whole weights too.
                 register_fsdp_forward_method(part, "reconstruct" if isinstance(part, Predictor) else "depths")
-        fully_shard(objective)
+        fully_shard(objective, mesh=mesh)
         register_fsdp_forward_method(objective, "survey")  # it may come before the step's first forward pass
         return objective
     devices = [processes.device] if processes.device.type == "cuda" else None

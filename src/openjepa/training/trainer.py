@@ -97,8 +97,12 @@ class Trainer:
         self._met: set[str] = set()
 
     def resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint; returns a sentence for every damaged one that was passed over."""
-        found, damaged = checkpoints.load_newest(self.run / "checkpoints")
+        """Go on from the newest whole checkpoint; returns a sentence for every damaged one that was passed over.
+
+        Raises:
+            InputError: there is none, or the processes do not read the same one.
+        """
+        found, damaged = checkpoints.load_alike(self.run / "checkpoints", self.processes)
         restore_state(self.objective, self.step.optimizer, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
         self.joules = found.progress.get("joules") if found.step else 0.0
