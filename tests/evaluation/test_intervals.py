@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from openjepa.evaluation.intervals import (
     Difference,
     crossed_mean,
+    difference_of_runs,
     graded_difference,
     paired_difference,
     wilson,
@@ -86,6 +88,39 @@ def test_the_paired_interval_of_images_asked_several_times_covers_the_truth_too(
         once.append(single.high - single.low)
     assert np.mean(covered) >= 0.925
     assert np.mean(wide) < (0.9 if alike < 0.5 else 1.0) * np.mean(once)
+
+
+@pytest.mark.parametrize(("images", "seeds", "between"), [(100, 3, 0.0), (100, 3, 0.3), (400, 2, 0.05), (40, 5, 0.1)])
+def test_a_difference_of_runs_covers_the_truth_for_other_images_and_seeds(images, seeds, between):
+    """Each side has images that it finds hard, and each run a luck of its own; seeds alone would say far too little."""
+    generator = np.random.default_rng(4)
+    covered, alone = [], []
+    for _ in range(800):
+        sides = []
+        for _ in range(2):
+            hard = generator.normal(0, 1.5, images)
+            luck = generator.normal(0, between, (seeds, 1)) + generator.normal(0, 0.5, (seeds, images))
+            sides.append((hard + luck > 0).astype(np.float64))
+        found = difference_of_runs(*sides)
+        assert found.low < found.value < found.high
+        covered.append(found.low <= 0 <= found.high)
+        (one, spread), (other, width) = ((side.mean(), side.mean(1).std(ddof=1)) for side in sides)
+        welch = stats.ttest_ind_from_stats(one, spread + 1e-9, seeds, other, width, seeds, equal_var=False)
+        alone.append(welch.pvalue > 0.05)
+    assert 0.93 <= np.mean(covered) <= 0.99
+    assert np.mean(alone) < np.mean(covered)
+
+
+def test_a_difference_of_runs_needs_two_of_each():
+    with pytest.raises(ValueError, match="got 1, 2 and 9"):
+        difference_of_runs(np.ones((1, 9)), np.ones((2, 9)))
+
+
+def test_folds_make_a_difference_of_runs_wider():
+    right = np.random.default_rng(5).random((4, 200)) < 0.6
+    plain, folded = (difference_of_runs(right[:2] * 1.0, right[2:] * 1.0, worth) for worth in (1, 2 / 3))
+    assert folded.value == plain.value
+    assert folded.high - folded.low > 1.1 * (plain.high - plain.low)
 
 
 def test_one_answer_an_image_is_the_plain_paired_difference():

@@ -15,6 +15,7 @@ from openjepa.data.base import Splits
 from openjepa.data.loader import BadRecord
 from openjepa.data.pixels import alike
 from openjepa.errors import InputError
+from openjepa.evaluation.answers import packed
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
 from openjepa.evaluation.intervals import paired_difference
@@ -83,6 +84,7 @@ def assess_finetuning(
         about = {"task": TASK, "features": name, "evaluator": settings.name, "metric": "accuracy"}
         measured = {"value": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"]}
         rows.append(about | measured | {"dimensions": backbones[0].width, "settings": outcome.settings})
+    rows[0]["answers"] = packed(outcomes[subject].correct)
     found = paired_difference(outcomes[subject].correct, outcomes[SCRATCH].correct)
     row = {"task": TASK, "features": subject, "against": SCRATCH, "evaluator": settings.name, "metric": "accuracy"}
     row |= asdict(found)

@@ -21,6 +21,7 @@ from openjepa.data.augmentation import Preprocessing, to_unit
 from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Batch
 from openjepa.data.survey import levels, survey
+from openjepa.evaluation.answers import packed
 from openjepa.evaluation.features import Classifier, Features, Part
 from openjepa.evaluation.folds import WORTH, in_folds
 from openjepa.evaluation.intervals import Difference, equal_grades, paired_difference
@@ -218,6 +219,7 @@ def _task(part: str) -> str:
 
 def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: int, worth: float) -> dict[str, Any]:
     low, high = equal_grades(float(correct.mean()), worth * len(correct))
+    answers = {} if name in BASELINES else {"answers": packed(correct, worth)}
     return {
         "task": _task(part),
         "features": name,
@@ -228,7 +230,7 @@ def _row(part: str, name: str, evaluator: str, correct: np.ndarray, dimensions: 
         "high": high,
         "dimensions": dimensions,
         "settings": {},
-    }
+    } | answers
 
 
 def _summary(lost: Mapping[tuple[str, str], Difference], subject: str) -> str:

@@ -106,6 +106,41 @@ def paired_difference(
     return _paired(wins * answers / correct.size, losses * answers / correct.size, answers)
 
 
+def difference_of_runs(
+    shares: Float[np.ndarray, "A n"], against: Float[np.ndarray, "B n"], worth: int | float = 1
+) -> Difference:
+    """The difference of two means, over A runs and over B others, of shares measured on the same n images, with its 95%
+    interval.
+
+    The runs (training seeds) are a sample on each side, the images one that both sides share: the variance is that of
+    the runs' means as Welch (1947) has it, plus that of the images' differences over n, less what both count, and t has
+    the degrees of freedom of Satterthwaite (1946), as in :func:`crossed_mean`. An image won whole and one lost whole
+    are added to those by which the spread over images is measured: few may happen not to differ. Raises ValueError for
+    fewer than two runs on a side or fewer than two images.
+    """
+    images = shares.shape[1]
+    if images < 2 or min(len(shares), len(against)) < 2:
+        raise ValueError(
+            f"a difference over runs and images needs two runs on each side and two images, got {len(shares)}, "
+            f"{len(against)} and {images}"
+        )
+    from scipy.stats import t
+
+    by_run, both, weight = 0.0, 0.0, 0.0
+    for side in (shares, against):
+        own = float(side.mean(1).var(ddof=1)) / len(side)
+        rest = side - side.mean(0) - side.mean(1, keepdims=True) + side.mean()
+        both += float((rest**2).sum()) / ((len(side) - 1) * (images - 1)) / side.size
+        by_run, weight = by_run + own, weight + own**2 / (len(side) - 1)
+    apart = np.append(shares.mean(0) - against.mean(0), (1.0, -1.0))
+    by_image = float(apart.var(ddof=1)) / (worth * images)
+    variance = max(by_run + by_image - both, by_run, by_image)
+    freedom = variance**2 / (weight + by_image**2 / (images - 1))
+    half = float(t.ppf(0.975, max(freedom, 1.0))) * math.sqrt(variance)
+    value = float(shares.mean() - against.mean())
+    return Difference(value=value, low=value - half, high=value + half)
+
+
 def equal_differences(value: float, images: int | float) -> Difference:
     """A difference of means in [0, 1] that all images have alike, with the interval of :func:`paired_difference` for
     as many wins (or losses) more as make it up (:func:`equal_grades` says why)."""
