@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -121,7 +121,8 @@ def begin(
     check_free(folder)
     plans: dict[Method, Plan] = {}
     wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
-    for objective in request.objectives:
+    # Whatever the order they were asked for in, I-JEPA decides, whose long recipe has more than a wider encoder.
+    for objective in (name for name in get_args(Method) if name in request.objectives):
         plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened, request.settled)
         # Steps of the others are cheaper or dearer, but the network is to be the same.
         wishes = replace(wishes, long=plans[objective].long)
@@ -131,7 +132,7 @@ def begin(
         "command": "",
         "plans": {
             name: {"experiment": json.loads(planned.experiment.to_json()), "facts": planned.facts}
-            for name, planned in plans.items()
+            for name, planned in ((name, plans[name]) for name in request.objectives)
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
