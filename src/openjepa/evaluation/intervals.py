@@ -85,25 +85,26 @@ class Difference:
 
 
 def paired_difference(
-    correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarray, "n *K"], worth: int | float = 1
+    correct: Bool[np.ndarray, "n *K"], against: Bool[np.ndarray, "n *K"], worth: int | float = 1, *, among: int = 1
 ) -> Difference:
     """The difference of two accuracies measured on the same images, with its 95% interval.
 
     Adjusted Wald interval for paired proportions (Bonett and Price 2012): like McNemar's test it uses only the images
     on which the two disagree, so it is narrower than comparing two separate intervals. Where each image was asked about
     K times, it is that of as many answers as would have the images' spread if none depended on another, an image won
-    whole and one lost whole added to them (:func:`wilson_of_groups`). Raises ValueError for no images.
+    whole and one lost whole added to them (:func:`wilson_of_groups`). ``among`` so many differences, of which one is
+    picked, all intervals hold at once 95 times of 100 (Bonferroni). Raises ValueError for no images.
     """
     if correct.size < 1:
         raise ValueError("a difference needs at least one test image, got 0")
     wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
     images, each = len(correct), correct.size // len(correct)
     if each == 1:
-        return _paired(worth * wins, worth * losses, worth * images)
+        return _paired(worth * wins, worth * losses, worth * images, among)
     apart = (correct.astype(np.float64) - against).reshape(images, each).mean(1)
     more, fewer = ((count / each + 1) / (images + 2) for count in (wins, losses))
     answers = worth * _independent(apart, (1.0, -1.0), more + fewer - (more - fewer) ** 2, each)
-    return _paired(wins * answers / correct.size, losses * answers / correct.size, answers)
+    return _paired(wins * answers / correct.size, losses * answers / correct.size, answers, among)
 
 
 def difference_of_runs(
@@ -147,10 +148,10 @@ def equal_differences(value: float, images: int | float) -> Difference:
     return _paired(images * max(value, 0.0), images * max(-value, 0.0), images)
 
 
-def _paired(wins: int | float, losses: int | float, total: int | float) -> Difference:
+def _paired(wins: int | float, losses: int | float, total: int | float, among: int = 1) -> Difference:
     value = (wins - losses) / total
     more, fewer = (wins + 1) / (total + 2), (losses + 1) / (total + 2)
-    half = Z95 * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))
+    half = NormalDist().inv_cdf(1 - 0.025 / among) * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))
     centre = more - fewer
     return Difference(value=value, low=min(value, max(-1.0, centre - half)), high=max(value, min(1.0, centre + half)))
 
