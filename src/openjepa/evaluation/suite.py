@@ -291,5 +291,5 @@ def _spectrum(subjects: Mapping[str, Views]) -> dict[str, dict[str, float]]:
         if name != PIXELS and LAST in views:
             train = views[LAST][0]
             chosen = np.sort(draws.permutation(len(train), "rankme images")[:RANKME_IMAGES])
-            spectrum[name] = {"rankme": rankme(torch.from_numpy(train.values[chosen]))}
+            spectrum[name] = {"rankme": rankme(torch.from_numpy(train.values[chosen])), "images": len(chosen)}
     return spectrum
