@@ -41,6 +41,9 @@ def assess_finetuning(
 ) -> dict[str, Any]:
     """Accuracies after fine-tuning, as entries of ``evaluation.json`` with task "fine-tuning".
 
+    The random weights learn at one rate in all layers (``layer_decay`` 1): rates that shrink towards the input keep
+    what a trained network knows there, and random weights know nothing.
+
     Args:
         backbones: the encoder that is judged, and one of its shape with random weights.
         preprocessing: of the images, for both.
@@ -77,7 +80,8 @@ def assess_finetuning(
             advance(done, total)
 
         for name, backbone in zip((subject, SCRATCH), backbones, strict=True):
-            outcomes[name] = settings.classify(backbone, train, test, stepped)
+            own = replace(settings, layer_decay=1.0) if name == SCRATCH else settings
+            outcomes[name] = own.classify(backbone, train, test, stepped)
     rows = []
     for name, outcome in outcomes.items():
         scores = outcome.scores()
@@ -91,7 +95,7 @@ def assess_finetuning(
     clear = "" if found.verdict != "unclear" else ", not clear"
     return {
         "data": splits.train.name,
-        "classes": len(np.unique(test.labels)),
+        "classes": len(np.unique(train.labels)),
         "train_images": len(train.labels),
         "test_images": len(test.labels),
         "split": parts.sentence,
