@@ -122,7 +122,7 @@ def begin(
     plans: dict[Method, Plan] = {}
     wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
     # Whatever the order they were asked for in, I-JEPA decides, whose long recipe has more than a wider encoder.
-    for objective in (name for name in get_args(Method) if name in request.objectives):
+    for objective in sorted(request.objectives, key=get_args(Method).index):
         plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened, request.settled)
         # Steps of the others are cheaper or dearer, but the network is to be the same.
         wishes = replace(wishes, long=plans[objective].long)

@@ -46,7 +46,8 @@ def evaluation_section(run: RunFolder) -> str:
 def _fewer(run: RunFolder) -> str:
     """That what was learned on is the smaller part, and so the luckier one, where it is (folds learn on most)."""
     facts = _facts(run)
-    learn, test = facts.get("train_images"), facts.get("test_images")
+    learn: Any = facts.get("train_images")
+    test: Any = facts.get("test_images")
     if is_number(facts.get("folds")) or not is_number(learn) or not is_number(test) or learn >= test:
         return ""
     return (
@@ -209,7 +210,7 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
     (ways, called), turned = _ways(run), _turned(run)
     equal = called if turned else f"equal {called}"
-    commonest = None if turned else nested(_facts(run), "chance", "classes")
+    commonest: Any = None if turned else nested(_facts(run), "chance", "classes")
     chance = f" Guessing among {ways} {equal} gives {percent(1 / ways)}." if shares and ways and ways > 1 else ""
     chance = f" Always the commonest: {percent(commonest)}." if shares and is_number(commonest) else chance
     return (
