@@ -13,6 +13,8 @@ from PIL import Image
 
 from openjepa import comparing
 from openjepa.cli import main
+from openjepa.evaluation.answers import shares
+from openjepa.evaluation.folds import WORTH
 from openjepa.recipes.small import small
 
 
@@ -74,6 +76,13 @@ def test_objectives_are_trained_judged_and_set_side_by_side(images, tiny, tmp_pa
         assert run["untrained"]["rankme"] > 1
         assert {row["task"].split(":")[0] for row in run["rows"]} == {"classes", "robustness", "scenes"}
         assert (out / run["folder"] / "report.html").is_file()
+        # Every accuracy of the encoder is kept image by image in the run's folder, and in compare.json none is.
+        for row in json.loads((out / run["folder"] / "judged.json").read_text())["rows"]:
+            assert ("answers" in row) == (row["features"] == "trained encoder")
+            if "answers" in row:
+                assert shares(row["answers"]).mean() == pytest.approx(row["value"])
+                assert row["answers"]["worth"] == (1 if row["task"].startswith("scenes") else WORTH)
+        assert not any("answers" in row for row in run["rows"])
     page = (out / "compare.html").read_text()
     assert "MAE and denoising autoencoder on images" in page
     assert "mae-seed0/report.html" in page

@@ -9,18 +9,21 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import numpy as np
 
 from openjepa.assessment import rotations
 from openjepa.claiming import LOCK, claimed, make_run
 from openjepa.data.base import Splits
 from openjepa.diagnosis.looks import untrained
 from openjepa.errors import InputError
+from openjepa.evaluation.answers import shares
 from openjepa.evaluation.catalogue import quick
-from openjepa.evaluation.intervals import NO_SPREAD
+from openjepa.evaluation.intervals import NO_SPREAD, difference_of_runs
 from openjepa.experiment import Experiment, Method
 from openjepa.files import names_in, write_whole
 from openjepa.planning import Plan, Wishes, plan
@@ -118,7 +121,8 @@ def begin(
     check_free(folder)
     plans: dict[Method, Plan] = {}
     wishes = replace(wishes, minutes=request.minutes, flops=request.flops, steps=request.steps, epochs=request.epochs)
-    for objective in request.objectives:
+    # Whatever the order they were asked for in, I-JEPA decides, whose long recipe has more than a wider encoder.
+    for objective in sorted(request.objectives, key=get_args(Method).index):
         plans[objective] = plan(splits, replace(wishes, objective=objective), processes, opened, request.settled)
         # Steps of the others are cheaper or dearer, but the network is to be the same.
         wishes = replace(wishes, long=plans[objective].long)
@@ -128,7 +132,7 @@ def begin(
         "command": "",
         "plans": {
             name: {"experiment": json.loads(planned.experiment.to_json()), "facts": planned.facts}
-            for name, planned in plans.items()
+            for name, planned in ((name, plans[name]) for name in request.objectives)
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +253,10 @@ def gather(folder: Path, content: dict[str, Any], request: Request) -> dict[str,
         if (run / "judged.json").is_file():
             runs.append(_outcome(run, objective, seed))
     _check_same_images(folder, runs)
-    return content | {"runs": runs, "summary": summarise(runs, request.objectives)}
+    summary = summarise(runs, request.objectives)
+    for run in runs:  # of the answers image by image the summary has what they say
+        run["rows"] = [{name: value for name, value in row.items() if name != "answers"} for row in run["rows"]]
+    return content | {"runs": runs, "summary": summary}
 
 
 def _check_same_images(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
@@ -300,28 +307,34 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
 def summarise(runs: Sequence[dict[str, Any]], objectives: Sequence[Method]) -> list[dict[str, Any]]:
     """For every measure: mean, standard deviation and number of seeds of each objective, and of the references.
 
-    Each also has the difference of every objective from the first one, with a 95% interval over seeds (Welch's t)
-    where both have two seeds or more, which do not all give the same.
+    Each also has the difference of every two objectives (``pairs``: ``of`` one, ``against`` one asked for before it;
+    ``differences``: those from the first one), with a 95% interval where both have two seeds or more, which do not all
+    give the same. It is over seeds and ``test_images`` where the rows hold answers image by image, else over seeds
+    alone (Welch's t; ``test_images`` is None).
     """
-    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    found: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         for row in run["rows"]:
             key = (row["task"], row["evaluator"], row["metric"])
             own = row["features"] not in ("random encoder", "raw pixels", "from scratch")
             name = run["objective"] if own else row["features"]
-            found.setdefault(key, {}).setdefault(name, []).append(row["value"])
+            found.setdefault(key, {}).setdefault(name, []).append(row)
     summary = []
-    for (task, evaluator, metric), values in found.items():
-        first = values.get(objectives[0])
+    for (task, evaluator, metric), rows in found.items():
+        pairs = [
+            {"of": name, "against": against} | _difference(rows[name], rows[against])
+            for number, against in enumerate(objectives)
+            for name in objectives[number + 1 :]
+            if against in rows and name in rows
+        ]
         differences = {
-            name: _difference(values[name], first)
-            for name in objectives[1:]
-            if first is not None and name in values
-        }  # fmt: skip
-        means = {name: _spread(each) for name, each in values.items()}
-        summary.append(
-            {"task": task, "evaluator": evaluator, "metric": metric, "values": means, "differences": differences}
-        )
+            pair["of"]: {key: pair[key] for key in ("value", "low", "high", "test_images")}
+            for pair in pairs
+            if pair["against"] == objectives[0]
+        }
+        means = {name: _spread([row["value"] for row in each]) for name, each in rows.items()}
+        named = {"task": task, "evaluator": evaluator, "metric": metric}
+        summary.append(named | {"values": means, "differences": differences, "pairs": pairs})
     return summary
 
 
@@ -331,13 +344,21 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": (squares / (len(values) - 1)) ** 0.5 if len(values) > 1 else None, "n": len(values)}
 
 
-def _difference(values: Sequence[float], against: Sequence[float]) -> dict[str, float | None]:
-    one, other = _spread(values), _spread(against)
-    difference = one["mean"] - other["mean"]
+def _difference(rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far the mean of some seeds' rows is above that of others', with its interval where there is one."""
+    values, others = ([row["value"] for row in each] for each in (rows, against))
+    one, other = _spread(values), _spread(others)
+    found = {"value": one["mean"] - other["mean"], "low": None, "high": None, "test_images": None}
     # Seeds that all give the same, as of few test images that are all right, show no spread, which is not to have none.
-    if len(values) < 2 or len(against) < 2 or max(one["std"], other["std"]) ** 2 <= NO_SPREAD:
-        return {"value": difference, "low": None, "high": None}
+    if len(values) < 2 or len(others) < 2 or max(one["std"], other["std"]) ** 2 <= NO_SPREAD:
+        return found
+    answers = [row["answers"] for row in (*rows, *against) if "answers" in row]  # rows of older versions have none
+    images = {each["images"] for each in answers}
+    if len(answers) == len(rows) + len(against) and len(images) == 1 and images != {1}:
+        right = np.stack([shares(each) for each in answers])
+        interval = difference_of_runs(right[: len(rows)], right[len(rows) :], answers[0]["worth"])
+        return found | {"low": interval.low, "high": interval.high, "test_images": images.pop()}
     from scipy.stats import ttest_ind
 
-    interval = ttest_ind(values, against, equal_var=False).confidence_interval(0.95)
-    return {"value": difference, "low": float(interval.low), "high": float(interval.high)}
+    interval = ttest_ind(values, others, equal_var=False).confidence_interval(0.95)
+    return found | {"low": float(interval.low), "high": float(interval.high)}

@@ -153,7 +153,7 @@ def plan(
             experiment, cost = _costed(lengthy, steps, splits, wishes, processes)
     if long and lengthy != short:
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
-        why += "; as the first objective" if wishes.long else f"; room for {LONG:,} steps"
+        why += "; as for the other objectives" if wishes.long else f"; room for {LONG:,} steps"
         why += f", so {_differences(short, experiment)}"
     elif of_its_own and lengthy != short and chosen.method == "ijepa" and _left_open(wishes):
         long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=LONG)))

@@ -65,19 +65,23 @@ def test_a_test_part_without_labels_is_not_passed_over_in_silence():
 
 
 @pytest.mark.parametrize(
-    ("learn", "held", "judged"),
+    ("learn", "held", "chosen_among", "tested"),
     [
-        ([0, 1, 2] * 20, [0, 1, 2] * 5, 3),  # four have names
-        ([0, 1, 2] * 20 + [3], [0, 1, 2, 3] * 5, 3),  # of one there is nothing to learn
-        ([0, 1, 2, 3] * 15, [0, 1] * 10, 2),  # two are asked about
+        ([0, 1, 2] * 20, [0, 1, 2] * 5, 3, 3),  # four have names
+        ([0, 1, 2] * 20 + [3], [0, 1, 2, 3] * 5, 3, 3),  # of one there is nothing to learn
+        ([0, 1, 2, 3] * 15, [0, 1, 2] * 10, 4, 3),  # three are asked about
+        ([0, 1, 2, 3] * 15, [1] * 10, 4, 1),
     ],
 )
-def test_the_classes_counted_are_those_that_are_judged(learn, held, judged):
+def test_the_classes_counted_are_those_among_which_an_evaluator_chooses(learn, held, chosen_among, tested):
     splits = Splits(train=source(learn), test=source(held, 1), sentence="Two parts.")
     found = assess(ours(), splits)
-    assert found["classes"] == judged
-    # Guessing is measured against as many: the classes are even among these.
-    assert not any("uneven" in note for note in found["notes"])
+    assert (found["classes"], found["tested_classes"]) == (chosen_among, tested)
+    notes = " ".join(found["notes"])
+    fewer = f"Of the {chosen_among} classes learned {tested} occur among the test images."
+    assert (fewer in notes) == (tested < chosen_among)
+    # Evenness is measured against guessing among as many: of three in four it is even, of one it is not.
+    assert ("uneven" in notes) == (tested == 1)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,35 @@ def test_that_one_class_is_far_the_commonest_is_said_of_images_and_of_features(l
         told = [note for note in record["notes"] if "uneven" in note]
         assert len(told) == noted
         assert all(f"would be right for {labels.count(0)}.0% of" in note for note in told)
+        assert record.get("chance") == ({"classes": labels.count(0) / len(labels)} if noted else None)
+        balanced = [row for row in record["rows"] if row["metric"] == "balanced accuracy"]
+        subjects = dict.fromkeys(row["features"] for row in record["rows"])
+        evaluators = dict.fromkeys(row["evaluator"] for row in record["rows"] if noted)
+        assert [(row["evaluator"], row["features"]) for row in balanced] == [
+            (evaluator, name) for evaluator in evaluators for name in subjects
+        ]
+        assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in balanced)
+
+
+@pytest.mark.parametrize("parts", ["two", "folds"])
+def test_copies_of_images_learned_on_are_told(parts):
+    """Of two parts three images are in both; in folds three are there twice."""
+    train, test = source([0, 1, 2] * 20), source([0, 1, 2] * 5, 1)
+    same = np.concatenate([train.images[:3], test.images[3:]])
+    if parts == "two":
+        splits = Splits(train=train, test=ArraySource("t", same, test.labels, test.classes), sentence="Two parts.")
+    else:
+        whole = np.concatenate([train.images, same]), np.concatenate([train.labels, test.labels])
+        splits = Splits(train=ArraySource("greys", *whole, train.classes), test=None, sentence="")
+    counted = "3 of 15 test images are pixel for pixel among those learned on"
+    if parts == "folds":
+        counted = "6 of 75 test images are pixel for pixel among others that were learned on"
+    notes = assess(ours(), splits)["notes"]
+    assert [note for note in notes if "pixel for pixel" in note] == [
+        f"{counted}, which makes accuracies too high: remove copies."
+    ]
+    clean = Splits(train=train, test=test, sentence="Two parts.")
+    assert not any("pixel for pixel" in note for note in assess(ours(), clean)["notes"])
 
 
 def test_test_images_of_a_class_of_which_no_train_image_can_be_read_are_left_out(damaged):

@@ -88,6 +88,7 @@ def test_segmentation_of_photos_by_an_encoder_of_any_channels(channels, masked, 
     }
     said = capsys.readouterr()
     assert IN_FOLDS in facts["split"]
+    assert "those of a patch without its place" in facts["summary"]
     assert not any(note.startswith("segmentation") for note in whole["notes"])
     assert "mIoU" in said.out
     assert "Traceback" not in said.err
@@ -159,6 +160,8 @@ def test_fine_tuning_stands_beside_the_same_from_scratch(encoder, tmp_path, caps
     row = found["fine-tuning", "fine-tuning", "trained encoder"]
     assert row["value"] > 0.8
     assert row["settings"]["epochs"] == 5
+    decays = [one["settings"]["layer_decay"] for one in found.values()]
+    assert decays == [0.75, 1], "what is shrunk for trained weights is not for random ones"
     facts = json.loads(written.read_text())["tasks"]["fine-tuning"]
     assert (facts["train_images"], facts["test_images"]) == (64, 16)
     said = capsys.readouterr()

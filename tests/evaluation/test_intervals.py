@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+from scipy import stats
 
+from openjepa.evaluation.balanced import balanced_accuracy
 from openjepa.evaluation.intervals import (
     Difference,
     crossed_mean,
+    difference_of_runs,
     graded_difference,
     paired_difference,
     wilson,
@@ -86,6 +89,70 @@ def test_the_paired_interval_of_images_asked_several_times_covers_the_truth_too(
         once.append(single.high - single.low)
     assert np.mean(covered) >= 0.925
     assert np.mean(wide) < (0.9 if alike < 0.5 else 1.0) * np.mean(once)
+
+
+@pytest.mark.parametrize(("images", "seeds", "between"), [(100, 3, 0.0), (100, 3, 0.3), (400, 2, 0.05), (40, 5, 0.1)])
+def test_a_difference_of_runs_covers_the_truth_for_other_images_and_seeds(images, seeds, between):
+    """Each side has images that it finds hard, and each run a luck of its own; seeds alone would say far too little."""
+    generator = np.random.default_rng(4)
+    covered, alone = [], []
+    for _ in range(800):
+        sides = []
+        for _ in range(2):
+            hard = generator.normal(0, 1.5, images)
+            luck = generator.normal(0, between, (seeds, 1)) + generator.normal(0, 0.5, (seeds, images))
+            sides.append((hard + luck > 0).astype(np.float64))
+        found = difference_of_runs(*sides)
+        assert found.low < found.value < found.high
+        covered.append(found.low <= 0 <= found.high)
+        (one, spread), (other, width) = ((side.mean(), side.mean(1).std(ddof=1)) for side in sides)
+        welch = stats.ttest_ind_from_stats(one, spread + 1e-9, seeds, other, width, seeds, equal_var=False)
+        alone.append(welch.pvalue > 0.05)
+    assert 0.93 <= np.mean(covered) <= 0.99
+    assert np.mean(alone) < np.mean(covered)
+
+
+def test_the_largest_of_several_differences_is_clear_by_luck_no_more_often_than_one():
+    generator, clear = np.random.default_rng(6), {1: 0, 8: 0}
+    for _ in range(600):
+        u = generator.random((8, 300))
+        for among in clear:
+            found = [paired_difference(row < 0.1, (row >= 0.1) & (row < 0.2), among=among) for row in u]
+            clear[among] += max(found, key=lambda one: one.value).low > 0
+    assert clear[8] / 600 < 0.04 < 0.1 < clear[1] / 600
+
+
+@pytest.mark.parametrize("right", [(0.9, 0.3), (1.0, 1.0), (0.5, 0.97)])
+@pytest.mark.parametrize("counts", [(190, 10), (60, 40)])
+def test_a_balanced_accuracy_covers_the_truth(right, counts):
+    generator, labels = np.random.default_rng(7), np.repeat([3, 8], counts)
+    covered = []
+    for _ in range(1000):
+        value, low, high = balanced_accuracy(generator.random(len(labels)) < np.repeat(right, counts), labels)
+        assert 0 <= low <= value <= high <= 1
+        covered.append(low <= np.mean(right) <= high)
+    assert np.mean(covered) >= 0.92
+    assert high - low < 0.6
+
+
+def test_a_balanced_accuracy_is_the_mean_over_classes_and_of_equal_ones_the_plain_one():
+    right, labels = np.arange(100) < 90, np.repeat([0, 1], [90, 10])
+    assert balanced_accuracy(right, labels)[0] == 0.5  # to name always the commonest is worth no more
+    even = np.arange(200) % 2
+    found = balanced_accuracy(np.arange(200) < 140, even)
+    assert found == pytest.approx((0.7, *wilson(140, 200)), abs=0.005)
+
+
+def test_a_difference_of_runs_needs_two_of_each():
+    with pytest.raises(ValueError, match="got 1, 2 and 9"):
+        difference_of_runs(np.ones((1, 9)), np.ones((2, 9)))
+
+
+def test_folds_make_a_difference_of_runs_wider():
+    right = np.random.default_rng(5).random((4, 200)) < 0.6
+    plain, folded = (difference_of_runs(right[:2] * 1.0, right[2:] * 1.0, worth) for worth in (1, 2 / 3))
+    assert folded.value == plain.value
+    assert folded.high - folded.low > 1.1 * (plain.high - plain.low)
 
 
 def test_one_answer_an_image_is_the_plain_paired_difference():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from openjepa.comparing import summarise
+from openjepa.evaluation.answers import packed
 from openjepa.report.comparison import render
 from openjepa.report.series import Line, mean_line
 
@@ -19,9 +20,9 @@ FACTS = {
 }
 
 
-def content(asked: int = 2, **values: list[float]) -> dict[str, Any]:
-    """A comparison of the named objectives, each with the k-NN accuracies of its finished seeds."""
-    runs = [_run(name, seed, value) for name, each in values.items() for seed, value in enumerate(each)]
+def content(asked: int = 2, images: int = 0, **values: list[float]) -> dict[str, Any]:
+    """A comparison of the named objectives, each with the k-NN accuracies of its finished seeds, of so many images."""
+    runs = [_run(name, seed, value, images) for name, each in values.items() for seed, value in enumerate(each)]
     request = {"objectives": list(values), "seeds": asked, "minutes": None, "flops": 2e11, "steps": None}
     return {
         "request": request | {"epochs": None},
@@ -32,8 +33,11 @@ def content(asked: int = 2, **values: list[float]) -> dict[str, Any]:
     }
 
 
-def _run(objective: str, seed: int, value: float) -> dict[str, Any]:
+def _run(objective: str, seed: int, value: float, images: int) -> dict[str, Any]:
     row = {"task": "classes", "features": "trained encoder", "evaluator": "k-NN", "metric": "accuracy", "value": value}
+    if images:  # the objectives are right on images that have nothing to do with one another
+        order = np.random.default_rng(list(map(ord, objective))).permutation(images)
+        row |= {"answers": packed(order < round(value * images))}
     curve = [{"seconds": 1.0 + seed, "flops": 1e11, "knn": 0.4}, {"seconds": 2.0 + seed, "flops": 2e11, "knn": value}]
     costs = {"steps": 20, "seconds": 2.0, "images_per_s": 100.0, "flops": 2e11, "peak_memory": None, "joules": None}
     return {"objective": objective, "seed": seed, "folder": objective, "curve": curve, "rows": [row]} | costs
@@ -58,6 +62,32 @@ def test_bold_and_the_sentence_agree_and_the_interval_is_shown(mae, clear):
     assert f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−") in page.split("Every measure")[1]
 
 
+def test_what_is_clear_over_seeds_is_not_on_few_test_images():
+    accuracies = {"ijepa": [0.6, 0.6, 0.61], "mae": [0.65, 0.66, 0.66], "denoising": [0.86, 0.87, 0.87]}
+    few, many, seeds = (render(content(3, images, **accuracies)) for images in (100, 10_000, 0))
+    assert "MAE is 5.3 points above I-JEPA (95% interval over seeds and the 100 test images −" in few
+    assert "over seeds and the 10,000 test images +3." in many
+    assert "over seeds alone" not in few.split("which is said", 1)[1]
+    assert "over seeds alone +4." in seeds
+    assert "4.0 to 6.6, over seeds alone" in seeds.split("which is said", 1)[1]
+    clear = [page.split("By <b>k-NN")[1].split("</p>")[0].count("not clear") for page in (few, many, seeds)]
+    assert clear == [1, 0, 0]
+    assert all("<b>86.7%" in page for page in (few, many, seeds))
+
+
+def test_bold_goes_by_images_for_every_pair_and_older_comparisons_by_seeds():
+    accuracies = {"ijepa": [0.4, 0.4, 0.41], "mae": [0.8, 0.81, 0.81], "denoising": [0.86, 0.87, 0.87]}
+    whole = content(3, 100, **accuracies)
+    assert "<b>8" not in render(whole)  # clear against the first one, but not against the other
+    for row in whole["summary"]:
+        del row["pairs"]
+        for each in row["differences"].values():
+            del each["test_images"]
+    old = render(whole)
+    assert "<b>86.7%" in old
+    assert "over seeds alone" in old
+
+
 def test_a_comparison_that_is_not_whole_says_of_whom_it_speaks():
     page = render(content(2, ijepa=[0.6, 0.62], mae=[0.7]))
     assert "MAE, 1 of 2 seeds" in page
@@ -65,6 +95,9 @@ def test_a_comparison_that_is_not_whole_says_of_whom_it_speaks():
     assert "with one seed of MAE nothing can be said" in page
     assert "MAE has the MAE paper&#x27;s betas" in page
     assert "denoising" not in page
+    assert "with equal care: those of I-JEPA by many trials" in page
+    assert "and those of MAE on three learning rates." in page
+    assert "with equal care" not in render(content(1, mae=[0.7]))
     assert "1 run is not finished; its numbers are missing here." in page
     assert "<b>7" not in page
 

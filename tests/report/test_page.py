@@ -280,6 +280,13 @@ def test_how_the_images_were_split_is_a_sentence_of_its_own(parts):
     text = written(parts).text
     assert "50 to test; 4 classes. Train and test are the data's own." in text
     assert "Guessing among 4 equal classes gives 25.0%." in text
+    assert "fewer images were learned on" not in text
+    parts.evaluation |= {"train_images": 20, "chance": {"classes": 0.95}}
+    parts.path = parts.path.with_name("uneven")
+    text = written(parts).text
+    assert "Always the commonest: 95.0%." in text
+    assert "Guessing among" not in text
+    assert "Here fewer images were learned on than tested on (20 and 50)" in text
 
 
 def test_a_run_that_numbers_stopped_says_so_and_is_not_gone_on_with(parts):

@@ -26,6 +26,15 @@ def test_headline(parts, numbers, half, headline, learned, beside_pixels):
     assert verdict.headline.startswith(headline)
     assert f"k-NN {100 * numbers[0]:.1f}% against {100 * numbers[1]:.1f}%: " in verdict.answers[0].because
     assert verdict.answers[0].answer == learned
+    assert ("other images to learn on, are not in the interval" in verdict.answers[0].because) == (
+        learned != "Not shown"
+    )
+    collapse = next(one for one in verdict.answers if one.question == "Has it collapsed?")
+    if headline.startswith("Training made"):
+        assert (collapse.answer, collapse.standing) == ("The watch saw none", "mixed")
+        assert collapse.because.endswith("Yet the features are below a random encoder's.")
+    else:
+        assert (collapse.answer, collapse.standing) == ("No sign of it", "good")
     assert beside_pixels in verdict.qualification
 
 
@@ -151,6 +160,7 @@ def looks(parts, path, images=0.6, losses=0.03) -> None:
     for number, (rank, alpha) in enumerate(path, 1):
         look = {"step": 10 * number - 1, "loss": losses, "rankme": rank, "alpha_req": alpha} | spread
         parts.metrics.append(look | {"features_over_images": images, "target_over_images": images})
+    parts.plan["data"]["images"] = 5000
     for row in parts.evaluation["rows"]:
         row["dimensions"] = 192
 
@@ -190,6 +200,10 @@ def test_a_healthy_run_shows_no_sign_of_collapse(parts):
     parts.path = parts.path.with_name("wide")
     looks(parts, [(2 * rank, alpha) for rank, alpha in GROWS])
     assert told(parts) == ("No sign of it", "RankMe 30.0 (untrained 9.40, at most 192) and target std 0.400.", "good")
+    looks(parts, GROWS)
+    parts.plan["data"]["images"] = 100  # of which no more directions can come
+    parts.path = parts.path.with_name("few")
+    assert told(parts) == ("No sign of it", "RankMe 15.0 (untrained 9.40, at most 100) and target std 0.400.", "good")
 
 
 @pytest.mark.parametrize(("seen", "answer"), [(3, "Signs of it"), (5, "A dip so far"), (7, "No, but narrow")])
@@ -218,6 +232,11 @@ def test_few_of_many_directions_is_narrow_and_not_called_failure(parts):
         "RankMe 10.0 (untrained 15.9, at most 192) and target std 0.400."
     )  # the evaluation's, not the online 3.5
     assert "not failure" in because
+    parts.evaluation["spectrum"]["trained encoder"]["images"] = 60  # of which no more can come
+    parts.path = parts.path.with_name("few")
+    answer, because = answers(parts)["Has it collapsed?"]
+    assert answer == "No sign of it"
+    assert because.startswith("RankMe 10.0 (untrained 15.9, at most 60)")
 
 
 def test_cost(parts):

@@ -15,6 +15,7 @@ from openjepa.data.base import Splits
 from openjepa.data.loader import BadRecord
 from openjepa.data.pixels import alike
 from openjepa.errors import InputError
+from openjepa.evaluation.answers import packed
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.finetune import Backbone, FineTuning, Labelled
 from openjepa.evaluation.intervals import paired_difference
@@ -39,6 +40,9 @@ def assess_finetuning(
     note: Callable[[str], None] = lambda sentence: None,
 ) -> dict[str, Any]:
     """Accuracies after fine-tuning, as entries of ``evaluation.json`` with task "fine-tuning".
+
+    The random weights learn at one rate in all layers (``layer_decay`` 1): rates that shrink towards the input keep
+    what a trained network knows there, and random weights know nothing.
 
     Args:
         backbones: the encoder that is judged, and one of its shape with random weights.
@@ -76,20 +80,22 @@ def assess_finetuning(
             advance(done, total)
 
         for name, backbone in zip((subject, SCRATCH), backbones, strict=True):
-            outcomes[name] = settings.classify(backbone, train, test, stepped)
+            own = replace(settings, layer_decay=1.0) if name == SCRATCH else settings
+            outcomes[name] = own.classify(backbone, train, test, stepped)
     rows = []
     for name, outcome in outcomes.items():
         scores = outcome.scores()
         about = {"task": TASK, "features": name, "evaluator": settings.name, "metric": "accuracy"}
         measured = {"value": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"]}
         rows.append(about | measured | {"dimensions": backbones[0].width, "settings": outcome.settings})
+    rows[0]["answers"] = packed(outcomes[subject].correct)
     found = paired_difference(outcomes[subject].correct, outcomes[SCRATCH].correct)
     row = {"task": TASK, "features": subject, "against": SCRATCH, "evaluator": settings.name, "metric": "accuracy"}
     row |= asdict(found)
     clear = "" if found.verdict != "unclear" else ", not clear"
     return {
         "data": splits.train.name,
-        "classes": len(np.unique(test.labels)),
+        "classes": len(np.unique(train.labels)),
         "train_images": len(train.labels),
         "test_images": len(test.labels),
         "split": parts.sentence,

@@ -1,7 +1,9 @@
 """Judge an encoder on somebody's labelled images, always beside a random encoder of its shape and raw pixels."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,13 @@ from openjepa.assessment.parts import chosen_parts, counted, digest_of, left_to_
 from openjepa.assessment.precomputed import GIVEN, Given, pixels_of
 from openjepa.data.base import Source, Splits
 from openjepa.errors import InputError
+from openjepa.evaluation.balanced import with_balance
 from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
 from openjepa.evaluation.split import at_most, check_parts, set_aside
-from openjepa.evaluation.suite import LAST, PIXELS, TOKENS, Entry, Progress, judge, run_suite
+from openjepa.evaluation.suite import LAST, PIXELS, TASK, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
 
 # Standard deviations of the images trained on, between their mean and that of others, from which on it is told.
@@ -81,11 +84,13 @@ def assess(
     of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
     trained, tested = of_all[0], of_all[-1]
     subjects, notes = by_subject(trained, tested, folded=parts.folded)
-    notes += _uneven(tested[main].labels) + _unlike(panel, trained)
-    judged_by = remembering(cache)
-    found = run_suite(subjects, entries, progress, in_folds(judged_by) if parts.folded else judged_by)
+    chance, uneven = _classes_of(trained[main].labels, tested[main].labels)
+    copies = _copies(trained.get(Kind(PIXELS, LAST)), tested.get(Kind(PIXELS, LAST)), folded=parts.folded)
+    notes += uneven + copies + _unlike(panel, trained)
+    judged_by = in_folds(remembering(cache)) if parts.folded else remembering(cache)
+    found = run_suite(subjects, entries, progress, with_balance(judged_by) if "chance" in chance else judged_by)
     return facts | {
-        "classes": len(np.unique(tested[main].labels)),
+        **chance,
         "images": digest_of(*parts.each),
         **counted(len(trained[main]), len(tested[main]), folded=parts.folded),
         "split": parts.sentence,
@@ -117,16 +122,18 @@ def assess_given(
     else:
         (learn, held), size = pixels_of(given, splits)
         subjects[PIXELS] = {LAST: (learn.take(rows[0]), held.take(rows[1]))}
-    notes += _uneven(test.labels)
+    chance, uneven = _classes_of(train.labels, test.labels)
+    notes += uneven
     able = [entry for entry in entries if entry.view == LAST]
     if left := [entry.evaluator.name for entry in entries if entry.view != LAST]:
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
     if not able:
         raise InputError("none of the evaluators asked for can be run on precomputed features: they need the network")
-    found = run_suite(subjects, able, progress, in_folds(judge) if given.folded else judge)
+    judged_by = in_folds(judge) if given.folded else judge
+    found = run_suite(subjects, able, progress, with_balance(judged_by) if "chance" in chance else judged_by)
     return {
         "data": GIVEN if splits is None else splits.train.name,
-        "classes": len(np.unique(test.labels)),
+        **chance,
         "command": command,
         **counted(len(train), len(test), folded=given.folded),
         "split": " ".join(filter(None, (given.sentence, left_out))),
@@ -137,15 +144,40 @@ def assess_given(
     }
 
 
-def _uneven(labels: Int64[np.ndarray, "n"]) -> list[str]:
-    """A note where naming always one class would be right far more often than guessing among equal ones."""
-    counts = np.unique(labels, return_counts=True)[1]
-    commonest, equal = float(counts.max() / counts.sum()), 1 / len(counts)
-    if commonest <= min(2 * equal, equal + 0.1):
+def _classes_of(
+    learned: Int64[np.ndarray, "train"], tested: Int64[np.ndarray, "test"]
+) -> tuple[dict[str, Any], list[str]]:
+    """How many classes an evaluator chooses among and how many are asked about, with notes on what that means.
+
+    Where naming always one class would be right far more often than guessing among those learned, its share of the
+    test images is the ``chance``.
+    """
+    counts, choices = np.unique(tested, return_counts=True)[1], len(np.unique(learned))
+    commonest, equal, notes = float(counts.max() / counts.sum()), 1 / choices, list[str]()
+    found: dict[str, Any] = {"classes": choices, "tested_classes": len(counts)}
+    if len(counts) < choices:
+        notes.append(f"Of the {choices:,} classes learned {len(counts):,} occur among the test images.")
+    if commonest > min(2 * equal, equal + 0.1):
+        found["chance"] = {TASK: commonest}
+        notes.append(
+            f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
+            f"test images. The balanced accuracy, the mean over classes, stands beside the accuracy."
+        )
+    return found, notes
+
+
+def _copies(train: Part | None, test: Part | None, *, folded: bool) -> list[str]:
+    """A note where test images are, pixel for pixel as they were prepared, among those learned on: copied files are."""
+    if train is None or test is None:
         return []
+    learned, tested = ([sha256(row.tobytes()).digest() for row in part.values] for part in (train, test))
+    times, most = Counter(learned), 1 if folded else 0
+    if not (found := sum(times[one] > most for one in tested)):
+        return []
+    among = "others that were learned on" if folded else "those learned on"
     return [
-        f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
-        f"test images."
+        f"{found:,} of {len(tested):,} test images are pixel for pixel among {among}, which makes accuracies too high: "
+        "remove copies."
     ]
 
 
@@ -206,7 +238,7 @@ def _unlabelled(
     found = extract_kinds(panel, part, [kind for kind in panel.kinds if kind.view == LAST], cache, progress)
     notes = unreadable(found.bad, len(part.indices), bad_images) + _unlike(panel, found.parts)
     measures = {
-        kind.subject: {"rankme": rankme(torch.from_numpy(features.values))}
+        kind.subject: {"rankme": rankme(torch.from_numpy(features.values)), "images": len(features)}
         for kind, features in found.parts.items()
         if isinstance(features, Features)
     }

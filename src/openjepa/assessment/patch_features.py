@@ -180,7 +180,7 @@ def patch_of(panel: Panel) -> tuple[int, int]:
 
 def patch_encoders(panel: Panel) -> dict[str, PatchEncoder]:
     """Features of every patch, three ways: the encoder's, a random one's, and its pixels (averaged to at most as many
-    as of a whole image).
+    as of a whole image). The pixels are without the patch's place, which both encoders know.
 
     Raises:
         InputError: the encoder's features are not of patches.

@@ -264,6 +264,8 @@ def _record(
             parts.append(f"{100 * found.value:+.1f} points against {_CALLED[baseline]} ({interval})")
         said.append(f"On {segmenter} the {name} has an mIoU of {100 * overlap.miou():.1f}: {' and '.join(parts)}.")
     said.append(f"Naming every pixel the commonest class gives an mIoU of {100 * constant:.1f}.")
+    if any(name == PIXELS for _, name in overlaps):
+        said.append("Raw pixels are those of a patch without its place in the image, which an encoder knows.")
     return {"rows": rows, "differences": differences, "chance": {TASK: constant}, "summary": "\n".join(said)}
 
 

@@ -54,8 +54,10 @@ def in_folds(judged: Judge, deal: Deal = by_class) -> Judge:
         found = [found_in(fold) for fold in range(FOLDS)]
         # Answers come fold by fold; back to the images' order.
         back = np.argsort(np.argsort(held, kind="stable"))
-        correct = {name: np.concatenate([one.correct[name] for one in found])[back] for name in found[0].correct}
-        # What is measured in some folds alone (a share of the labels that is whole images there) is not of all images.
+        # What is measured in some folds alone (a k or a share of the labels that others have too few images for) is not
+        # of all images.
+        named = [name for name in found[0].correct if all(name in one.correct for one in found)]
+        correct = {name: np.concatenate([one.correct[name] for one in found])[back] for name in named}
         graded = [name for name in found[0].grades if all(name in one.grades for one in found)]
         grades = {name: np.concatenate([one.grades[name] for one in found], 1)[:, back] for name in graded}
         settings = medians([one.settings for one in found])

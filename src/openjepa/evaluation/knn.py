@@ -132,7 +132,8 @@ class KNNGrid:
     """Weighted k-NN as :class:`KNN` with several k (DINO reports 10, 20, 100 and 200), all from one sorting.
 
     The k of ``accuracy`` is the best on ``holdout`` of each class of the TRAIN part (the smallest among equals); the
-    accuracy with every k stands beside it.
+    accuracy with every k stands beside it. A k above the number of training images is left out; were all, it is that
+    number.
     """
 
     ks: tuple[int, ...] = (10, 20, 100, 200)
@@ -150,28 +151,29 @@ class KNNGrid:
     def classify(self, train: Features, test: Features) -> Outcome:
         """The prediction for each test image with the k chosen, and which are right with every k."""
         check_pair(train, test)
+        ks = [k for k in self.ks if k <= len(train)] or [len(train)]
         kept, held = split(train.labels, self.holdout, self.seed)
-        trial = self._predict(train.take(kept), train.take(held)) == train.labels[held]
+        trial = self._predict(train.take(kept), train.take(held), ks) == train.labels[held]
         best = int(trial.sum(1).argmax())
-        predicted = self._predict(train, test)
+        predicted = self._predict(train, test, ks)
         right = predicted == test.labels
         return Outcome(
             predicted=predicted[best],
             correct=right[best],
-            settings={"k": float(min(self.ks[best], len(train)))},
-            also={f"accuracy, k={k}": row for k, row in zip(self.ks, right, strict=True)},
+            settings={"k": float(ks[best])},
+            also={f"accuracy, k={k}": row for k, row in zip(ks, right, strict=True)},
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         """``accuracy`` with its interval, ``k``, and the accuracy with every k."""
         return self.classify(train, test).scores()
 
-    def _predict(self, train: Features, test: Features) -> Int64[np.ndarray, "G m"]:
+    def _predict(self, train: Features, test: Features, ks: Sequence[int]) -> Int64[np.ndarray, "G m"]:
         predicted = _classify(
             torch.from_numpy(train.values).to(self.device),
             torch.from_numpy(train.labels).to(self.device),
             torch.from_numpy(test.values).to(self.device),
-            ks=self.ks,
+            ks=ks,
             temperature=self.temperature,
             at_once=self.at_once,
         )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from openjepa import draws
+from openjepa.evaluation.answers import packed
 from openjepa.evaluation.features import Classifier, Evaluator, Features, Grader, Part
 from openjepa.evaluation.intervals import Difference, graded_difference, paired_difference
 from openjepa.evaluation.knn import KNN
@@ -140,7 +141,8 @@ class Found:
         return {key: value for key, value in self.scores.items() if key not in known}
 
     def rows(self, features: str, evaluator: str) -> list[dict[str, Any]]:
-        settings = self.settings
+        """The entries of ``evaluation.json``, those of an encoder judged with its answers image by image."""
+        settings, kept = self.settings, {} if features in BASELINES else self.correct
         return [
             {
                 "task": TASK,
@@ -153,6 +155,7 @@ class Found:
                 "dimensions": self.dimensions,
                 "settings": settings,
             }
+            | ({"answers": packed(kept[name], self.worth)} if name in kept else {})
             for name in _measures(self.scores)
         ]
 
@@ -288,5 +291,5 @@ def _spectrum(subjects: Mapping[str, Views]) -> dict[str, dict[str, float]]:
         if name != PIXELS and LAST in views:
             train = views[LAST][0]
             chosen = np.sort(draws.permutation(len(train), "rankme images")[:RANKME_IMAGES])
-            spectrum[name] = {"rankme": rankme(torch.from_numpy(train.values[chosen]))}
+            spectrum[name] = {"rankme": rankme(torch.from_numpy(train.values[chosen])), "images": len(chosen)}
     return spectrum

@@ -128,7 +128,8 @@ def _how_to_read(run: RunFolder) -> str:
             f"<p>A lower loss says that the training task is done better, not that the features are better.{told}</p>"
         )
     width = feature_width(run)
-    scale = f" The features have {width} dimensions, which is the most that RankMe can reach." if width else ""
+    scale = f" RankMe can reach {width}, the features' number, at most, and no more than there are images."
+    scale = scale if width else ""
     return (
         "<p>The targets come from a copy of the encoder itself, so <b>the loss is no measure of quality</b>. One that "
         "falls fast at first can be the collapse dip: the targets grow alike and so easy to predict. One that rises "

@@ -38,8 +38,21 @@ def evaluation_section(run: RunFolder) -> str:
         f'<div class="stack">{cards}</div>{_others([score for score in found if score not in shown], run)}'
         '<p class="quiet">Bars are 95% intervals: how far the number could move with another draw of as many test '
         f"images{shared}. The words at the top go by the interval of the difference on the same images, which is "
-        "narrower and stands beside each baseline. They do not cover another training run with another seed."
-        f"{_setting(run)}</p>"
+        "narrower and stands beside each baseline. They cover neither another training run with another seed nor "
+        f"another draw of the images to learn on.{_fewer(run)}{_setting(run)}</p>"
+    )
+
+
+def _fewer(run: RunFolder) -> str:
+    """That what was learned on is the smaller part, and so the luckier one, where it is (folds learn on most)."""
+    facts = _facts(run)
+    learn: Any = facts.get("train_images")
+    test: Any = facts.get("test_images")
+    if is_number(facts.get("folds")) or not is_number(learn) or not is_number(test) or learn >= test:
+        return ""
+    return (
+        f" Here fewer images were learned on than tested on ({count(learn)} and {count(test)}): which ones they are "
+        "can matter more than these intervals say."
     )
 
 
@@ -197,7 +210,9 @@ def _card(evaluator: str, metric: str, rows: list[Score], run: RunFolder, axis: 
     labels = "".join(f'<span style="left:{at:.2f}%">{_tick(tick, shares)}</span>' for tick, at in place.items())
     (ways, called), turned = _ways(run), _turned(run)
     equal = called if turned else f"equal {called}"
-    chance = f" Guessing among {ways} {equal} gives {percent(1 / ways)}." if shares and ways else ""
+    commonest: Any = None if turned else nested(_facts(run), "chance", "classes")
+    chance = f" Guessing among {ways} {equal} gives {percent(1 / ways)}." if shares and ways and ways > 1 else ""
+    chance = f" Always the commonest: {percent(commonest)}." if shares and is_number(commonest) else chance
     return (
         f'<div class="card"><h3>{escape(evaluator)}: {"which way up" if turned else escape(metric)}</h3>'
         f'<div class="hint">{_meaning(evaluator, turned)}{chance}</div><div class="forest">{body}'

@@ -218,12 +218,14 @@ def _outcome(pairs: Sequence[Pair]) -> Outcome:
     return "part" if "above" in outcomes else "short"
 
 
+# What an interval of one run is of.
+_OVER = "over test images (another seed, or other images to learn on, are not in the interval)"
 _SAID: dict[Outcome, tuple[str, Standing, str]] = {
-    "above": ("Yes", "good", "That is clear at 95%."),
+    "above": ("Yes", "good", f"That is clear at 95% {_OVER}."),
     "part": ("In part", "mixed", "Not all of it is clear at 95% and in its favour."),
     "level": ("Not shown", "mixed", "That is within the 95% intervals."),
     "short": ("No", "bad", "Nothing is clear at 95% in its favour, and something against it."),
-    "below": ("No", "bad", "That is clear at 95%, against it."),
+    "below": ("No", "bad", f"That is clear at 95%, against it, {_OVER}."),
 }
 
 
@@ -349,15 +351,20 @@ def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
         answer, standing = _said_of(lead, doubted=bool(ahead))
         doubt = f" Yet on {listed(ahead)} the encoder is above a random one." if ahead else ""
         return Answer(question=question, answer=answer, because=lead.seen + doubt, standing=standing)
-    (rank, spread), width = _rank_and_spread(run), feature_width(run)
+    (rank, spread), most = _rank_and_spread(run), most_directions(run)
     if rank is None:
         because = "RankMe, the number of directions in use, was not measured" + (
             f"; {_measured(run)}" if spread else ""
         )
         return Answer(question=question, answer="Not measured yet", because=f"{because}.", standing="unknown")
     because = f"{_measured(run)}."
-    if width and rank < _NARROW_SHARE * width:
+    narrow = most is not None and rank < _NARROW_SHARE * most
+    if narrow:
         because += " Few directions are in use. That alone is not failure: see the curves."
+    if pairs and _outcome(pairs) == "below":
+        because += " Yet the features are below a random encoder's."
+        return Answer(question=question, answer="The watch saw none", because=because, standing="mixed")
+    if narrow:
         return Answer(question=question, answer="No, but narrow", because=because, standing="mixed")
     return Answer(question=question, answer="No sign of it", because=because, standing="good")
 
@@ -393,12 +400,21 @@ def _untrained_rank(run: RunFolder) -> float | None:
 
 
 def _measured(run: RunFolder) -> str:
-    (rank, spread), before, width = _rank_and_spread(run), _untrained_rank(run), feature_width(run)
+    (rank, spread), before, most = _rank_and_spread(run), _untrained_rank(run), most_directions(run)
     beside = [f"untrained {plain(before)}"] if before is not None else []
-    beside += [f"at most {width}"] if width else []
+    beside += [f"at most {most}"] if most else []
     told = [f"RankMe {plain(rank)}" + (f" ({', '.join(beside)})" if beside else "")] if rank is not None else []
     told += [f"target std {plain(spread)}"] if spread is not None else []
     return listed(told)
+
+
+def most_directions(run: RunFolder) -> int | None:
+    """The most that RankMe as :func:`_rank_and_spread` has it can reach: the features' number, or that of the images
+    (those to train on, of which the watch looks at some; older evaluations do not say of how many)."""
+    width, judged = feature_width(run), nested(run.evaluation, "spectrum", TARGET)
+    of_judged = not run.outdated and is_number(nested(judged, "rankme"))
+    images: Any = nested(judged, "images") if of_judged else run.planned("data", "images")
+    return min(width, int(images)) if width and is_number(images) else width
 
 
 def feature_width(run: RunFolder) -> int | None:
