@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from openjepa import draws
+from openjepa.assessment import extraction
+from openjepa.assessment.extraction import Chosen
 from openjepa.data import loader
 from openjepa.data.augmentation import Augmentation, Preprocessing
 from openjepa.data.loader import LoaderError, ordered_batches, training_batches
@@ -298,6 +300,25 @@ def test_a_killed_worker_is_said():
     time.sleep(0.5)  # nothing is raised before a batch is asked for
     with pytest.raises(LoaderError, match="a loader process was killed"):
         take(batches, 1000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the workers of other systems know no patch")
+def test_without_shared_memory_the_loader_says_so_and_does_not_wait(folder, monkeypatch):
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(LoaderError, match=r"/dev/shm.*No space left on device.*--shm-size=2g.*--workers 0"):
+        take(training_batches(in_memory(), GREY, Augmentation(), **settings(workers=1)), 1)
+    # A judgement goes on in one process, with every image once.
+    monkeypatch.setattr(extraction, "_IN_PARALLEL", 1)
+    monkeypatch.setattr(extraction, "_BATCH", 4)
+    told: list[str] = []
+    monkeypatch.setattr(extraction, "tell", told.append)
+    chosen = Chosen(source=folder, indices=np.arange(20), name="train")
+    samples = torch.cat([batch.samples for batch in chosen.batches(chosen.indices, COLOUR)])
+    assert samples.tolist() == [number for number in range(20) if number not in (3, 11)]
+    assert "/dev/shm" in told[0]
 
 
 PROGRAM = """
