@@ -545,13 +545,17 @@ def test_one_file_of_features_is_judged_in_folds_and_many_are_split(tmp_path, sp
         ("test_labels.npy", np.full(45, 2**63, np.uint64), "holds 9223372036854775808, .* below 2"),
         ("test.npy", np.zeros((45, 3), np.float32), "16 dimensions in the train part and 3"),
         ("test_labels.npy", np.array(["a"] * 45, object), "is no plain .npy array"),
+        ("train.npy", {"features": np.eye(90, 16)}, "train.npy is no plain .npy array .it is an archive"),
         ("test_labels.npy", None, "there is no .*test_labels.npy"),
     ],
 )
 def test_features_of_the_wrong_shape_are_told_in_a_sentence(name, content, said, tmp_path, splits):
     path = saved(tmp_path, splits) / name
     path.unlink()
-    if content is not None:
+    if isinstance(content, dict):
+        with path.open("wb") as file:
+            np.savez(file, **content)
+    elif content is not None:
         np.save(path, content)
     with pytest.raises(InputError, match=said):
         assess_given(read_given(tmp_path), None, entries=quick())
