@@ -329,7 +329,7 @@ from openjepa.data.idx import ArraySource
 from openjepa.data.loader import training_batches
 
 stop = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: stop.append(1))
 source = ArraySource("zeros", np.zeros((64, 8, 8, 1), np.uint8))
 preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.0,), std=(1.0,))
@@ -346,7 +346,7 @@ print("went on", flush=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system cannot tell who sent a signal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_leaves_the_workers_alone(number):
     """As Ctrl-C at a terminal, or SIGTERM from a service manager: the main process wants to finish its step."""
     process = subprocess.Popen(

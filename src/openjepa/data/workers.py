@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from openjepa.errors import InputError
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 @runtime_checkable
@@ -129,9 +129,11 @@ def _signals_held() -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """One thread, and no part in signals that are meant for the main process (Ctrl-C, or SIGTERM to a whole group)."""
+    """One thread, and no part in signals that are meant for the main process (Ctrl-C, a terminal that is closed, or
+    SIGTERM to a whole group)."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(_ENDING) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_parent_says, args=(os.getppid(), _sockets()), daemon=True).start()
     elif hasattr(signal, "pthread_sigmask"):
