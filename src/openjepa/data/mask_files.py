@@ -29,7 +29,9 @@ def read_mask(path: Path) -> Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]:
         if path.suffix.lower() == ".npy":
             array = np.load(file, allow_pickle=False)
             if not isinstance(array, np.ndarray):
-                raise NotAMask(str(path), "is an archive of arrays (.npz): save the one that is the mask with numpy.save")
+                raise NotAMask(
+                    str(path), "is an archive of arrays (.npz): save the one that is the mask with numpy.save"
+                )
         else:
             with Image.open(file) as image:
                 if (flaw := _flaw(image, file)) is not None:

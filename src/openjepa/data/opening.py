@@ -57,7 +57,7 @@ def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) ->
         raise BadImage(reference, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:  # of twice the limit, by Pillow itself
         raise BadImage(reference, f"is too large: {error} To allow it, set OPENJEPA_MAX_PIXELS") from error
-    except Exception as error:  # noqa: BLE001 - of damaged files, decoders raise anything: Pillow promises OSError alone
+    except Exception as error:  # of damaged files, Pillow promises OSError, and the libraries below it raise anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
 
