@@ -437,10 +437,17 @@ with Interruption() as interruption:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_leaves(tmp_path, name):
-    number = signal.Signals[name]
+    number, log = signal.Signals[name], tmp_path / "run" / "metrics.jsonl"
     run = trainer(tmp_path / "run", steps=100_000)
-    threading.Timer(1.0, os.kill, (os.getpid(), number)).start()
-    begin, before = time.monotonic(), signal.signal(number, signal.SIG_DFL)  # ignored, where nohup has begun the tests
+
+    def interrupt() -> None:
+        while not (log.exists() and log.stat().st_size):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_DFL)  # ignored, where nohup has begun the tests
+    threading.Thread(target=interrupt, daemon=True).start()
+    begin = time.monotonic()
     assert run.train(show=False) == name
     signal.signal(number, before)
     assert time.monotonic() - begin < 20
