@@ -133,7 +133,8 @@ def _changed(run: Path, splits: Splits) -> str:
     if not folder.is_dir():
         return ""
     changed = []
-    for here, _, files in os.walk(folder):
+    for here, folders, files in os.walk(folder):
+        folders.sort()
         for path in (here, *(os.path.join(here, name) for name in sorted(files))):
             with suppress(OSError):  # gone again
                 if os.lstat(path).st_ctime > planned:
