@@ -1,6 +1,7 @@
 """Shape annotations are enforced in every test: beartype checks what jaxtyping declares."""
 
 import os
+import signal
 
 import jaxtyping
 import pytest
@@ -11,6 +12,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has i
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core, whose threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("openjepa", "beartype.beartype")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script; so would every process have it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -756,7 +756,7 @@ def test_a_plan_with_too_many_unreadable_images_is_refused(tmp_path, capsys, spo
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
+def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path, capsys):
     """Only what was asked for is in its folder, so the same command may take it, and so may resume."""
     whole, begun, again = (tmp_path / name for name in ("whole", "begun", "again"))
     assert call("pretrain", images, "--out", whole, "--steps", "2", *SMALL) == 0
@@ -766,6 +766,19 @@ def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path):
             shutil.copy(whole / name, run / name)
     assert call("pretrain", images, "--out", begun, "--steps", "3", *SMALL) == 0
     assert checkpoints.steps(begun / "checkpoints")[-1] == 3
+    for name, content in (("experiment.json", '{"seed": 3}'), ("plan.json", '{"monday": "rest"}')):  # a user's own
+        mine = tmp_path / f"with {name}"
+        mine.mkdir()
+        (mine / name).write_text(content)
+        assert f"holds a{'n' * name.startswith('e')} {name}" in refused(
+            capsys, "pretrain", images, "--out", mine, "--steps", "2", *SMALL
+        )
+        assert {path.name: path.read_text() for path in mine.iterdir()} == {name: content}
+    text = (again / "experiment.json").read_text()
+    (again / "experiment.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    assert "openjepa resume" in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
+    assert '"seed": 1' in (again / "experiment.json").read_text()
+    (again / "experiment.json").write_text(text)
     assert call("resume", again) == 0
     weights = [(run / "encoder" / "model.safetensors").read_bytes() for run in (whole, again)]
     assert weights[0] == weights[1]
@@ -796,7 +809,12 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
         path.write_bytes(content)
     assert call("resume", run) == 0
     (copy / "kind0" / "0.png").unlink()
-    assert "not those" in refused(capsys, "resume", run)
+    said = refused(capsys, "resume", run)
+    assert "not those" in said
+    assert f"Changed since it was planned: {copy / 'kind0'}" in said
+    assert f"find {copy} -cnewer {run / 'plan.json'}" in said
+    (run / "experiment.json").write_bytes(b"\xff\xfe")
+    assert "experiment.json cannot be read as text" in refused(capsys, "resume", run)
 
 
 @pytest.mark.usefixtures("only_trained")
@@ -1028,13 +1046,13 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(run, images, tmp_path, 
         assert "is being trained by another process" in refused(capsys, "resume", run)
     planned = tmp_path / "run"
     planned.mkdir()
-    (planned / "experiment.json").write_text("of the process that is looking at its images now")
+    (planned / "plan.json").write_text('{"experiment_sha256": "of the process that is beginning now"}')
     with another_process_holds(planned):
         assert "is being trained by another process" in refused(
             capsys, "pretrain", images, "--out", planned, "--steps", "1"
         )
-    assert {path.name for path in planned.iterdir()} == {"experiment.json", LOCK}
-    assert (planned / "experiment.json").read_text() == "of the process that is looking at its images now"
+    assert {path.name for path in planned.iterdir()} == {"plan.json", LOCK}
+    assert "of the process that is beginning now" in (planned / "plan.json").read_text()
 
 
 @pytest.mark.usefixtures("only_trained")
@@ -1168,6 +1186,37 @@ def test_a_reader_who_has_seen_enough_is_no_error(arguments):
     os.close(writes)
     assert ended.stderr == ""
     assert ended.returncode in (1, 141)  # rich has a code of its own
+
+
+def test_names_steer_no_terminal(tmp_path, capsys):
+    images = tmp_path / "a\x1b[2Jb\u202ec\u009b"
+    assert "a\\x1b[2Jb\\u202ec\\x9b" in refused(capsys, "pretrain", images, "--dry-run")
+    images.mkdir()
+    (images / "\x1b]0;title\x07.txt").write_text("no image")
+    said = refused(capsys, "pretrain", images, "--dry-run")
+    assert "\\x1b]0;title\\x07.txt" in said
+    assert "\x1b" not in said
+
+
+def test_what_was_found_is_kept_before_it_is_printed(run, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "evaluation.json").write_text('["damaged"]')
+
+    def nobody_listens(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "log")
+
+    monkeypatch.setattr("openjepa.cli.evaluation.print_evaluation", nobody_listens)
+    assert "No space left" in refused(capsys, "evaluate", copy, "--only", "knn", "--json", tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert json.loads((copy / "evaluation.json").read_text())["rows"]
+    assert (copy / "evaluation.json.damaged-1").read_text() == '["damaged"]'
+    # Where it could not be kept, that is found out first.
+    monkeypatch.setattr("openjepa.cli.evaluation._judged", lambda *_: 1 / 0)
+    monkeypatch.setattr("tempfile.TemporaryFile", nobody_listens)
+    before = (tmp_path / "found.json").read_bytes()
+    said = refused(capsys, "evaluate", copy, "--json", tmp_path / "found.json")
+    assert "found.json cannot be written (No space" in said
+    assert (tmp_path / "found.json").read_bytes() == before
 
 
 def test_what_a_disk_refuses_is_a_sentence(run, monkeypatch, capsys):

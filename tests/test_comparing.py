@@ -135,6 +135,37 @@ def test_a_command_does_not_outlive_what_waits_for_it(monkeypatch):
         begun[0].wait()
 
 
+def test_a_command_runs_no_file_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "ctypes.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert comparing._openjepa("--version") == 0
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("judged.json", '{"rows": [', r"judged\.json is damaged .*: delete it and give the same command again"),
+        ("judged.json", "[]", r"judged\.json is damaged"),
+        (
+            "metrics.jsonl",
+            "",
+            r"metrics\.jsonl of a finished run is missing or damaged: restore it, or delete the folder",
+        ),
+    ],
+)
+def test_a_finished_run_that_is_damaged_is_told_with_what_to_do(begun, tmp_path, name, content, said):
+    run, planned = tmp_path / "ijepa-seed0", begun[1]["plans"]["ijepa"]
+    run.mkdir()
+    (run / "experiment.json").write_text(json.dumps(planned["experiment"]))
+    (run / "plan.json").write_text(json.dumps(planned["facts"]))
+    (run / "metrics.jsonl").write_text('{"step": 0, "seconds": 1.0, "peak_memory": 1}\n')
+    (run / "judged.json").write_text('{"rows": []}')
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=said):
+        gather(tmp_path, begun[1], REQUEST)
+
+
 def test_an_unfinished_run_that_somebody_has_evaluated_is_gone_on_with(begun, tmp_path, monkeypatch):
     run, called = tmp_path / "ijepa-seed0", list[str]()
     run.mkdir()

@@ -1,5 +1,6 @@
 """A file is there whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from openjepa import files
 from openjepa.errors import InputError
-from openjepa.files import cache_folder, check_room, locked, sweep_drafts, whole_file, write_whole
+from openjepa.files import cache_folder, check_room, locked, sweep_drafts, sync, whole_file, write_whole
 
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
@@ -162,3 +163,14 @@ def test_a_lock_is_waited_for(tmp_path):
         with locked(tmp_path / "lock", wait=True) as free:
             assert free
             assert (tmp_path / "done").exists() or os.name == "nt"
+
+
+def test_a_drive_that_flushes_no_folders_is_written_to_all_the_same(tmp_path, monkeypatch):
+    def refuses(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    sync(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "file")

@@ -1,5 +1,6 @@
 """A run's folder belongs to one process at a time, and is never taken from a run that has begun."""
 
+import hashlib
 import json
 import shlex
 import tempfile
@@ -16,6 +17,8 @@ from openjepa.training import checkpoint as checkpoints
 LOCK = ".lock"
 # What a run holds that was stopped before its first step, or in its first save.
 _ASKED = {"experiment.json", "plan.json", "checkpoints", "metrics.jsonl", LOCK}
+# In plan.json: which experiment.json was written with it, by which a user's own is told.
+_TOLD = "experiment_sha256"
 
 
 def has_begun(run: Path) -> bool:
@@ -37,6 +40,7 @@ def check_free(run: Path) -> None:
     # A run that was stopped before its first step holds nothing but what it was asked for.
     if run.exists() and (not run.is_dir() or names_in(run) - _ASKED):
         raise InputError(f"{run} exists and is not empty: choose another --out")
+    _check_own(run)
     standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=standing):
@@ -45,6 +49,28 @@ def check_free(run: Path) -> None:
         raise InputError(
             f"{run} cannot be made: {standing} is no folder that you may write to ({error.strerror})"
         ) from error
+
+
+def _check_own(run: Path) -> None:
+    """Refuse a folder with an experiment.json or a plan.json that a new run would write over and no run has written."""
+    experiment, plan = run / "experiment.json", run / "plan.json"
+    try:
+        told = json.loads(plan.read_bytes())[_TOLD] if plan.is_file() else None
+    except (ValueError, TypeError, LookupError):
+        raise InputError(
+            f"{run} holds a plan.json that this version has not written, and it would be lost: choose another --out, "
+            "or move the file"
+        ) from None
+    if experiment.is_file() and _digest(experiment.read_bytes()) != told:
+        known = f"go on with it (openjepa resume {shlex.quote(str(run))}), " if told else ""
+        raise InputError(
+            f"{run} holds an experiment.json of your own, or edited, and it would be lost: {known}choose another "
+            "--out, or move the file (--experiment FILE takes its settings)"
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
@@ -89,5 +115,9 @@ def claimed(run: Path) -> Iterator[None]:
 
 def make_run(run: Path, planned: Plan) -> None:
     """Write ``experiment.json`` and ``plan.json``, which make a run of a folder that is :func:`claimed`."""
-    write_whole(run / "plan.json", json.dumps(planned.facts, indent=1) + "\n")
-    write_whole(run / "experiment.json", planned.experiment.to_json())
+    experiment = planned.experiment.to_json()
+    facts = planned.facts | {_TOLD: _digest(experiment.encode())}
+    # Whenever this is stopped, an experiment.json is a run's own by what the plan.json beside it says.
+    (run / "experiment.json").unlink(missing_ok=True)
+    write_whole(run / "plan.json", json.dumps(facts, indent=1) + "\n")
+    write_whole(run / "experiment.json", experiment)

@@ -231,14 +231,16 @@ def _trained_and_judged(run: Path) -> bool:
 def _openjepa(*arguments: str) -> int:
     """One command in a process of its own; Ctrl-C reaches it too, and it saves before it ends. Nor does it outlive
     this call, whatever ends that."""
-    process = subprocess.Popen([sys.executable, "-m", "openjepa", *arguments], stdout=subprocess.DEVNULL)
+    # -P: or Python files in the current folder, a downloaded one perhaps, would come before the libraries' own.
+    process = subprocess.Popen([sys.executable, "-P", "-m", "openjepa", *arguments], stdout=subprocess.DEVNULL)
     try:
         while True:
             try:
                 code = process.wait()
                 return code if code >= 0 else 128 - code  # as a shell tells the signal that ended it
             except KeyboardInterrupt:  # on a terminal it got the signal too, and takes two within half a second as one
-                process.send_signal(signal.SIGINT)
+                ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # and by the process too, then
+                process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
     finally:
         if process.poll() is None:
             process.terminate()
@@ -278,7 +280,7 @@ def _check_same_images(folder: Path, runs: Sequence[dict[str, Any]]) -> None:
 
 def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
     experiment, facts = read_experiment(run)
-    rows = read_rows(run / "metrics.jsonl")
+    rows, judged = _logged(run), _judged(run)
     cost = facts["flops_per_image"]["step"] * experiment.training.batch
     curve = [
         {name: row[name] for name in ("step", "seconds", "knn", "probe", "rankme") if name in row}
@@ -286,7 +288,7 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
         for row in rows
         if "rankme" in row
     ]
-    last, judged = rows[-1], json.loads((run / "judged.json").read_text())
+    last = rows[-1]
     return {
         "objective": objective,
         "seed": seed,
@@ -302,6 +304,41 @@ def _outcome(run: Path, objective: Method, seed: int) -> dict[str, Any]:
         "images": judged.get("images") or judged.get("tasks", {}).get("rotation", {}).get("images"),
         "rows": judged["rows"],
     }
+
+
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """The rows that a finished run has logged.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = run / "metrics.jsonl"
+    rows = read_rows(path) if path.is_file() else []
+    if not rows:
+        raise InputError(
+            f"{path} of a finished run is missing or damaged: restore it, or delete the folder {run} and give the same "
+            "command again, which trains that run anew"
+        )
+    return rows
+
+
+def _judged(run: Path) -> dict[str, Any]:
+    """What a finished run was judged to be.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = run / "judged.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["rows"], list):
+            raise ValueError("it holds no rows")
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): delete it and give the same command again, which judges that run anew and "
+            "trains nothing"
+        ) from error
+    return content
 
 
 def summarise(runs: Sequence[dict[str, Any]], objectives: Sequence[Method]) -> list[dict[str, Any]]:

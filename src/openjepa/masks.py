@@ -56,6 +56,10 @@ class Masks:
         """A copy in pinned memory, for an asynchronous transfer to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory_(self) -> "Masks":
+        """The same, moved to memory that other processes see."""
+        return self._map(lambda tensor: tensor.share_memory_())
+
     def clone(self) -> "Masks":
         """A copy where they are."""
         return self._map(lambda tensor: tensor.clone())

@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import json
+import os
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from openjepa import draws
 from openjepa.claiming import held
-from openjepa.data.base import Source, Splits
+from openjepa.data.base import Source, Splits, printable
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
 from openjepa.data.sources import in_full, open_data
@@ -44,6 +45,8 @@ _SUMMARIES = {
 
 # Of the images looked into on resume, the share that may be others than at the plan: some may break, or be mended.
 _OTHERS = 0.25
+# As many of the files that have changed are named.
+_NAMED = 3
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -55,7 +58,10 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
     path = run / "experiment.json"
     if not path.is_file():
         raise InputError(f"{run} is not a run: there is no experiment.json in it")
-    experiment = Experiment.from_json(path.read_text(), origin=path)
+    try:
+        experiment = Experiment.from_json(path.read_text(encoding="utf-8"), origin=path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read as text ({error}): restore it, or begin a new run") from error
     try:
         plan = json.loads((run / "plan.json").read_text())
         if not {"opened", "fingerprint", "images"} <= set(plan["data"]):
@@ -106,8 +112,9 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
     if source.fingerprint != plan["data"]["fingerprint"]:
         raise InputError(
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
-            f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
-            f"another version of openjepa took other files or folders for the train part: CHANGELOG.md)"
+            f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if "
+            f"nothing has changed, another version of openjepa took other files or folders for the train part: "
+            f"CHANGELOG.md){_changed(run, splits)}"
         )
     recorded = plan["data"].get("spread", [])  # not in runs of versions before 2026-11-30
     others = sum(then != now for then, now in zip(recorded, source.spread, strict=True)) if recorded else 0
@@ -117,6 +124,28 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
             f"{len(recorded)} looked into hold something else: restore them, or begin a new run"
         )
     return splits
+
+
+def _changed(run: Path, splits: Splits) -> str:
+    """The first few files and folders among the images that were changed since the run was planned, and how to list
+    them all, in words; empty where the images are not in a folder here."""
+    folder, planned = Path(splits.train.name).expanduser(), (run / "plan.json").stat().st_mtime
+    if not folder.is_dir():
+        return ""
+    changed = []
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        for path in (here, *(os.path.join(here, name) for name in sorted(files))):
+            with suppress(OSError):  # gone again
+                if os.lstat(path).st_ctime > planned:
+                    changed.append(path)
+        if len(changed) > _NAMED:
+            break
+    if not changed:
+        return ""
+    named = ", ".join(map(printable, changed[:_NAMED])) + (", ..." if len(changed) > _NAMED else "")
+    find = f"find {shlex.quote(str(folder))} -cnewer {shlex.quote(str(run / 'plan.json'))}"
+    return f". Changed since it was planned: {named}; all of them: {find}"
 
 
 class Run:
@@ -130,6 +159,7 @@ class Run:
 
     Attributes:
         choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
+        kept: sentences on what a user had put in the place of the exported files, and where it is now.
     """
 
     def __init__(
@@ -187,6 +217,7 @@ class Run:
             experiment=dataclasses.asdict(experiment),
         )
         self.exported, self.choice = 0, ""
+        self.kept: dict[str, None] = {}
 
     def _source(self, images: Source, write: Callable[[Copies], None]) -> Source:
         """What the run reads in training: the images, or their copies, written where there are none (or no more)."""
@@ -256,9 +287,10 @@ class Run:
         """Write ``encoder/`` (Hugging Face layout, with ``evaluation`` rows in its card); the first process only."""
         card = _card(self.plan, self.exported, self.experiment, evaluation or [], self.choice)
         preprocessing = self.experiment.preprocessing
-        huggingface.export(
+        kept = huggingface.export(
             self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card, keep_others=True
         )
+        self.kept |= dict.fromkeys(kept)
         write_whole(self.folder / EXPORTED, json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
 
 
@@ -276,8 +308,9 @@ def _card(
     return card | ({"checkpoint": choice} if choice else {})
 
 
-def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path:
-    """Write the card of a run's encoder again, with the ``evaluation`` rows in its table; returns its path.
+def renew_card(run: Path, evaluation: list[dict[str, Any]]) -> Path | None:
+    """Write the card of a run's encoder again, with the ``evaluation`` rows in its table; returns its path, None where
+    somebody has edited it.
 
     Raises:
         InputError: it is not a run, or holds no encoder.

@@ -305,6 +305,23 @@ def test_a_timm_model(tmp_path, splits, timm_directory):
     assert len(assess(panel, splits)["rows"]) == 2 * 5 + 3
 
 
+def test_nothing_that_a_directory_brings_is_executed(tmp_path, monkeypatch, timm_directory):
+    timm_directory(tmp_path / "timm", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3)
+    (tmp_path / "timm" / "pytorch_model.bin").write_bytes(b"pickled")
+    monkeypatch.setattr("timm.__version__", "1.0.30")
+    with pytest.raises(InputError, match=r"a pickle \(pytorch_model.bin\), which timm 1.0.30 would execute"):
+        open_panel(tmp_path / "timm")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Own: pass\n")
+    named = {"AutoConfig": "own.Own", "AutoModel": "own.Own"}
+    (theirs / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": named}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whatever who sits there would answer
+    with pytest.raises(InputError, match="cannot read"):
+        open_panel(theirs)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_tokens_of_a_timm_model_that_norms_after_pooling_go_through_that_norm(tmp_path, timm_directory):
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3, "global_pool": "avg"}
     model = timm_directory(tmp_path / "model", **size)
@@ -545,13 +562,17 @@ def test_one_file_of_features_is_judged_in_folds_and_many_are_split(tmp_path, sp
         ("test_labels.npy", np.full(45, 2**63, np.uint64), "holds 9223372036854775808, .* below 2"),
         ("test.npy", np.zeros((45, 3), np.float32), "16 dimensions in the train part and 3"),
         ("test_labels.npy", np.array(["a"] * 45, object), "is no plain .npy array"),
+        ("train.npy", {"features": np.eye(90, 16)}, "train.npy is no plain .npy array .it is an archive"),
         ("test_labels.npy", None, "there is no .*test_labels.npy"),
     ],
 )
 def test_features_of_the_wrong_shape_are_told_in_a_sentence(name, content, said, tmp_path, splits):
     path = saved(tmp_path, splits) / name
     path.unlink()
-    if content is not None:
+    if isinstance(content, dict):
+        with path.open("wb") as file:
+            np.savez(file, **content)
+    elif content is not None:
         np.save(path, content)
     with pytest.raises(InputError, match=said):
         assess_given(read_given(tmp_path), None, entries=quick())

@@ -1,5 +1,6 @@
 """What evaluators found is found again without being worked out again, and only where nothing has changed."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -57,11 +58,12 @@ def test_other_features_labels_or_settings_are_judged_anew(cache, counted):
     assert len(counted) == 4
 
 
-def test_a_damaged_result_is_worked_out_again(cache, counted):
+@pytest.mark.parametrize("size", [100, 0])
+def test_a_damaged_result_is_worked_out_again(cache, counted, size):
     train, test = features(0), features(1)
     remembering(cache)(KNN(k=5), train, test)
     (kept,) = (cache.folder / "outcomes").glob("*.npz")
-    kept.write_bytes(kept.read_bytes()[:100])
+    kept.write_bytes(kept.read_bytes()[:size])
     assert remembering(cache)(KNN(k=5), train, test).scores == judge(KNN(k=5), train, test).scores
     assert len(counted) == 2
     remembering(cache)(KNN(k=5), train, test)
@@ -70,9 +72,14 @@ def test_a_damaged_result_is_worked_out_again(cache, counted):
 
 def test_the_oldest_results_go_first(cache, monkeypatch):
     monkeypatch.setattr(outcomes, "MOST", 3)
+    mine = cache.folder / "outcomes" / "mine.npz"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    os.utime(mine, (0, 0))
     for seed in range(5):
         remembering(cache)(KNN(k=5), features(seed), features(9))
-    assert len(list((cache.folder / "outcomes").glob("*.npz"))) == 3
+    assert len(list((cache.folder / "outcomes").glob("*.npz"))) == 3 + 1
+    assert mine.read_bytes() == b"mine"
 
 
 def test_a_comparison_judges_its_baselines_once(cache, counted):

@@ -349,6 +349,19 @@ def test_damaged_sixteen_bit_files_are_bad(kind):
                 continue
 
 
+def test_what_a_decoder_stumbles_over_is_the_files_fault_and_what_is_missing_here_is_not(monkeypatch):
+    file = io.BytesIO()
+    described = "ImageJ=1.11a\nimages=2\norder=5\n"  # of which tifffile makes an AttributeError
+    tifffile.imwrite(
+        file, np.zeros((2, 8, 9), np.uint8), photometric="minisblack", description=described, metadata=None
+    )
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        decode(file.getvalue(), "x")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImportError):
+        decode(file.getvalue(), "x")
+
+
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
 def test_float_tiff_is_scaled_to_unit(white):
     values = np.linspace(0, 1, GREY.size, dtype=np.float32).reshape(GREY.shape)

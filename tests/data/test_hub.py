@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openjepa.data import hub
 from openjepa.data.base import BadImage
 from openjepa.data.hub import hub_splits, open_hub
 from openjepa.errors import InputError
@@ -41,6 +42,24 @@ def test_splits_labels_and_images():
     again = pickle.loads(pickle.dumps(found.train))
     assert again.fingerprint == found.train.fingerprint
     assert again.read(0).size == (5, 4)
+
+
+def test_a_row_names_files_among_the_downloads_alone(tmp_path, monkeypatch):
+    files = [tmp_path / "downloads" / "a.png", tmp_path / "home" / "b.png", tmp_path / "downloads" / "link.png"]
+    for path in files[:2]:
+        path.parent.mkdir()
+        Image.new("L", (5, 4), 7).save(path)
+    files[2].symlink_to(files[1])
+    features = datasets.Features({"photo": datasets.Image()})
+    rows = {"photo": [{"bytes": None, "path": str(path)} for path in files]}
+    monkeypatch.setattr(hub, "_downloads", lambda: (tmp_path / "downloads",))
+    source = hub_splits("owner/name", {"train": datasets.Dataset.from_dict(rows, features=features)}).train
+    assert np.asarray(source.read(0))[0, 0] == 7
+    assert source.encoded(0) == files[0].read_bytes()
+    for row in (1, 2):
+        for read in (source.read, source.header, source.remarks, source.encoded):
+            with pytest.raises(BadImage, match=r"row \d: the row names the file .*, which is not among"):
+                read(row)
 
 
 def test_of_several_to_test_on_the_first_with_labels_counts():

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from openjepa import draws
+from openjepa.assessment import extraction
+from openjepa.assessment.extraction import Chosen
 from openjepa.data import loader
 from openjepa.data.augmentation import NUMBERS, Augmentation, Preprocessing, augment
 from openjepa.data.loader import LoaderError, ordered_batches, training_batches
@@ -312,6 +314,25 @@ def test_a_killed_worker_is_said():
         take(batches, 1000)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the workers of other systems know no patch")
+def test_without_shared_memory_the_loader_says_so_and_does_not_wait(folder, monkeypatch):
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(LoaderError, match=r"/dev/shm.*No space left on device.*--shm-size=2g.*--workers 0"):
+        take(training_batches(in_memory(), GREY, Augmentation(), **settings(workers=1)), 1)
+    # A judgement goes on in one process, with every image once.
+    monkeypatch.setattr(extraction, "_IN_PARALLEL", 1)
+    monkeypatch.setattr(extraction, "_BATCH", 4)
+    told: list[str] = []
+    monkeypatch.setattr(extraction, "tell", told.append)
+    chosen = Chosen(source=folder, indices=np.arange(20), name="train")
+    samples = torch.cat([batch.samples for batch in chosen.batches(chosen.indices, COLOUR)])
+    assert samples.tolist() == [number for number in range(20) if number not in (3, 11)]
+    assert "/dev/shm" in told[0]
+
+
 PROGRAM = """
 import signal, sys, time
 import numpy as np
@@ -320,7 +341,7 @@ from openjepa.data.idx import ArraySource
 from openjepa.data.loader import training_batches
 
 stop = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: stop.append(1))
 source = ArraySource("zeros", np.zeros((64, 8, 8, 1), np.uint8))
 preprocessing = Preprocessing(size=(8, 8), channels=1, mean=(0.0,), std=(1.0,))
@@ -337,7 +358,7 @@ print("went on", flush=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system cannot tell who sent a signal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_leaves_the_workers_alone(number):
     """As Ctrl-C at a terminal, or SIGTERM from a service manager: the main process wants to finish its step."""
     process = subprocess.Popen(

@@ -277,6 +277,9 @@ def test_fractions_are_refused_by_name_and_whole_floats_are_numbers(tmp_path):
     np.save(tmp_path / "masks" / "b.npy", (blocks(0, 1) * 0.7).astype(np.float32))
     said = refused(tmp_path)
     assert f"{tmp_path / 'masks' / 'b.npy'}: holds 0.7 (300 of its 600 values are no whole numbers)" in said
+    with (tmp_path / "masks" / "b.npy").open("wb") as file:
+        np.savez(file, mask=blocks(0, 1))
+    assert "b.npy: is an archive of arrays (.npz)" in refused(tmp_path)
     np.save(tmp_path / "masks" / "b.npy", np.where(blocks(0, 1), np.nan, 0))
     assert "holds nan (300 of its 600" in refused(tmp_path)
     np.save(tmp_path / "masks" / "b.npy", blocks(0, 1).astype(np.float64))

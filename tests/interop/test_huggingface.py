@@ -475,9 +475,46 @@ def test_what_somebody_has_put_beside_an_encoder_stays_where_that_is_asked_for(s
     again = huggingface.load(directory).encoder
     assert torch.equal(again.stack.blocks[0].norm1.weight, encoder.stack.blocks[0].norm1.weight)
     assert "Renewed" in huggingface.renew_card(directory, {"name": "Renewed"}).read_text()
+    assert huggingface.export(encoder, directory, **kind, keep_others=True) == []
     (directory / "config.json").write_text("{}")  # not ours any more
     with pytest.raises(InputError, match="not an encoder that openjepa has written"):
         huggingface.export(encoder, directory, **kind, keep_others=True)
+
+
+def test_a_card_that_was_edited_and_weights_that_were_tuned_are_not_lost(small):
+    from transformers import AutoModel
+
+    encoder, directory = small
+    kind = {"preprocessing": facts_for(encoder.config)}
+    card = directory / "README.md"
+    for own in (card.read_text().replace("I-JEPA", "My"), "# My own card, from nothing\n"):
+        card.write_text(own)
+        assert huggingface.renew_card(directory, {}) is None
+        with pytest.raises(InputError, match=r"README\.md has been edited"):
+            huggingface.export(encoder, directory, **kind)
+        assert "README.md has been edited" in huggingface.export(encoder, directory, **kind, keep_others=True)[0]
+        assert card.read_text() == own
+    model = AutoModel.from_pretrained(directory)
+    with torch.no_grad():
+        model.layernorm.weight.add_(1)
+    model.save_pretrained(directory)
+    tuned = (directory / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="weights are others"):
+        huggingface.export(encoder, directory, **kind)
+    said = huggingface.export(encoder, directory, **kind, keep_others=True)
+    aside = directory.with_name("encoder-yours-1")
+    assert str(aside) in said[0]
+    assert (aside / "model.safetensors").read_bytes() == tuned
+    assert (aside / "README.md").read_text() == own
+    assert torch.equal(huggingface.load(directory).encoder.stack.norm.weight, encoder.stack.norm.weight)
+    # Exports of versions that kept no record are replaced as they were.
+    content = json.loads((directory / "config.json").read_text())
+    del content["openjepa"]["weights_sha256"]
+    (directory / "config.json").write_text(json.dumps(content))
+    card.write_text("of an older version")
+    (directory / "model.safetensors").write_bytes(tuned)
+    assert huggingface.export(encoder, directory, **kind) == []
+    assert "I-JEPA" in card.read_text()
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned"])

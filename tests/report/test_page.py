@@ -237,7 +237,7 @@ def test_a_small_look_does_not_replace_a_fuller_record(parts, monkeypatch, capsy
     (run / "evaluation.json").write_text(json.dumps(whole))
     monkeypatch.setattr("openjepa.cli.evaluation.print_evaluation", lambda found: None)
     monkeypatch.setattr("openjepa.cli.evaluation._reports", lambda run, data: True)
-    monkeypatch.setattr("openjepa.cli.evaluation.renewed", lambda run, found: kept.append(found) or [])
+    monkeypatch.setattr("openjepa.cli.evaluation.renewed", lambda run, found, say: kept.append(found) or [])
     turned = {"tasks": {"rotation": {"data": "turned", "test_images": 100}}, "test_images": 0}
     for change, stays in (
         ({"test_images": 100}, True),

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from openjepa.training.metrics import MetricsLog, read_rows
 
@@ -12,6 +15,17 @@ def test_a_spoilt_line_costs_no_other(tmp_path):
     assert [row["step"] for row in read_rows(log)] == [0, 2]
     MetricsLog(log, start=3).close()
     assert [row["step"] for row in read_rows(log)] == [0, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", start=0)
+    log.close()
+    log._file = open("/dev/full", "w")  # noqa: SIM115 - closed by the log
+    with pytest.raises(OSError, match=r"No space left.*openjepa resume .*metrics.jsonl") as told:
+        log.write({"step": 0})
+    assert told.value.filename == str(tmp_path / "metrics.jsonl")
+    log.close()
 
 
 def test_the_peak_is_the_process_own_and_not_what_began_it_held():

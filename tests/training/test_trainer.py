@@ -416,11 +416,14 @@ def test_too_many_bad_images_stop_the_run_and_keep_it(tmp_path):
     assert healed.done == 13
 
 
-def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one():
+def test_a_second_signal_exits_at_once_but_one_sent_twice_is_one_and_one_ignored_is_none():
     program = """
 import signal, sys, time
 from openjepa.training.interruption import Interruption
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 with Interruption() as interruption:
+    signal.raise_signal(signal.SIGHUP)
+    print(interruption.asked, flush=True)
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     print(interruption.asked, flush=True)
@@ -429,14 +432,24 @@ with Interruption() as interruption:
     print("still here")
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (ended.stdout, ended.returncode) == ("SIGTERM\n", -signal.SIGINT), ended.stderr
+    assert (ended.stdout, ended.returncode) == ("None\nSIGTERM\n", -signal.SIGINT), ended.stderr
 
 
-def test_a_signal_saves_and_leaves(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_leaves(tmp_path, name):
+    number, log = signal.Signals[name], tmp_path / "run" / "metrics.jsonl"
     run = trainer(tmp_path / "run", steps=100_000)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def interrupt() -> None:
+        while not (log.exists() and log.stat().st_size):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_DFL)  # ignored, where nohup has begun the tests
+    threading.Thread(target=interrupt, daemon=True).start()
     begin = time.monotonic()
-    assert run.train(show=False) == "SIGTERM"
+    assert run.train(show=False) == name
+    signal.signal(number, before)
     assert time.monotonic() - begin < 20
     assert 0 < run.done < 100_000
     assert checkpoints.load_newest(tmp_path / "run" / "checkpoints")[0].step == run.done

@@ -20,7 +20,7 @@ from openjepa.files import expanded, forgotten, sha256_of, sweep_drafts, whole_f
 LIMIT = 4 * 2**30
 # Part of every key: raise it when the same inputs (spoilt in the same way, too) give other features.
 _FORMAT = 2
-_KEY = re.compile(r"[0-9a-f]{40}")
+KEY = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +100,11 @@ class FeatureCache:
         same at this moment."""
         sweep_drafts(self.folder, f"{'[0-9a-f]' * 40}.*")
         for array in self.folder.glob("*.npy"):
-            if _KEY.fullmatch(array.stem) and forgotten(array) and not array.with_suffix(".json").exists():
+            if KEY.fullmatch(array.stem) and forgotten(array) and not array.with_suffix(".json").exists():
                 array.unlink(missing_ok=True)
         found = []
         for words in self.folder.glob("*.json"):
-            if not _KEY.fullmatch(words.stem):  # somebody's own file
+            if not KEY.fullmatch(words.stem):  # somebody's own file
                 continue
             try:
                 size = words.with_suffix(".npy").stat().st_size

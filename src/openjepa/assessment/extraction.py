@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from openjepa.assessment.cache import Entry, FeatureCache, key_of
 from openjepa.assessment.encoders import Kind, Network, Panel
 from openjepa.data.augmentation import Preprocessing
 from openjepa.data.base import Source
-from openjepa.data.loader import BadRecord, Batch, ordered_batches
+from openjepa.data.loader import BadRecord, Batch, NoSharedMemory, ordered_batches
 from openjepa.errors import InputError
 from openjepa.evaluation.features import Features, Part, Tokens
 from openjepa.evaluation.suite import TOKENS
+from openjepa.progress import tell
 
 # Tokens of one part and one encoder in half precision: what is kept in memory, and so how many images they are of.
 # Those of raw pixels are of as many, and wider by 127 numbers at most.
@@ -86,8 +87,18 @@ class Chosen(Images):
         return self.source.content(self.indices)  # which reads all of them
 
     def batches(self, indices: Int64[np.ndarray, "m"], preprocessing: Preprocessing) -> Iterator[Batch]:
-        workers = 0 if len(indices) < _IN_PARALLEL else 1
-        return ordered_batches(self.source, preprocessing, indices, batch=_BATCH, workers=workers)
+        read = partial(ordered_batches, self.source, preprocessing, batch=_BATCH)
+        done = 0
+        if len(indices) >= _IN_PARALLEL:
+            try:
+                for batch in read(indices, workers=1):
+                    done += _BATCH
+                    yield batch
+            except NoSharedMemory as error:
+                tell(f"images are read in this process from here on, which takes longer: {error}")
+            else:
+                return
+        yield from read(indices[done:], workers=0)
 
     def labels(self, samples: Int64[np.ndarray, "m"]) -> Int64[np.ndarray, "m"]:
         labels = self.source.labels

@@ -1,6 +1,7 @@
 """Encoders of other libraries, read from directories on this machine: Hugging Face transformers, and timm."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ PATCHES, CLASS_TOKEN = "encoder (mean of patch tokens)", "encoder (class token)"
 _RANDOM_CLASS = "random encoder (class token)"
 # transformers' model type that leaves out patches at random, also when it is not trained.
 _MASKING = "vit_mae"
+# Weights that an old timm unpickles without asking whether they are weights alone.
+_PICKLES, _NO_PICKLES = (".bin", ".pth", ".pt", ".tar", ".ckpt"), (1, 0, 31)
 # Each library, and each model of it, says in its own way that it cannot.
 _UNREADABLE = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, LookupError)
 
@@ -40,15 +43,20 @@ def open_transformers(folder: Path, device: torch.device | str) -> Panel:
         raise InputError(f"{folder} needs transformers: pip install 'openjepa[export]' ({error})") from error
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             if config.model_type == _MASKING:
                 config.mask_ratio = 0.0
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model, info = AutoModel.from_pretrained(
-                folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                folder,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
             )
             with seeded(RANDOM_SEED):
-                random = AutoModel.from_config(config, dtype=torch.float32)
+                random = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise InputError(f"transformers cannot read {folder}: {_first_line(error)}") from error
     # A pooler is no part of the features that are read.
@@ -74,6 +82,12 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
         raise InputError(f"{folder} needs timm: pip install 'openjepa[parity]' ({error})") from error
     from timm.data import create_transform, resolve_model_data_config
 
+    pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLES))
+    if pickled and tuple(int(part) for part in re.findall(r"\d+", timm.__version__)[:3]) < _NO_PICKLES:
+        raise InputError(
+            f"{folder} holds a pickle ({pickled[0]}), which timm {timm.__version__} would execute: pip install -U "
+            "'timm>=1.0.31', or leave model.safetensors alone there"
+        )
     name = f"local-dir:{folder.absolute()}"
     try:
         model = timm.create_model(name, pretrained=True, num_classes=0).eval()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import openjepa.evaluation
-from openjepa.assessment.cache import FeatureCache, key_of, remove_oldest
+from openjepa.assessment.cache import KEY, FeatureCache, key_of, remove_oldest
 from openjepa.evaluation.features import Evaluator, Part
 from openjepa.evaluation.suite import Found, Judge, judge
 from openjepa.files import sweep_drafts, whole_file
@@ -65,7 +65,7 @@ def _read(path: Path) -> Found | None:
                     arrays[kind][measure] = kept[name]
         with contextlib.suppress(OSError):  # somebody else's, or on a disk that is read-only
             os.utime(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     correct, grades = arrays["correct"], arrays["grades"]
     return Found(scores=words["scores"], correct=correct, grades=grades, dimensions=words["dimensions"])
@@ -87,9 +87,11 @@ def _write(path: Path, found: Found, note: Callable[[str], None]) -> None:
 def _shrink(folder: Path, keep: str) -> None:
     """Remove the results longest unused until no more than ``MOST`` are left, and what killed writers left; others may
     be doing the same."""
-    sweep_drafts(folder)
+    sweep_drafts(folder, f"{'[0-9a-f]' * 40}.*")
     found = []
     for path in folder.glob("*.npz"):
+        if not KEY.fullmatch(path.stem):  # somebody's own file
+            continue
         with contextlib.suppress(FileNotFoundError):
             found.append((path.stat().st_mtime_ns, 1, (path,)))
     remove_oldest(found, MOST, keep=keep)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int64
@@ -151,6 +152,10 @@ def _array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"there is no {path}; precomputed features are {_WANTED}")
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise ValueError("it is an archive of arrays, .npz")
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is no plain .npy array ({error}): save it again with numpy.save") from error
+    return array

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
+from openjepa.training.interruption import ENDING
 
 _HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelled images, and know how good it is.
 
@@ -35,10 +36,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MADV_HUGEPAGE = 14
 _MOST_ROOM = 2**34
 _HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
-# What a disk or its owner says, and no program can mend; and a name that no file can have.
+# What a disk, its owner or a network drive says, and no program can mend; and a name that no file can have.
 _REFUSED = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    errno.ENAMETOOLONG,
+    *(errno.ENAMETOOLONG, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
 }
 # Verb, and the file that holds the function of its name.
 _VERBS = {
@@ -81,34 +82,46 @@ def _main(arguments: list[str]) -> int:
     if verb not in _VERBS:
         print(f"openjepa: there is no verb {verb!r}; choose from {', '.join(_VERBS)}", file=sys.stderr)
         return 2
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = {
+        number: signal.signal(number, _terminated)
+        for number in set(ENDING) - {signal.SIGINT}
+        if signal.getsignal(number) is not signal.SIG_IGN  # by nohup, say
+    }
     try:
         code = _run(verb, rest)
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"openjepa {verb}: {error}", file=sys.stderr)
+        _complain(verb, str(error))
         return 2
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"openjepa {verb}: cannot write or read{where}: {error.strerror}", file=sys.stderr)
+        _complain(verb, f"cannot write or read{where}: {error.strerror}")
         return 2
     except RuntimeError as error:
         from openjepa.data.workers import LoaderError  # not above: it takes PyTorch
 
         if not isinstance(error, LoaderError):
             raise
-        print(f"openjepa {verb}: {error}", file=sys.stderr)
+        _complain(verb, str(error))
         return 1
     except SystemExit as end:  # after --help, or a mistake that is told already
         return int(end.code or 0)
     except KeyboardInterrupt as stop:
         print(f"openjepa {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 143 if str(stop) else 130
+        return exit_code(stop)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _complain(verb: str, message: str) -> None:
+    """Say what went wrong; names of files in it may hold what steers a terminal."""
+    from openjepa.data.base import printable  # not above: it takes NumPy
+
+    print(f"openjepa {verb}:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
 
 
 def _unheard() -> bool:
@@ -194,6 +207,11 @@ def _run(verb: str, arguments: list[str]) -> int:
     return getattr(module, f"{verb}_verb")(arguments)
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    # Outside the training loop, which saves first, SIGTERM ends what is done as Ctrl-C does.
-    raise KeyboardInterrupt("stopped by SIGTERM")
+def _terminated(number: int, _frame: object) -> None:
+    # Outside the training loop, which saves first, SIGTERM and SIGHUP end what is done as Ctrl-C does.
+    raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """128 and the number of the signal that stopped what was done, as a shell has it."""
+    return 128 + getattr(signal, str(stop).removeprefix("stopped by "), signal.SIGINT)

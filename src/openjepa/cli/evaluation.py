@@ -1,7 +1,10 @@
 """The verb that judges: evaluate."""
 
+import errno
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -84,29 +87,59 @@ def evaluate_verb(arguments: list[str]) -> int:
     place = None if given.json is None else expanded(given.json)
     if place is not None and (place.is_dir() or not place.absolute().parent.is_dir()):
         raise InputError(f"--json {given.json} cannot be written: name a file in a folder that exists")
+    if place is not None:
+        _check_writable(place)
     named = (given.encoder, given.data, *(given.segmentation or ()), given.cache, given.json, given.pictures)
     found = _judged(given, from_anywhere("evaluate", arguments, named))
-    print_evaluation(found)
-    if place is not None:
-        _write_json(place, found)
-        print(f"written: {place}")
-    folder = expanded(given.encoder)
-    if (folder / "experiment.json").is_file():
-        if smaller := _smaller(folder, found):
-            keep = "" if given.json else "--json FILE keeps this; "
-            print(f"not kept: {smaller} ({keep}without that record the run takes it)")
-        elif _reports(folder, given.data):
-            for path in renewed(folder, found):
-                print(f"written: {path}")
-        elif place is None:
-            print(f"not kept: {folder} reports on its own images (--json FILE keeps this)")
+    folder, said = expanded(given.encoder), list[str]()
+    # What took hours is on the disk before a word of it is printed to what may be a broken pipe, or a full disk's log.
+    try:
+        if (folder / "experiment.json").is_file():
+            if smaller := _smaller(folder, found):
+                keep = "" if given.json else "--json FILE keeps this; "
+                said.append(f"not kept: {smaller} ({keep}without that record the run takes it)")
+            elif _reports(folder, given.data):
+                said += [f"written: {path}" for path in renewed(folder, found, said.append)]
+            elif place is None:
+                said.append(f"not kept: {folder} reports on its own images (--json FILE keeps this)")
+    finally:
+        try:
+            if place is not None:
+                _write_json(place, found)
+                said.append(f"written: {place}")
+        finally:
+            print_evaluation(found)
+            for line in said:
+                print(line)
     return 0
 
 
+def _check_writable(place: Path) -> None:
+    """Refuse, before anything is computed, a file that cannot be written; nothing is left, and what is there stays.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        if _in_place(place):
+            if not os.access(place, os.W_OK) and place.exists():
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        else:
+            with tempfile.TemporaryFile(dir=place.absolute().parent):
+                pass
+    except OSError as error:
+        raise InputError(f"--json {place} cannot be written ({error.strerror}): name another file") from error
+
+
+def _in_place(place: Path) -> bool:
+    """Whether a file is written as it stands, without a draft: ``/dev/stdout``, a pipe or a link."""
+    return place.is_symlink() or (place.exists() and not place.is_file())
+
+
 def _write_json(place: Path, found: dict[str, Any]) -> None:
-    """Write a result, whole or not at all where that can be: not into ``/dev/stdout``, a pipe or a link."""
+    """Write a result, whole or not at all where that can be."""
     text = json.dumps(found, indent=1) + "\n"
-    if place.is_symlink() or (place.exists() and not place.is_file()):
+    if _in_place(place):
         place.write_text(text, encoding="utf-8")
     else:
         write_whole(place, text)
@@ -123,10 +156,7 @@ def _reports(run: Path, data: str | None) -> bool:
 
 def _smaller(run: Path, found: dict[str, Any]) -> str:
     """Where a run's record of the same encoder is of more test images of the same data, a sentence that says so."""
-    try:
-        before = json.loads((run / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        return ""
+    before = _recorded(run) or {}
     if before.get("encoder") != found["encoder"]:
         return ""
     kinds = before.get("tasks", {}) | {"classes": before}
@@ -137,17 +167,29 @@ def _smaller(run: Path, found: dict[str, Any]) -> str:
     return ""
 
 
-def renewed(run: Path, found: dict[str, Any]) -> list[Path]:
+def _recorded(run: Path) -> dict[str, Any] | None:
+    """What a run's evaluation.json holds; nothing where there is none, None where it is damaged."""
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("rows", []), list) else None
+
+
+def renewed(run: Path, found: dict[str, Any], say: Callable[[str], None] = print) -> list[Path]:
     """What a run says of its own encoder: evaluation.json (what was measured before stays), card and report.
 
     Nothing where training has gone on meanwhile and the run holds another encoder by now. Else the record holds the
     ``step`` of the encoder, by which a report tells later on whether that is still the run's.
     """
     with locked(run / _LOCK, wait=True):  # or of two that measure at a time one would write over the other's rows
-        return _renewed(run, found)
+        return _renewed(run, found, say)
 
 
-def _renewed(run: Path, found: dict[str, Any]) -> list[Path]:
+def _renewed(run: Path, found: dict[str, Any], say: Callable[[str], None]) -> list[Path]:
     """What :func:`renewed` does, one at a time."""
     from openjepa.assessment import open_panel
     from openjepa.assessment.tasks import joined
@@ -156,20 +198,27 @@ def _renewed(run: Path, found: dict[str, Any]) -> list[Path]:
 
     path = run / "evaluation.json"
     if found["encoder"] != open_panel(run).fingerprint:
-        print(f"not kept: training went on, and {run} holds another encoder by now (--json FILE keeps this)")
+        say(f"not kept: training went on, and {run} holds another encoder by now (--json FILE keeps this)")
         return []
-    try:
-        before = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:  # cut short by a crash; what is measured now takes its place
-        before = {}
-    whole = joined(before, found)
-    if left := len(before.get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
-        print(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
+    before = _recorded(run)
+    if before is None:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        path.rename(aside)
+        say(f"{path} was damaged: it is kept as {aside.name}, and what was measured now takes its place")
+    whole = joined(before or {}, found)
+    if left := len((before or {}).get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
+        say(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
     with suppress(OSError, ValueError, LookupError):  # the card cannot be written without it, which says so
         whole["step"] = int(json.loads((run / EXPORTED).read_text())["step"])
     write_whole(path, json.dumps(whole, indent=1) + "\n")
     report = write_report(run)  # before the card, which is refused where encoder/ is no longer the run's own
-    return [path, renew_card(run, _with_data(whole)), report]
+    card = renew_card(run, _with_data(whole))
+    if card is None:
+        kept = run / "encoder" / "README.md"
+        say(f"not renewed: {kept} has been edited, and is left as it is (delete it to have a new one written)")
+    return [path, *([] if card is None else [card]), report]
 
 
 def _with_data(found: dict[str, Any]) -> list[dict[str, Any]]:

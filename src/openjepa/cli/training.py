@@ -1,6 +1,7 @@
 """The verbs that train: pretrain and resume."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -249,12 +250,14 @@ def _train(
         return 1
     if not processes.first:
         return 0
+    for sentence in training.kept:
+        print(f"openjepa: {sentence}", file=sys.stderr)
     if training.choice:
         print(training.choice)
     if stopped is not None:
         on = f"openjepa resume {shlex.quote(str(run))}"
         print(f"stopped by {stopped} at step {training.trainer.done}; saved. Go on with: {on}")
-        return 130 if stopped == "SIGINT" else 143
+        return 128 + signal.Signals[stopped]
     if done < steps:
         tell("the training is done; evaluating ...")
     return _finish(run, training)
@@ -263,6 +266,7 @@ def _train(
 def _finish(run: Path, training: Any) -> int:
     """Write the report, evaluate (without labels by which way up images are), and write it again."""
     from openjepa.assessment import Tasks, judge, panel_of
+    from openjepa.cli import exit_code
     from openjepa.cli.evaluation import own_cache, renewed
     from openjepa.data.loader import LoaderError
     from openjepa.evaluation.catalogue import quick
@@ -294,7 +298,7 @@ def _finish(run: Path, training: Any) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print(f"stopped in the evaluation; the training is done and saved. Evaluate with: {command}")
-        return 143 if str(stop) else 130
+        return exit_code(stop)
     finally:
         print(f"encoder: {run / 'encoder'}   report: {report}")
     return 0

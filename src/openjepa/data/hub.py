@@ -1,10 +1,11 @@
 """Data sets of the Hugging Face hub, by their id, through the `datasets` library (extra `hub`)."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openjepa.data.base import BadImage, Header, Picture, Source, Splits, to_test_on
+from openjepa.data.base import BadImage, Header, Picture, Source, Splits, printable, to_test_on
 from openjepa.data.columns import class_numbers, give_labels, names_a_class
 from openjepa.data.decode import decode
 from openjepa.data.folder import TEST_NAMES, TRAIN_NAMES
@@ -68,7 +69,24 @@ class HubSource(Source):
         value = self._rows[index][self._column]
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise BadImage(self.reference(index), "the row holds no image")
-        return value["bytes"] if value["bytes"] is not None else value["path"]
+        if value["bytes"] is not None:
+            return value["bytes"]
+        if not any(Path(value["path"]).resolve().is_relative_to(folder) for folder in _downloads()):
+            raise BadImage(
+                self.reference(index),
+                f"the row names the file {printable(value['path'])}, which is not among those that were downloaded",
+            )
+        return value["path"]
+
+
+@cache
+def _downloads() -> tuple[Path, ...]:
+    """Where the files of hub data sets lie; a row that names another one would have a file of the user's read."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    named = config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH
+    return tuple(Path(folder).resolve() for folder in (*named, constants.HF_HUB_CACHE))
 
 
 def open_hub(name: str) -> Splits:

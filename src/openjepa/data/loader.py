@@ -17,11 +17,11 @@ from openjepa.data.augmentation import NUMBERS, Augmentation, Preprocessing, aug
 from openjepa.data.base import BadImage, Picture, Source
 from openjepa.data.idx import ArraySource
 from openjepa.data.pixels import Pixels, alike, with_channels
-from openjepa.data.workers import LoaderError, iterate
+from openjepa.data.workers import LoaderError, NoSharedMemory, iterate
 from openjepa.errors import InputError
 from openjepa.masks import Masks
 
-__all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "ordered_batches", "training_batches"]
+__all__ = ["BadRecord", "Batch", "LoaderError", "Masking", "NoSharedMemory", "ordered_batches", "training_batches"]
 
 # A replacement that is bad too is replaced in turn; so many in a row mean that hardly any image is good.
 _REPLACEMENTS = 32
@@ -66,6 +66,10 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """A copy in pinned memory, for an asynchronous transfer to a GPU."""
         return self._map(lambda part: part.pin_memory())
+
+    def share_memory_(self) -> "Batch":
+        """The same, moved to memory that other processes see."""
+        return self._map(lambda part: part.share_memory_())
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
         return replace(
@@ -287,7 +291,7 @@ def training_batches(
 
     Raises:
         InputError: there are fewer images than a batch holds, or hardly any can be used.
-        LoaderError: a worker was killed.
+        LoaderError: a worker was killed, or found no shared memory for a batch (:class:`NoSharedMemory`).
     """
     if batch < 1 or batch % (world * pieces) or not 0 <= rank < world:
         raise ValueError(
@@ -314,7 +318,7 @@ def ordered_batches(
 
     Raises:
         InputError: the files cannot be read.
-        LoaderError: a worker was killed.
+        LoaderError: a worker was killed, or found no shared memory for a batch (:class:`NoSharedMemory`).
     """
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
     dataset = _OrderedBatches(source, preprocessing, chosen, batch)

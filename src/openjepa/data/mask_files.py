@@ -28,6 +28,10 @@ def read_mask(path: Path) -> Int64[np.ndarray, "H W"] | Bool[np.ndarray, "H W"]:
     with opened(path, str(path)) as file:
         if path.suffix.lower() == ".npy":
             array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise NotAMask(
+                    str(path), "is an archive of arrays (.npz): save the one that is the mask with numpy.save"
+                )
         else:
             with Image.open(file) as image:
                 if (flaw := _flaw(image, file)) is not None:

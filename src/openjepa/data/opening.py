@@ -3,10 +3,7 @@
 import io
 import os
 import re
-import struct
-import tokenize
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from openjepa.data.arrays import File, allow_pixels
 from openjepa.data.base import BadImage
+from openjepa.errors import InputError
 
 _SUFFIXES = "jpg jpeg jpe jfif png webp tif tiff bmp dib gif npy ppm pgm pbm pnm jp2 avif heic heif"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split(" "))
@@ -34,22 +32,6 @@ ORIENTATION = 0x0112
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-# What decoders raise on damaged files: Pillow promises OSError, its plug-ins and the libraries below also raise these.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    tokenize.TokenError,
-    Image.DecompressionBombError,
-)
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -69,11 +51,13 @@ def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) ->
             stream = io.BytesIO(data) if isinstance(data, (bytes, memoryview)) else open(data, "rb")  # noqa: SIM115
             with stream as file:
                 yield file
+    except (BadImage, InputError, ImportError):  # said already; or the installation's fault, not the file's
+        raise
     except UnidentifiedImageError as error:
         raise BadImage(reference, "is not an image in a known format") from error
     except Image.DecompressionBombError as error:  # of twice the limit, by Pillow itself
         raise BadImage(reference, f"is too large: {error} To allow it, set OPENJEPA_MAX_PIXELS") from error
-    except _DECODER_ERRORS as error:
+    except Exception as error:  # of damaged files, Pillow promises OSError, and the libraries below it raise anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
 
@@ -156,7 +140,7 @@ def exif_orientation(image: Image.Image) -> int:
     try:
         orientation = int(image.getexif().get(ORIENTATION, 1))
         return orientation if 1 <= orientation <= 8 else 1
-    except _DECODER_ERRORS:
+    except Exception:  # noqa: BLE001 - as in opened
         return 1
 
 

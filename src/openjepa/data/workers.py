@@ -9,19 +9,56 @@ import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.errors import InputError
 
-T = TypeVar("T")
-_ENDING = (signal.SIGINT, signal.SIGTERM)
+_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """What a worker can hand over: its tensors go to memory that other processes see."""
+
+    def share_memory_(self) -> Any: ...
+
+
+T = TypeVar("T", bound=Shareable)
 
 
 class LoaderError(RuntimeError):
-    """A worker process of the loader ended without being asked to."""
+    """A worker process of the loader cannot go on, or ended without being asked to."""
+
+
+class NoSharedMemory(LoaderError):
+    """There is no room in the memory through which a worker hands over what it has read."""
+
+
+class _Shared(Dataset[T | InputError | NoSharedMemory]):
+    """The items, in shared memory before the queue has them.
+
+    The queue would put them there in a thread of its own, which prints an error and drops the item, so that the main
+    process would wait for it without end.
+    """
+
+    def __init__(self, items: Dataset[T | InputError]) -> None:
+        self.items = items
+
+    def __getitem__(self, number: int) -> T | InputError | NoSharedMemory:
+        item = self.items[number]
+        if isinstance(item, InputError):
+            return item
+        try:
+            return item.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return NoSharedMemory(
+                f"a loader process found no room in the shared memory (/dev/shm) through which it hands over images "
+                f"({error}): give it more (in Docker: docker run --shm-size=2g), or read without such processes "
+                f"(--workers 0)"
+            )
 
 
 def iterate(
@@ -31,13 +68,14 @@ def iterate(
 
     Raises:
         InputError: what ``dataset`` gave instead of an item.
+        NoSharedMemory: a worker could not hand over an item.
         LoaderError: a worker was killed.
     """
     with warnings.catch_warnings(), _signals_held():
         # How many workers are too many is for the caller to say.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            dataset,
+            _Shared(dataset) if workers else dataset,
             batch_size=None,
             sampler=order,
             num_workers=workers,
@@ -56,9 +94,10 @@ def iterate(
             if not workers or not _says_worker_died(error):
                 raise
             raise LoaderError(
-                f"a loader process was killed, perhaps because memory ran out ({error}); try fewer workers"
+                f"a loader process was killed, perhaps because memory, or shared memory (/dev/shm), ran out ({error}); "
+                "try fewer workers"
             ) from error
-        if isinstance(item, InputError):
+        if isinstance(item, (InputError, NoSharedMemory)):
             raise item
         yield item
 
@@ -90,9 +129,11 @@ def _signals_held() -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """One thread, and no part in signals that are meant for the main process (Ctrl-C, or SIGTERM to a whole group)."""
+    """One thread, and no part in signals that are meant for the main process (Ctrl-C, a terminal that is closed, or
+    SIGTERM to a whole group)."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in set(_ENDING) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_parent_says, args=(os.getppid(), _sockets()), daemon=True).start()
     elif hasattr(signal, "pthread_sigmask"):

@@ -5,6 +5,8 @@ the architecture (a signal that has not two axes), the directory still loads her
 """
 
 import dataclasses
+import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -13,7 +15,7 @@ from typing import Any
 
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
-from openjepa.files import write_whole
+from openjepa.files import sha256_of, write_whole
 from openjepa.interop.assembly import build_encoder, check_finite, is_sincos
 from openjepa.interop.card import model_card
 from openjepa.interop.folders import read_json, sweep, whole_folder, write_json, write_tensors
@@ -29,6 +31,10 @@ from openjepa.interop.image_processor import (
     read_processor,
 )
 
+# The last line of a README.md of ours, by which one that somebody has edited is told; and under "openjepa" in
+# config.json, which transformers hands on when it saves other weights, what tells those.
+_SIGNED = "\n<!-- written by openjepa, which leaves this file alone once it is edited; SHA-256 of the text above: "
+_WEIGHTS = "weights_sha256"
 _FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 
 
@@ -56,7 +62,7 @@ def export(
     preprocessing: PreprocessingLike | Mapping[str, Any],
     card: Mapping[str, Any] | None = None,
     keep_others: bool = False,
-) -> None:
+) -> list[str]:
     """Write ``encoder`` as a Hugging Face directory, whole or not at all; an earlier export there is replaced.
 
     Args:
@@ -65,15 +71,28 @@ def export(
         preprocessing: ``size``, ``channels``, ``mean`` and ``std``, as attributes or as keys.
         card: facts for README.md; see :func:`openjepa.interop.card.model_card`.
         keep_others: of an earlier export, keep what somebody has put beside its files (and remove what writers that
-            were killed have left), for a directory with one writer; without it such an export is not replaced.
+            were killed have left), for a directory with one writer; without it such an export is not replaced. Neither
+            is a README.md that was edited; and where the weights are others than those written, as after fine-tuning,
+            the directory is moved aside.
+
+    Returns:
+        A sentence for each thing that was kept so, if any.
 
     Raises:
         InputError: ``directory`` holds something else, or cannot be written.
     """
+    directory = Path(directory)
+    directory, kept = directory.resolve() if directory.is_symlink() else directory, list[str]()
     if keep_others:
-        sweep(Path(directory), _others)
-    with whole_folder(Path(directory), _not_ours if keep_others else _not_an_export, _others) as draft:
+        sweep(directory, _others)
+    with whole_folder(directory, _not_ours if keep_others else _not_an_export, _others) as draft:
         write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
+        if _has_other_weights(directory):
+            kept.append(_moved_aside(directory))
+        elif _is_edited(directory):
+            shutil.copyfile(directory / "README.md", draft / "README.md")
+            kept.append(f"{directory / 'README.md'} has been edited, and is left as it is")
+    return kept
 
 
 def write_encoder(
@@ -88,20 +107,25 @@ def write_encoder(
     given = preprocessing if isinstance(preprocessing, Mapping) else describe(preprocessing)
     facts = check_facts(given, config, "the preprocessing")
     processor = {} if obstacle else processor_config(facts)
-    write_json(folder / "config.json", to_config_json(config, facts, obstacle))
-    write_json(folder / "preprocessor_config.json", processor | {"openjepa": facts})
     write_tensors(folder / "model.safetensors", to_huggingface(encoder))
-    (folder / "README.md").write_text(model_card(config, facts, card or {}, obstacle), encoding="utf-8")
+    content = to_config_json(config, facts, obstacle)
+    content["openjepa"][_WEIGHTS] = sha256_of(folder / "model.safetensors")
+    write_json(folder / "config.json", content)
+    write_json(folder / "preprocessor_config.json", processor | {"openjepa": facts})
+    write_whole(folder / "README.md", _signed(model_card(config, facts, card or {}, obstacle)))
 
 
-def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
-    """Write the README.md of an encoder's directory again, in one piece; returns its path.
+def renew_card(directory: Path, card: Mapping[str, Any]) -> Path | None:
+    """Write the README.md of an encoder's directory again, in one piece; returns its path, None where it was edited and
+    is left as it is.
 
     Raises:
         InputError: it is no encoder that openjepa has written, or cannot be written.
     """
     if (reason := _not_ours(directory)) is not None:
         raise InputError(f"will not write {directory / 'README.md'}: {reason}")
+    if _is_edited(directory):
+        return None
     where = str(directory / "config.json")
     content = read_json(Path(where))
     own = own_facts(content)
@@ -111,7 +135,7 @@ def renew_card(directory: Path, card: Mapping[str, Any]) -> Path:
     facts.pop("assumed", None)
     path = directory / "README.md"
     try:
-        write_whole(path, model_card(config, facts, card, obstacle_to_transformers(config)))
+        write_whole(path, _signed(model_card(config, facts, card, obstacle_to_transformers(config))))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
     return path
@@ -188,7 +212,11 @@ def _not_an_export(directory: Path) -> str | None:
     """Why an existing folder may not be replaced: only our own exports (or an empty folder) may."""
     if others := [entry.name for entry in _others(directory)]:
         return f"it holds files that are no part of an encoder ({', '.join(others[:4])})"
-    return _not_ours(directory)
+    if (reason := _not_ours(directory)) is not None:
+        return reason
+    if _has_other_weights(directory):
+        return "its weights are others than openjepa has written (fine-tuned ones, perhaps)"
+    return "its README.md has been edited" if _is_edited(directory) else None
 
 
 def _others(directory: Path) -> list[Path]:
@@ -206,3 +234,45 @@ def _not_ours(directory: Path) -> str | None:
     if not config.is_file() or "openjepa" not in read_json(config):
         return "it is not an encoder that openjepa has written"
     return None
+
+
+def _signed(card: str) -> str:
+    return f"{card}{_SIGNED}{hashlib.sha256(card.encode()).hexdigest()} -->\n"
+
+
+def _is_edited(directory: Path) -> bool:
+    """Whether the README.md of an encoder of ours is another than was written; older ones cannot be told."""
+    path = directory / "README.md"
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8", errors="replace")
+    card, mark, _ = text.rpartition(_SIGNED)
+    return text != _signed(card) if mark else _weights_written(directory) is not None
+
+
+def _has_other_weights(directory: Path) -> bool:
+    """Whether the weights of an encoder of ours are others than were written; of older ones it cannot be told."""
+    written, weights = _weights_written(directory), directory / "model.safetensors"
+    if written is None:
+        return False
+    return sha256_of(weights) != written if weights.is_file() else (directory / f"{weights.name}.index.json").is_file()
+
+
+def _weights_written(directory: Path) -> str | None:
+    """The SHA-256 of the weights that openjepa wrote; None where there are none, or older ones."""
+    config = directory / "config.json"
+    return own_facts(read_json(config)).get(_WEIGHTS) if config.is_file() else None
+
+
+def _moved_aside(directory: Path) -> str:
+    """Give an encoder's directory another name, that nobody has; returns a sentence that says so."""
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}-yours-{number}")).exists():
+        number += 1
+    try:
+        directory.rename(aside)
+    except OSError as error:
+        raise InputError(
+            f"cannot move {directory}, whose weights were changed, to {aside}: {error.strerror}"
+        ) from error
+    return f"the weights in {directory} were others than openjepa had written: they are kept in {aside}"

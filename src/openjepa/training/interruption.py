@@ -4,10 +4,14 @@ import signal
 import time
 from typing import Any
 
+# Ctrl-C, what ends a service or a batch job, and what a terminal sends that is closed (Windows has none).
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
 
 class Interruption:
-    """Ctrl-C and SIGTERM ask the loop to save and leave; a second one exits at once.
+    """The signals of ``ENDING`` ask the loop to save and leave; a second one exits at once.
 
+    One that is ignored stays so, as whoever started the process wants it: ``nohup``, ``&`` in a script.
     Two within ``_SAME`` seconds are one: ``timeout`` and terminals send to the process and to its group.
     """
 
@@ -19,8 +23,9 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,12 +29,22 @@ class MetricsLog:
     def __init__(self, path: Path, *, start: int) -> None:
         rows = self.before = [row for row in read_rows(path) if row["step"] < start] if path.exists() else []
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a")
+        self._path, self._file = path, path.open("a")
 
     def write(self, row: Mapping[str, float | int]) -> None:
-        """Append a row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append a row.
+
+        Raises:
+            OSError: the disk is full, say; it names the file, and what to do.
+        """
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # which would try the same row once more
+                self._file.close()
+            told = f"{error.strerror}. Mend that, then go on: openjepa resume {shlex.quote(str(self._path.parent))}"
+            raise OSError(error.errno, told, str(self._path)) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -95,7 +106,8 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            self._progress.stop()
 
     def step(self, done: int) -> None:
         """Show that ``done`` steps are done."""
@@ -115,5 +127,6 @@ class Meter:
 
     def say(self, sentences: Iterable[str]) -> None:
         """Print sentences on lines of their own, above the bar where there is one; on stderr off a terminal too."""
-        for sentence in sentences if self._show else ():
-            self._console.print(Text(f"openjepa: {sentence}"), soft_wrap=True)
+        with contextlib.suppress(OSError):  # a terminal that is gone, for which no step is to be lost
+            for sentence in sentences if self._show else ():
+                self._console.print(Text(f"openjepa: {sentence}"), soft_wrap=True)

@@ -262,9 +262,9 @@ class Trainer:
         shares = self.processes.gather([self.reference(int(sample)) for sample in batch.samples])
         named = [name for share in shares for name in share]
         path = self.run / f"nonfinite-step-{self.done}.json"
+        self.save()  # first: the weights are worth more than the list
         if self.processes.first:
             path.write_text(json.dumps({"step": self.done, "error": str(error), "images": named}, indent=1))
-        self.save()
         return TrainingStopped(
             f"step {self.done} gave a number that is not finite ({error}), and the weights were left as they were. Its "
             f"batch of {len(named)} images begins with {', '.join(named[:3])}; {path} lists them all. The weights "
