@@ -229,6 +229,7 @@ class Run:
             write(copies)
         while not copies.complete:  # not a barrier, which would give up on a long wait
             time.sleep(1)
+        self.processes.wait(patiently=True)  # machines that write their own need not be equally fast
         return copies if copies.size else images
 
     def _saved(self, weights: dict[str, Any]) -> None:

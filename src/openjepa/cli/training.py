@@ -236,7 +236,7 @@ def _train(
     from openjepa.training.trainer import TrainingStopped
 
     training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write)
-    again = resume and has_begun(run)
+    again = processes.gather(resume and has_begun(run))[0]  # or one would see what another saves meanwhile
     for damaged in training.trainer.resume() if again else ():
         print(f"openjepa: passed over: {damaged}", file=sys.stderr)
     done, steps = training.trainer.done, training.experiment.training.steps
