@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import shlex
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -227,9 +226,7 @@ class Run:
         copies = Copies(images, (height, width), copies_folder())
         if self.processes.first_here:
             write(copies)
-        while not copies.complete:  # not a barrier, which would give up on a long wait
-            time.sleep(1)
-        self.processes.wait(patiently=True)  # machines that write their own need not be equally fast
+        self.processes.wait(patiently=True)
         return copies if copies.size else images
 
     def _saved(self, weights: dict[str, Any]) -> None:
