@@ -68,7 +68,7 @@ def open_data(data: str | os.PathLike[str] | None = None) -> Splits:
     if _HUB_ID.fullmatch(name):
         return open_hub(name)
     raise InputError(
-        f"there is no file or folder {name!r}; give a folder of images, a Parquet file, fashion-mnist, "
+        f"there is no file or folder '{name}'; give a folder of images, a Parquet file, fashion-mnist, "
         "or an owner/name of the Hugging Face hub"
     )
 
