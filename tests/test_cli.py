@@ -43,6 +43,8 @@ SMALL = [
     *("--encoder.width", "24", "--encoder.depth", "2", "--predictor.width", "24", "--predictor.depth", "1"),
     *("--training.batch", "8", "--training.log-every", "1", "--training.workers", "1"),
 ]
+# What is measured beforehand may differ from run to run, and with it the order of summation.
+ONE_WAY = ("--training.replicas", "1", "--training.threads", "1")
 
 
 def stripes(folder: Path, classes: int = 3, count: int = 20, size: tuple[int, int] = (32, 32)) -> Path:
@@ -76,7 +78,7 @@ def images(tmp_path_factory) -> Path:
 def run(images, tmp_path_factory) -> Path:
     """One finished run, for the tests that only look at it."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    assert call("pretrain", images, "--out", folder, "--steps", "12", *SMALL) == 0
+    assert call("pretrain", images, "--out", folder, "--steps", "12", *SMALL, *ONE_WAY) == 0
     return folder
 
 
@@ -463,8 +465,7 @@ def test_a_saved_experiment_is_begun_again(run, images, tmp_path):
 
 @pytest.mark.usefixtures("only_trained")
 def test_ctrl_c_saves_and_resume_gives_the_same_run(images, tmp_path):
-    one_way = ("--training.replicas", "1", "--training.threads", "1")  # what is measured may differ from run to run
-    arguments = ["pretrain", str(images), "--steps", "60", *SMALL, *one_way]
+    arguments = ["pretrain", str(images), "--steps", "60", *SMALL, *ONE_WAY]
     assert call(*arguments, "--out", tmp_path / "straight") == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "openjepa", *arguments, "--out", str(tmp_path / "cut")],
