@@ -111,6 +111,12 @@ def test_that_one_class_is_far_the_commonest_is_said_of_images_and_of_features(l
             (evaluator, name) for evaluator in evaluators for name in subjects
         ]
         assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in balanced)
+        apart = [row for row in record["differences"] if row["metric"] == "balanced accuracy"]
+        assert len(apart) == len(balanced) - len(evaluators)  # of the encoder and each baseline
+        values = {(row["evaluator"], row["features"]): row["value"] for row in balanced}
+        for one in apart:
+            mine, other = (values[one["evaluator"], one[name]] for name in ("features", "against"))
+            assert one["value"] == pytest.approx(mine - other)
 
 
 @pytest.mark.parametrize("parts", ["two", "folds"])
