@@ -115,7 +115,7 @@ def _equal(content: dict[str, Any]) -> str:
     told |= {"minutes": f"{budget:,g} {unit} of training", "epochs": f"{budget:,g} {unit}"}
     seeds = f"{request['seeds']} seeds" if request["seeds"] > 1 else "one seed"
     both = (("mae", "MAE"), ("denoising", "the denoising autoencoder"))
-    given = (request.get("experiment") or {}).get("method")
+    given: Any = (request.get("experiment") or {}).get("method")
     pixels = listed([called for each, called in both if each in request["objectives"] and each != given])
     own = f", but for {CALLED[given]}'s, of the experiment given" if given in request["objectives"] else ""
     have = "have" if " and " in pixels else "has"
