@@ -205,8 +205,13 @@ def test_what_was_interrupted_in_its_judging_is_not_judged_by_the_quick_suite_ag
     rows = [row("trained encoder", 0.5, evaluator) for evaluator in evaluators]
     (folder / "evaluation.json").write_text(json.dumps({"rows": rows, "step": done["step"]}))
     monkeypatch.setattr(comparing, "_openjepa", lambda verb, *rest: called.append(verb) or 3 * (verb == "evaluate"))
-    assert run_all(out, begun[1], REQUEST, lambda text: None, None) == 3
+    content, said = json.loads(json.dumps(begun[1])), list[str]()
+    for planned in content["plans"].values():
+        planned["facts"]["estimate"]["seconds"] = 1000.0
+    assert run_all(out, content, REQUEST, said.append, None) == 3
     assert called == verbs
+    left = "1 h 7 min" if "resume" in verbs else "50 min"
+    assert said[0].startswith(f"4 runs: at most {left} of training by their plans")
 
 
 def test_each_run_is_told_when_it_is_judged(begun, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from openjepa.data.survey import survey
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.planning import Wishes, plan
+from openjepa.recipes.published import published
 from openjepa.training.distributed import Processes
 
 
@@ -59,6 +60,12 @@ def test_a_predictor_that_cannot_look_at_what_is_seen_is_refused(method):
         return
     with pytest.raises(InputError, match=rf"--predictor.depth 0 predicts without a look .*{method}'s encoder learns"):
         plan(open_data(None), wishes, ALONE, None, override)
+
+
+def test_a_saved_published_experiment_goes_with_no_other_objective():
+    saved = published("published-b16")
+    with pytest.raises(InputError, match="is a published I-JEPA recipe; --objective mae goes with small"):
+        plan(open_data(None), Wishes(experiment=saved, objective="mae"), ALONE, None)
 
 
 @pytest.mark.parametrize(("capability", "precision"), [((7, 5), "float32"), ((8, 0), "bf16"), ((9, 0), "bf16")])

@@ -6,6 +6,7 @@ own: so its memory is its own, and an interrupted comparison goes on where it st
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -186,11 +187,13 @@ def run_all(
         The exit code of a command that failed or was interrupted, or 0.
     """
     missing = [own for own in request.runs if not (folder / "{}-seed{}".format(*own) / "judged.json").is_file()]
-    hours = sum(content["plans"][objective]["facts"]["estimate"]["seconds"] for objective, _ in missing) / 3600
     if len(missing) > 1:
+        untrained = [own for own in missing if not _trained_and_judged(folder / "{}-seed{}".format(*own))]
+        seconds = sum(content["plans"][objective]["facts"]["estimate"]["seconds"] for objective, _ in untrained)
+        hours, minutes = divmod(math.ceil(seconds / 60), 60)
         say(
-            f"{len(missing)} runs: {hours:.1f} hours of training by their plans, and an evaluation after each (Ctrl-C "
-            "saves; the same command goes on)"
+            f"{len(missing)} runs: at most {f'{hours} h ' if hours else ''}{minutes} min of training by their plans, "
+            "and an evaluation after each (Ctrl-C saves; the same command goes on)"
         )
     for number, (objective, seed) in enumerate(request.runs, 1):
         run = folder / f"{objective}-seed{seed}"

@@ -15,7 +15,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment, Method
 from openjepa.facts import facts
 from openjepa.recipes.baselines import baseline
-from openjepa.recipes.choice import choose, scaled
+from openjepa.recipes.choice import choose, refuse_published, scaled
 from openjepa.recipes.small import LONG, lengthened, paced
 from openjepa.training.distributed import Processes
 from openjepa.training.step import refuse_uneven
@@ -254,6 +254,7 @@ def _with_objective(experiment: Experiment, objective: Method | None) -> Experim
         raise InputError(
             f"the saved experiment is of {experiment.method}; an ijepa one can be turned to --objective {objective}"
         )
+    refuse_published(experiment.recipe, objective)
     return baseline(experiment, objective)
 
 

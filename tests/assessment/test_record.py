@@ -96,6 +96,14 @@ def test_a_note_on_a_task_lasts_as_long_as_its_rows():
     assert joined(FEW, again)["notes"] == FEW["notes"][:1]
 
 
+def test_what_was_said_of_uneven_classes_is_not_said_twice():
+    uneven = "The classes are uneven: {}."
+    before = FEW | {"notes": [*FEW["notes"], uneven.format("as an older version said it")]}
+    now = record([row("classes", "k-NN")], notes=[uneven.format("as it is said now")])
+    assert joined(before, now)["notes"] == [*FEW["notes"], uneven.format("as it is said now")]
+    assert before["notes"][2] in joined(before, record([SEGMENTED], train=0))["notes"]
+
+
 def test_a_note_on_images_goes_with_them():
     other = record([row("classes", "k-NN")], images="other", notes=["new"])
     assert joined(FEW, other)["notes"] == [FEW["notes"][1], "new"]

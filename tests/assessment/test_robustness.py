@@ -22,8 +22,9 @@ from openjepa.data.base import Splits
 from openjepa.data.idx import ArraySource
 from openjepa.data.sources import open_data
 from openjepa.encoder import Encoder, EncoderConfig
+from openjepa.evaluation.answers import shares
 from openjepa.evaluation.features import Features
-from openjepa.evaluation.intervals import Difference
+from openjepa.evaluation.intervals import Difference, paired_difference
 from openjepa.evaluation.knn import KNN
 from openjepa.evaluation.linear import LinearProbe
 from openjepa.pretrained import Pretrained
@@ -127,6 +128,14 @@ def test_a_second_run_takes_all_from_the_cache_and_says_the_same(tmp_path, monke
     del seen[:]
     assess(ours(), splits, cache=cache)
     assert all(len(kinds) == 2 for _, kinds in seen), "the last four blocks, and not the last layer again"
+    # Of several losses the largest is told, with the interval that holds for all of them.
+    noisy, lost = assessed(cache, amount=0.8), list[Difference]()
+    for name in ("k-NN", "linear probe"):
+        own = [row for row in noisy["rows"] if (row["evaluator"], row["features"]) == (name, "trained encoder")]
+        before, after = (shares(row["answers"]) > 0.5 for row in own)
+        lost.append(paired_difference(before, after, among=2))
+    worst = max(lost, key=lambda one: one.value)
+    assert f"(95% interval {100 * worst.low:.1f} to {100 * worst.high:.1f}, of all 2 losses" in noisy["summary"]
 
 
 @pytest.mark.parametrize("evaluator", [KNN(), LinearProbe()], ids=lambda one: one.name)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openjepa.evaluation.balanced import balanced_accuracy
+from openjepa.evaluation.balanced import balanced_accuracy, balanced_difference
 from openjepa.evaluation.intervals import (
     Difference,
     crossed_mean,
@@ -126,13 +126,43 @@ def test_the_largest_of_several_differences_is_clear_by_luck_no_more_often_than_
 @pytest.mark.parametrize("counts", [(190, 10), (60, 40)])
 def test_a_balanced_accuracy_covers_the_truth(right, counts):
     generator, labels = np.random.default_rng(7), np.repeat([3, 8], counts)
-    covered = []
+    covered, wide = [], []
     for _ in range(1000):
         value, low, high = balanced_accuracy(generator.random(len(labels)) < np.repeat(right, counts), labels)
         assert 0 <= low <= value <= high <= 1
         covered.append(low <= np.mean(right) <= high)
+        wide.append(high - low)
     assert np.mean(covered) >= 0.92
-    assert high - low < 0.6
+    exact = 1.96 * np.sqrt(sum(share * (1 - share) / n for share, n in zip(right, counts, strict=True)))
+    assert np.mean(wide) < 1.1 * exact + 2 / min(counts)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost"), [((0.05, 0.3), (0.02, 0.1)), ((0.0, 0.0), (0.0, 0.0)), ((0.1, 0.5), (0.1, 0.0))]
+)
+@pytest.mark.parametrize("counts", [(190, 10), (60, 40)])
+def test_a_difference_of_balanced_accuracies_covers_the_truth(won, lost, counts):
+    generator, labels = np.random.default_rng(8), np.repeat([3, 8], counts)
+    more, fewer = (np.repeat(share, counts) for share in (won, lost))
+    truth, covered, wide = np.mean(won) - np.mean(lost), [], []
+    for _ in range(1000):
+        u = generator.random(len(labels))
+        right, against = u < more, (u >= more) & (u < more + fewer)
+        found = balanced_difference(right, against, labels)
+        scores = (balanced_accuracy(each, labels)[0] for each in (right, against))
+        assert found.value == pytest.approx(np.subtract(*scores))
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        covered.append(found.low <= truth <= found.high)
+        wide.append(found.high - found.low)
+    assert np.mean(covered) >= 0.925
+    each = ((a + b - (a - b) ** 2) / n for a, b, n in zip(won, lost, counts, strict=True))
+    assert np.mean(wide) < 1.2 * 1.96 * np.sqrt(sum(each)) + 2.5 / min(counts)
+
+
+def test_a_difference_of_balanced_accuracies_of_one_class_is_the_plain_one():
+    a, b = (np.random.default_rng(seed).random(300) < 0.6 for seed in (0, 1))
+    plain, found = paired_difference(a, b), balanced_difference(a, b, np.zeros(300, np.int64))
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=2e-3)
 
 
 def test_a_balanced_accuracy_is_the_mean_over_classes_and_of_equal_ones_the_plain_one():

@@ -20,24 +20,24 @@ FACTS = {
 }
 
 
-def content(asked: int = 2, images: int = 0, **values: list[float]) -> dict[str, Any]:
+def content(asked: int = 2, images: int = 0, worth: float = 1, **values: list[float]) -> dict[str, Any]:
     """A comparison of the named objectives, each with the k-NN accuracies of its finished seeds, of so many images."""
-    runs = [_run(name, seed, value, images) for name, each in values.items() for seed, value in enumerate(each)]
+    runs = [_run(name, seed, value, images, worth) for name, each in values.items() for seed, value in enumerate(each)]
     request = {"objectives": list(values), "seeds": asked, "minutes": None, "flops": 2e11, "steps": None}
     return {
         "request": request | {"epochs": None},
         "command": "openjepa compare",
-        "plans": {name: {"facts": FACTS} for name in values},
+        "plans": {name: {"facts": FACTS, "experiment": {"recipe": "small"}} for name in values},
         "runs": runs,
         "summary": summarise(runs, list(values)),
     }
 
 
-def _run(objective: str, seed: int, value: float, images: int) -> dict[str, Any]:
+def _run(objective: str, seed: int, value: float, images: int, worth: float) -> dict[str, Any]:
     row = {"task": "classes", "features": "trained encoder", "evaluator": "k-NN", "metric": "accuracy", "value": value}
     if images:  # the objectives are right on images that have nothing to do with one another
         order = np.random.default_rng(list(map(ord, objective))).permutation(images)
-        row |= {"answers": packed(order < round(value * images))}
+        row |= {"answers": packed(order < round(value * images), worth)}
     curve = [{"seconds": 1.0 + seed, "flops": 1e11, "knn": 0.4}, {"seconds": 2.0 + seed, "flops": 2e11, "knn": value}]
     costs = {"steps": 20, "seconds": 2.0, "images_per_s": 100.0, "flops": 2e11, "peak_memory": None, "joules": None}
     return {"objective": objective, "seed": seed, "folder": objective, "curve": curve, "rows": [row]} | costs
@@ -70,6 +70,8 @@ def test_what_is_clear_over_seeds_is_not_on_few_test_images():
     assert "over seeds alone" not in few.split("which is said", 1)[1]
     assert "over seeds alone +4." in seeds
     assert "4.0 to 6.6, over seeds alone" in seeds.split("which is said", 1)[1]
+    plain, folded = (content(3, 100, worth, **accuracies)["summary"][0]["differences"]["mae"] for worth in (1, 2 / 3))
+    assert folded["high"] - folded["low"] > 1.1 * (plain["high"] - plain["low"])
     clear = [page.split("By <b>k-NN")[1].split("</p>")[0].count("not clear") for page in (few, many, seeds)]
     assert clear == [1, 0, 0]
     assert all("<b>86.7%" in page for page in (few, many, seeds))
@@ -96,10 +98,21 @@ def test_a_comparison_that_is_not_whole_says_of_whom_it_speaks():
     assert "MAE has the MAE paper&#x27;s betas" in page
     assert "denoising" not in page
     assert "with equal care: those of I-JEPA by many trials" in page
-    assert "and those of MAE on three learning rates." in page
+    assert "and those of MAE by four learning rates." in page
     assert "with equal care" not in render(content(1, mae=[0.7]))
     assert "1 run is not finished; its numbers are missing here." in page
     assert "<b>7" not in page
+
+
+def test_how_settings_were_chosen_is_told_of_the_recipe_of_which_it_is_known():
+    own, large = (content(1, ijepa=[0.6], mae=[0.7]) for _ in range(2))
+    own["request"]["experiment"] = {"method": "ijepa"}
+    large["plans"]["mae"]["experiment"] = {"recipe": "standard"}
+    for page in map(render, (own, large)):
+        assert "Their settings were not chosen with equal care." in page
+        assert "learning rates." not in page
+    assert "are this project&#x27;s own, but for I-JEPA&#x27;s, of the experiment given." in render(own)
+    assert "of the experiment given" not in render(large)
 
 
 def test_operations_have_one_unit():

@@ -283,7 +283,10 @@ def test_how_the_images_were_split_is_a_sentence_of_its_own(parts):
     assert "fewer images were learned on" not in text
     parts.evaluation |= {"train_images": 20, "chance": {"classes": 0.95}}
     parts.path = parts.path.with_name("uneven")
+    for row in parts.metrics[2::3]:
+        row["knn"] = 0.3
     text = written(parts).text
+    assert "always the commonest 95.0%" in text  # on the curve as on the card
     assert "Always the commonest: 95.0%." in text
     assert "Guessing among" not in text
     assert "Here fewer images were learned on than tested on (20 and 50)" in text

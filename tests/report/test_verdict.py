@@ -5,6 +5,8 @@ import pytest
 from openjepa.report.evaluation import evaluation_section
 from openjepa.report.run_folder import read_run
 from openjepa.report.verdict import Score, compare, judge
+from openjepa.training.step import TrainingConfig
+from openjepa.watching import affordable
 
 
 def answers(parts) -> dict[str, tuple[str, str]]:
@@ -32,7 +34,7 @@ def test_headline(parts, numbers, half, headline, learned, beside_pixels):
     collapse = next(one for one in verdict.answers if one.question == "Has it collapsed?")
     if headline.startswith("Training made"):
         assert (collapse.answer, collapse.standing) == ("The watch saw none", "mixed")
-        assert collapse.because.endswith("Yet the features are below a random encoder's.")
+        assert collapse.because.endswith("Yet on k-NN and the linear probe the features are below a random encoder's.")
     else:
         assert (collapse.answer, collapse.standing) == ("No sign of it", "good")
     assert beside_pixels in verdict.qualification
@@ -61,6 +63,9 @@ def test_behind_on_one_evaluator_and_level_on_the_other_is_no_gain(parts):
     assert verdict.headline.startswith("No gain from training is shown")
     assert verdict.answers[0].answer == "No"
     assert "something against it" in verdict.answers[0].because
+    collapse = next(one for one in verdict.answers if one.question == "Has it collapsed?")
+    assert (collapse.answer, collapse.standing) == ("The watch saw none", "mixed")
+    assert collapse.because.endswith("Yet on k-NN the features are below a random encoder's.")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +111,13 @@ def test_the_interval_of_a_difference_stands_in_the_tables(parts):
     assert "+20.0 ↑<small>15.0 to 25.0</small>" in page
     assert "+1.0<small>−1.0 to 3.0</small>" in page
     assert page.count("<h3>robustness</h3>") == page.count("<td>noise 10%</td>") == page.count("<td>clean</td>") == 1
+
+
+def test_an_arrow_is_by_the_interval_of_the_difference_alone(parts):
+    parts.evaluation["rows"] += [row | {"metric": "balanced accuracy"} for row in parts.evaluation["rows"][:3]]
+    page = evaluation_section(read_run(parts.write()))
+    assert page.count("<td>balanced accuracy</td>") == 1
+    assert not {"↑", "↓"} & set(page)
 
 
 def test_without_the_random_encoder_nothing_is_called_learning(parts):
@@ -161,6 +173,7 @@ def looks(parts, path, images=0.6, losses=0.03) -> None:
         look = {"step": 10 * number - 1, "loss": losses, "rankme": rank, "alpha_req": alpha} | spread
         parts.metrics.append(look | {"features_over_images": images, "target_over_images": images})
     parts.plan["data"]["images"] = 5000
+    parts.experiment["training"] = {"steps": 3000, "batch": 64}
     for row in parts.evaluation["rows"]:
         row["dimensions"] = 192
 
@@ -204,6 +217,19 @@ def test_a_healthy_run_shows_no_sign_of_collapse(parts):
     parts.plan["data"]["images"] = 100  # of which no more directions can come
     parts.path = parts.path.with_name("few")
     assert told(parts) == ("No sign of it", "RankMe 15.0 (untrained 9.40, at most 100) and target std 0.400.", "good")
+    del parts.experiment["training"]
+    parts.path = parts.path.with_name("unknown")
+    assert told(parts)[1] == "RankMe 15.0 (untrained 9.40) and target std 0.400."
+
+
+@pytest.mark.parametrize("steps", [100, 2000, 9000])
+def test_the_images_that_the_watch_looks_at_are_a_bound_too(parts, steps):
+    looks(parts, GROWS)
+    parts.experiment["training"]["steps"] = steps
+    for row in parts.evaluation["rows"]:
+        row["dimensions"] = 2048
+    looked_at = affordable(TrainingConfig(steps=steps, batch=64))
+    assert f"at most {looked_at})" in told(parts)[1]
 
 
 @pytest.mark.parametrize(("seen", "answer"), [(3, "Signs of it"), (5, "A dip so far"), (7, "No, but narrow")])

@@ -23,10 +23,12 @@ from openjepa.evaluation.catalogue import quick
 from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
-from openjepa.evaluation.split import at_most, check_parts, set_aside
+from openjepa.evaluation.split import at_most, check_parts, folds, set_aside
 from openjepa.evaluation.suite import LAST, PIXELS, TASK, TOKENS, Entry, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
 
+# With this a note on the test images' classes begins.
+UNEVEN = "The classes are uneven"
 # Standard deviations of the images trained on, between their mean and that of others, from which on it is told.
 _FAR = 5
 
@@ -84,11 +86,11 @@ def assess(
     of_all = [{kind: of_classes(features, classes) for kind, features in part.parts.items()} for part in taken]
     trained, tested = of_all[0], of_all[-1]
     subjects, notes = by_subject(trained, tested, folded=parts.folded)
-    chance, uneven = _classes_of(trained[main].labels, tested[main].labels)
-    copies = _copies(trained.get(Kind(PIXELS, LAST)), tested.get(Kind(PIXELS, LAST)), folded=parts.folded)
-    notes += uneven + copies + _unlike(panel, trained)
+    chance, uneven, told = _classes_of(trained[main].labels, tested[main].labels)
+    pixels = trained.get(Kind(PIXELS, LAST)), tested.get(Kind(PIXELS, LAST))
+    notes += told + _copies(*pixels, panel.pixels, folded=parts.folded) + _unlike(panel, trained)
     judged_by = in_folds(remembering(cache)) if parts.folded else remembering(cache)
-    found = run_suite(subjects, entries, progress, with_balance(judged_by) if "chance" in chance else judged_by)
+    found = run_suite(subjects, entries, progress, with_balance(judged_by) if uneven else judged_by)
     return facts | {
         **chance,
         "images": digest_of(*parts.each),
@@ -122,15 +124,15 @@ def assess_given(
     else:
         (learn, held), size = pixels_of(given, splits)
         subjects[PIXELS] = {LAST: (learn.take(rows[0]), held.take(rows[1]))}
-    chance, uneven = _classes_of(train.labels, test.labels)
-    notes += uneven
+    chance, uneven, told = _classes_of(train.labels, test.labels)
+    notes += told
     able = [entry for entry in entries if entry.view == LAST]
     if left := [entry.evaluator.name for entry in entries if entry.view != LAST]:
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
     if not able:
         raise InputError("none of the evaluators asked for can be run on precomputed features: they need the network")
     judged_by = in_folds(judge) if given.folded else judge
-    found = run_suite(subjects, able, progress, with_balance(judged_by) if "chance" in chance else judged_by)
+    found = run_suite(subjects, able, progress, with_balance(judged_by) if uneven else judged_by)
     return {
         "data": GIVEN if splits is None else splits.train.name,
         **chance,
@@ -146,38 +148,39 @@ def assess_given(
 
 def _classes_of(
     learned: Int64[np.ndarray, "train"], tested: Int64[np.ndarray, "test"]
-) -> tuple[dict[str, Any], list[str]]:
-    """How many classes an evaluator chooses among and how many are asked about, with notes on what that means.
+) -> tuple[dict[str, Any], bool, list[str]]:
+    """Among how many classes an evaluator chooses, whether those asked about are uneven, and notes on both.
 
     Where naming always one class would be right far more often than guessing among those learned, its share of the
-    test images is the ``chance``.
+    test images is the ``chance``. Uneven they are where it has far more than its share of those that occur.
     """
     counts, choices = np.unique(tested, return_counts=True)[1], len(np.unique(learned))
-    commonest, equal, notes = float(counts.max() / counts.sum()), 1 / choices, list[str]()
-    found: dict[str, Any] = {"classes": choices, "tested_classes": len(counts)}
+    commonest, notes = float(counts.max() / counts.sum()), list[str]()
+    found: dict[str, Any] = {"classes": choices}
+    bar, uneven = (commonest > min(2 / number, 1 / number + 0.1) for number in (choices, len(counts)))
     if len(counts) < choices:
         notes.append(f"Of the {choices:,} classes learned {len(counts):,} occur among the test images.")
-    if commonest > min(2 * equal, equal + 0.1):
+    if bar:
         found["chance"] = {TASK: commonest}
-        notes.append(
-            f"The classes are uneven: to name always the commonest would be right for {100 * commonest:.1f}% of the "
-            f"test images. The balanced accuracy, the mean over classes, stands beside the accuracy."
-        )
-    return found, notes
+        said = f"o name always the commonest would be right for {100 * commonest:.1f}% of the test images."
+        beside = "The balanced accuracy, the mean over classes, stands beside the accuracy."
+        notes.append(f"{UNEVEN}: t{said} {beside}" if uneven else f"T{said}")
+    return found, uneven, notes
 
 
-def _copies(train: Part | None, test: Part | None, *, folded: bool) -> list[str]:
-    """A note where test images are, pixel for pixel as they were prepared, among those learned on: copied files are."""
+def _copies(train: Part | None, test: Part | None, size: tuple[int, int], *, folded: bool) -> list[str]:
+    """A note where test images, as raw pixels of this size, are among those learned on (in folds: in another fold):
+    copied files are, and pictures of nothing."""
     if train is None or test is None:
         return []
     learned, tested = ([sha256(row.tobytes()).digest() for row in part.values] for part in (train, test))
-    times, most = Counter(learned), 1 if folded else 0
-    if not (found := sum(times[one] > most for one in tested)):
+    homes = folds(train.labels).tolist() if folded else [0] * len(learned)
+    times = Counter(one for one, _ in set(zip(learned, homes, strict=True)))
+    if not (found := sum(times[one] > folded for one in tested)):
         return []
-    among = "others that were learned on" if folded else "those learned on"
     return [
-        f"{found:,} of {len(tested):,} test images are pixel for pixel among {among}, which makes accuracies too high: "
-        "remove copies."
+        f"{found:,} of {len(tested):,} test images look just like others that were learned on (at {size[0]}x{size[1]} "
+        "px): if they are copies, accuracies are too high, so remove them."
     ]
 
 

@@ -12,7 +12,7 @@ from openjepa.assessment.cache import FeatureCache
 from openjepa.assessment.encoders import Panel
 from openjepa.assessment.extraction import BAD_IMAGES
 from openjepa.assessment.finetuning import assess_finetuning
-from openjepa.assessment.labelled import assess, silent
+from openjepa.assessment.labelled import UNEVEN, assess, silent
 from openjepa.assessment.patch_features import grid_of
 from openjepa.assessment.robustness import assess_robustness
 from openjepa.assessment.rotations import TASK as ROTATION
@@ -266,7 +266,7 @@ def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         if note.startswith(of_tasks):
             return note.startswith(of_kept)
         standing = not other if stale == _LABELLED else stale > fresh
-        return standing and not note.startswith(mended)
+        return standing and not note.startswith(mended) and not (fresh == _LABELLED and note.startswith(UNEVEN))
 
     notes = list(dict.fromkeys([*filter(holds, before.get("notes", [])), *now.get("notes", [])]))
     head = (now if fresh >= stale else before) | {"notes": notes}

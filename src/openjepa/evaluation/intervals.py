@@ -1,6 +1,7 @@
 """95% intervals of accuracies and other means, and of the difference of two on the same test images.
 
-They cover the choice of test images, not of the training seed: another training run can differ by more.
+They cover the choice of test images, not of the training seed (but for :func:`difference_of_runs`): another training
+run can differ by more.
 ``worth`` is how many images, none of which depends on another, an image counts for: less than one where they do
 (:data:`openjepa.evaluation.folds.WORTH`).
 """
@@ -100,11 +101,11 @@ def paired_difference(
     wins, losses = int((correct & ~against).sum()), int((against & ~correct).sum())
     images, each = len(correct), correct.size // len(correct)
     if each == 1:
-        return _paired(worth * wins, worth * losses, worth * images, among)
+        return adjusted_wald(worth * wins, worth * losses, worth * images, among)
     apart = (correct.astype(np.float64) - against).reshape(images, each).mean(1)
     more, fewer = ((count / each + 1) / (images + 2) for count in (wins, losses))
     answers = worth * _independent(apart, (1.0, -1.0), more + fewer - (more - fewer) ** 2, each)
-    return _paired(wins * answers / correct.size, losses * answers / correct.size, answers, among)
+    return adjusted_wald(wins * answers / correct.size, losses * answers / correct.size, answers, among)
 
 
 def difference_of_runs(
@@ -145,10 +146,11 @@ def difference_of_runs(
 def equal_differences(value: float, images: int | float) -> Difference:
     """A difference of means in [0, 1] that all images have alike, with the interval of :func:`paired_difference` for
     as many wins (or losses) more as make it up (:func:`equal_grades` says why)."""
-    return _paired(images * max(value, 0.0), images * max(-value, 0.0), images)
+    return adjusted_wald(images * max(value, 0.0), images * max(-value, 0.0), images)
 
 
-def _paired(wins: int | float, losses: int | float, total: int | float, among: int = 1) -> Difference:
+def adjusted_wald(wins: int | float, losses: int | float, total: int | float, among: int = 1) -> Difference:
+    """The difference of two accuracies on ``total`` images, of so many wins and losses (:func:`paired_difference`)."""
     value = (wins - losses) / total
     more, fewer = (wins + 1) / (total + 2), (losses + 1) / (total + 2)
     half = NormalDist().inv_cdf(1 - 0.025 / among) * math.sqrt((more + fewer - (more - fewer) ** 2) / (total + 2))

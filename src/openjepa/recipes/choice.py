@@ -47,8 +47,7 @@ def choose(
         InputError: no such recipe, or images that it cannot take.
     """
     if name in published.NAMES:
-        if method != "ijepa":
-            raise InputError(f"{name} is a published I-JEPA recipe; --objective {method} goes with small or standard")
+        refuse_published(name, method)
         return _published(name, wanted, mean, std), f"{name} was asked for: the published settings, flaws and all"
     if name not in NAMES:
         raise InputError(f"there is no recipe {name!r}; choose from {', '.join(NAMES)}")
@@ -69,6 +68,12 @@ def choose(
         else "small images" if min(wanted or size) < _NATIVE_BELOW else "no GPU, so few tokens and a small network"
     )  # fmt: skip
     return experiment, f"{reason}; {fitted}"
+
+
+def refuse_published(recipe: str, method: Method) -> None:
+    """Refuse a published recipe with another method than its own (InputError)."""
+    if recipe in published.NAMES and method != "ijepa":
+        raise InputError(f"{recipe} is a published I-JEPA recipe; --objective {method} goes with small or standard")
 
 
 def scaled(experiment: Experiment, recipe: Experiment, asked: Collection[str] = ()) -> Experiment:

@@ -115,24 +115,31 @@ def _equal(content: dict[str, Any]) -> str:
     told |= {"minutes": f"{budget:,g} {unit} of training", "epochs": f"{budget:,g} {unit}"}
     seeds = f"{request['seeds']} seeds" if request["seeds"] > 1 else "one seed"
     both = (("mae", "MAE"), ("denoising", "the denoising autoencoder"))
-    pixels = listed([called for each, called in both if each in request["objectives"]])
+    given: Any = (request.get("experiment") or {}).get("method")
+    pixels = listed([called for each, called in both if each in request["objectives"] and each != given])
+    own = f", but for {CALLED[given]}'s, of the experiment given" if given in request["objectives"] else ""
     have = "have" if " and " in pixels else "has"
     papers = f" {pixels[:1].upper()}{pixels[1:]} {have} the MAE paper's betas, weight decay and share"
     return (
         f"The same images, crops and encoder, {told[name]} for each run, {seeds}. Learning rates and decoders are this "
-        f"project's own.{f'{papers} of warm-up.' if pixels else ''}{_tuned(request['objectives'])}"
+        f"project's own{own}.{f'{papers} of warm-up.' if pixels else ''}{_tuned(content)}"
     )
 
 
-def _tuned(objectives: Sequence[str]) -> str:
-    """How much choosing each objective's settings had, where one had more than another."""
+def _tuned(content: dict[str, Any]) -> str:
+    """How much choosing each objective's settings had, where one had more than another; it is known of ``small``."""
+    objectives, plans = content["request"]["objectives"], content["plans"].values()
+    if len(objectives) < 2:
+        return ""
+    alike = " Their settings were not chosen with equal care"
+    if content["request"].get("experiment") or any(one["experiment"]["recipe"] != "small" for one in plans):
+        return f"{alike}."
     said = {
         "ijepa": "those of I-JEPA by many trials (of the bundled sample on the very images that it is tested on)",
-        "mae": "those of MAE on three learning rates",
-        "denoising": "those of the denoising autoencoder on none",
+        "mae": "those of MAE by four learning rates",
+        "denoising": "those of the denoising autoencoder by none",
     }
-    named = [said[name] for name in said if name in objectives]
-    return f" Their settings were not chosen with equal care: {listed(named)}." if len(named) > 1 else ""
+    return f"{alike}: {listed([said[name] for name in said if name in objectives])}."
 
 
 def _operations(number: Number) -> str:
@@ -304,8 +311,8 @@ def _measures(content: dict[str, Any], objectives: Sequence[str]) -> str:
     return (
         '<p class="quiet">Mean over the seeds ± their standard deviation. An objective is bold where it is above every '
         "other one and the 95% interval of each difference leaves out zero. It holds what other training seeds and "
-        "another draw of as many test images would change, for two objectives are compared image by image; of a "
-        "measure that has no right and wrong answers to each image it is over seeds alone, which is said. The last "
+        "another draw of as many test images would change, for two objectives are compared image by image; of other "
+        "measures, as the balanced accuracy, it is over seeds alone, which is said. The last "
         f"columns hold these intervals of the differences from {CALLED[objectives[0]]}, in points.{lacking} The "
         "interval of each accuracy stands in each run's own report.</p>" + "".join(parts)
     )

@@ -115,7 +115,9 @@ def _reference(run: RunFolder, name: str) -> tuple[float, str] | None:
     # Of other images than the curve, so only where the watch did not look before training.
     if name == "rankme" and is_number(rank := nested(run.evaluation, "spectrum", RANDOM, "rankme")):
         return float(rank), f"random encoder {plain(rank)}"
-    classes = class_count(run)
+    classes, commonest = class_count(run), nested(run.evaluation, "chance", "classes")
+    if name == "knn" and is_number(commonest):
+        return float(commonest), f"always the commonest {percent(commonest)}"
     return (1 / classes, f"guessing {percent(1 / classes)}") if name == "knn" and classes else None
 
 
@@ -128,8 +130,8 @@ def _how_to_read(run: RunFolder) -> str:
             f"<p>A lower loss says that the training task is done better, not that the features are better.{told}</p>"
         )
     width = feature_width(run)
-    scale = f" RankMe can reach {width}, the features' number, at most, and no more than there are images."
-    scale = scale if width else ""
+    least = f" RankMe can reach at most the number of features ({width}) or of images, whichever is less."
+    scale = least if width else ""
     return (
         "<p>The targets come from a copy of the encoder itself, so <b>the loss is no measure of quality</b>. One that "
         "falls fast at first can be the collapse dip: the targets grow alike and so easy to predict. One that rises "

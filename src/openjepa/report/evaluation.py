@@ -136,8 +136,10 @@ def _lead(run: RunFolder, own: Score | None, other: Score | None) -> str:
     if own is None or other is None or not (_is_share(own) and _is_share(other)):
         return ""
     gap = apart(run, own, other)
+    if not gap.interval:  # their own intervals say less
+        return points(gap.value)
     mark = {"above": " ↑", "below": " ↓", "level": ""}[gap.relation]
-    return f"{points(gap.value)}{mark}" + (f"<small>{gap.interval}</small>" if gap.interval else "")
+    return f"{points(gap.value)}{mark}<small>{gap.interval}</small>"
 
 
 def _absent(run: RunFolder) -> str:

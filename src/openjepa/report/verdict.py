@@ -361,8 +361,9 @@ def _collapse(run: RunFolder, pairs: Sequence[Pair]) -> Answer:
     narrow = most is not None and rank < _NARROW_SHARE * most
     if narrow:
         because += " Few directions are in use. That alone is not failure: see the curves."
-    if pairs and _outcome(pairs) == "below":
-        because += " Yet the features are below a random encoder's."
+    if pairs and _outcome(pairs) in ("short", "below"):
+        behind = [spoken(pair.score.evaluator) for pair in pairs if pair.relation == "below"]
+        because += f" Yet on {listed(behind)} the features are below a random encoder's."
         return Answer(question=question, answer="The watch saw none", because=because, standing="mixed")
     if narrow:
         return Answer(question=question, answer="No, but narrow", because=because, standing="mixed")
@@ -410,11 +411,23 @@ def _measured(run: RunFolder) -> str:
 
 def most_directions(run: RunFolder) -> int | None:
     """The most that RankMe as :func:`_rank_and_spread` has it can reach: the features' number, or that of the images
-    (those to train on, of which the watch looks at some; older evaluations do not say of how many)."""
+    looked at; None where that is not known (older evaluations do not say of how many, but of many)."""
     width, judged = feature_width(run), nested(run.evaluation, "spectrum", TARGET)
     of_judged = not run.outdated and is_number(nested(judged, "rankme"))
-    images: Any = nested(judged, "images") if of_judged else run.planned("data", "images")
-    return min(width, int(images)) if width and is_number(images) else width
+    if of_judged:
+        images: Any = nested(judged, "images")
+        return min(width, int(images)) if width and is_number(images) else width
+    watched = _watched(run)
+    return min(width, watched) if width and watched else None
+
+
+def _watched(run: RunFolder) -> int | None:
+    """How many images the watch looks at, as :func:`openjepa.watching.affordable` has it, at most all to train on."""
+    steps, batch = (nested(run.experiment, "training", name) for name in ("steps", "batch"))
+    images: Any = run.planned("data", "images")
+    if not (is_number(steps) and is_number(batch) and is_number(images)):
+        return None
+    return min(int(images), 1000, max(400, steps * batch // 240))
 
 
 def feature_width(run: RunFolder) -> int | None:
