@@ -778,7 +778,15 @@ def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path, ca
     (again / "experiment.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     assert "openjepa resume" in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     assert '"seed": 1' in (again / "experiment.json").read_text()
+    facts = json.loads((again / "plan.json").read_text())
+    del facts["experiment_sha256"]  # as earlier versions wrote it
+    (again / "plan.json").write_text(json.dumps(facts))
+    (again / "experiment.json").rename(tmp_path / "moved")
+    claiming.check_free(again)
+    (again / "experiment.json").write_text('{"monday": "rest"}')
+    assert "openjepa resume" not in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     (again / "experiment.json").write_text(text)
+    assert f"openjepa resume {again}" in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     assert call("resume", again) == 0
     weights = [(run / "encoder" / "model.safetensors").read_bytes() for run in (whole, again)]
     assert weights[0] == weights[1]

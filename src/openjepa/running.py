@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from openjepa import draws
-from openjepa.claiming import held
+from openjepa.claiming import OF_DATA, held
 from openjepa.data.base import Source, Splits, printable
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
@@ -63,7 +63,7 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"{path} cannot be read as text ({error}): restore it, or begin a new run") from error
     try:
         plan = json.loads((run / "plan.json").read_text())
-        if not {"opened", "fingerprint", "images"} <= set(plan["data"]):
+        if not set(plan["data"]) >= OF_DATA:
             raise ValueError("it does not say which images the run has")
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise InputError(
