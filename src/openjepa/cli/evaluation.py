@@ -36,7 +36,7 @@ def evaluate_verb(arguments: list[str]) -> int:
 
         Attributes:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
-                need the extra export), a timm model directory (extra parity), or features that are computed already:
+                need the extra export), a timm model directory (extra timm), or features that are computed already:
                 a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
                 number an image), or one .npy file with labels.npy beside it (tested on in five folds; of more than
                 5,000 images a fifth is).
