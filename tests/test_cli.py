@@ -32,10 +32,12 @@ from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.data.loader import LoaderError
 from openjepa.diagnosis.looks import choose
+from openjepa.errors import InputError
 from openjepa.evaluation.attentive import AttentiveProbe
 from openjepa.evaluation.lowshot import LowShot
 from openjepa.evaluation.sgd_probe import SGDProbe
 from openjepa.experiment import Experiment
+from openjepa.running import own_data, read_experiment
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 
@@ -805,7 +807,7 @@ def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatc
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
+def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys, monkeypatch):
     copy = shutil.copytree(images, tmp_path / "images")
     run = tmp_path / "run"
     assert call("pretrain", copy, "--out", run, "--steps", "2", *SMALL) == 0
@@ -819,8 +821,14 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
     (copy / "kind0" / "0.png").unlink()
     said = refused(capsys, "resume", run)
     assert "not those" in said
-    assert f"Changed since it was planned: {copy / 'kind0'}" in said
-    assert f"find {copy} -cnewer {run / 'plan.json'}" in said
+    find = f"find {copy} -cnewer {run / 'plan.json'}"
+    assert f"Changed or copied since it was planned: {copy / 'kind0'}" in said
+    assert find in said
+    with pytest.raises(InputError) as told:
+        own_data(run, read_experiment(run)[1], first=False)
+    assert find not in str(told.value)
+    monkeypatch.setattr("openjepa.running._SEARCH", 0.0)
+    assert f"Changed or copied since it was planned: {find}" in refused(capsys, "resume", run)
     (run / "experiment.json").write_bytes(b"\xff\xfe")
     assert "experiment.json cannot be read as text" in refused(capsys, "resume", run)
 

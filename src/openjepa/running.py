@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,8 @@ _SUMMARIES = {
 _OTHERS = 0.25
 # As many of the files that have changed are named.
 _NAMED = 3
+# So long (seconds) they are looked for.
+_SEARCH = 10.0
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -72,8 +75,13 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
     return experiment, plan
 
 
-def own_data(run: Path, plan: dict[str, Any]) -> Splits:
+def own_data(run: Path, plan: dict[str, Any], *, first: bool = True) -> Splits:
     """The images that a run was begun with.
+
+    Args:
+        run: its folder.
+        plan: what its ``plan.json`` holds.
+        first: whether this is the first of several processes, which alone looks for what has changed.
 
     Raises:
         InputError: they are gone, or are others now.
@@ -86,7 +94,7 @@ def own_data(run: Path, plan: dict[str, Any]) -> Splits:
             f"{run} is a run on {opened}, which cannot be opened: {error}. If the images have moved, say where to: "
             f"openjepa resume {shlex.quote(str(run))} --data FOLDER"
         ) from error
-    return _same(run, plan, splits)
+    return _same(run, plan, splits, first)
 
 
 def moved(run: Path, data: str) -> None:
@@ -101,7 +109,7 @@ def moved(run: Path, data: str) -> None:
     write_whole(run / "plan.json", json.dumps(plan, indent=1) + "\n")
 
 
-def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
+def _same(run: Path, plan: dict[str, Any], splits: Splits, first: bool = True) -> Splits:
     """The images, if they are the run's.
 
     Raises:
@@ -113,7 +121,7 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
             f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if "
             f"nothing has changed, another version of openjepa took other files or folders for the train part: "
-            f"CHANGELOG.md){_changed(run, splits)}"
+            f"CHANGELOG.md){_changed(run, splits) if first else ''}"
         )
     recorded = plan["data"].get("spread", [])  # not in runs of versions before 2026-11-30
     others = sum(then != now for then, now in zip(recorded, source.spread, strict=True)) if recorded else 0
@@ -126,25 +134,33 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
 
 
 def _changed(run: Path, splits: Splits) -> str:
-    """The first few files and folders among the images that were changed since the run was planned, and how to list
-    them all, in words; empty where the images are not in a folder here."""
+    """A few of the files and folders among the images that were changed or copied since the run was planned, as many
+    as are found in a short time, and how to list them all, in words; empty where the images are not in a folder here,
+    or none was."""
     folder, planned = Path(splits.train.name).expanduser(), (run / "plan.json").stat().st_mtime
     if not folder.is_dir():
         return ""
-    changed = []
-    for here, folders, files in os.walk(folder):
-        folders.sort()
-        for path in (here, *(os.path.join(here, name) for name in sorted(files))):
-            with suppress(OSError):  # gone again
-                if os.lstat(path).st_ctime > planned:
-                    changed.append(path)
-        if len(changed) > _NAMED:
+    changed, late, end = list[str](), False, time.monotonic() + _SEARCH
+    for path in _paths(folder):
+        with suppress(OSError):  # gone again
+            if os.lstat(path).st_ctime > planned:
+                changed.append(path)
+        late = time.monotonic() > end
+        if late or len(changed) > _NAMED:
             break
-    if not changed:
+    if not changed and not late:
         return ""
     named = ", ".join(map(printable, changed[:_NAMED])) + (", ..." if len(changed) > _NAMED else "")
     find = f"find {shlex.quote(str(folder))} -cnewer {shlex.quote(str(run / 'plan.json'))}"
-    return f". Changed since it was planned: {named}; all of them: {find}"
+    return f". Changed or copied since it was planned: {named and f'{named}; all of them: '}{find}"
+
+
+def _paths(folder: Path) -> Iterator[str]:
+    """A folder and all that lies below, in the order of their names."""
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        yield here
+        yield from (os.path.join(here, name) for name in sorted(files))
 
 
 class Run:
@@ -177,7 +193,7 @@ class Run:
         given = {"workers": workers, "bad_images": bad_images}
         own = {name: value for name, value in given.items() if value is not None}
         self.experiment = replace(self.experiment, training=replace(self.experiment.training, **own))
-        self.splits = own_data(run, self.plan)
+        self.splits = self._own_data()
         source = self._source(self.splits.train, write)
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
@@ -217,6 +233,18 @@ class Run:
         )
         self.exported, self.choice = 0, ""
         self.kept: dict[str, None] = {}
+
+    def _own_data(self) -> Splits:
+        """The run's images. A process that finds others waits for the first one's words: torchrun ends all with one."""
+        found, error = None, ""
+        try:
+            found = own_data(self.folder, self.plan, first=self.processes.first)
+        except InputError as others:
+            error = str(others)
+        if error := next(filter(None, self.processes.gather(error)), ""):
+            raise InputError(error)
+        assert found is not None
+        return found
 
     def _source(self, images: Source, write: Callable[[Copies], None]) -> Source:
         """What the run reads in training: the images, or their copies, written where there are none (or no more)."""

@@ -151,7 +151,9 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
     left = f" What was exported is still in {encoder}." if encoder.is_dir() else ""
     if damaged:
         raise InputError(f"no whole checkpoint is left: {'; '.join(damaged)}. Start anew in another folder.{left}")
-    raise InputError(f"there is no checkpoint in {folder}: put back what was there, or start anew in another folder.{left}")
+    raise InputError(
+        f"there is no checkpoint in {folder}: put back what was there, or start anew in another folder.{left}"
+    )
 
 
 def load_alike(folder: Path, processes: Processes) -> tuple[Checkpoint, list[str]]:
