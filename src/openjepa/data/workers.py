@@ -1,5 +1,6 @@
 """Processes that read ahead, and what they do with signals and errors."""
 
+import errno
 import multiprocessing.process
 import os
 import shutil
@@ -18,6 +19,9 @@ from openjepa.errors import InputError
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
+# What the system and PyTorch say of a full memory.
+_NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.ENOMEM), "unable to allocate", "unable to write")
+
 
 @runtime_checkable
 class Shareable(Protocol):
@@ -34,7 +38,7 @@ class LoaderError(RuntimeError):
 
 
 class NoSharedMemory(LoaderError):
-    """There is no room in the memory through which a worker hands over what it has read."""
+    """There is no room in the memory through which a worker hands over what it has read, or no file for it."""
 
 
 class _Shared(Dataset[T | InputError | NoSharedMemory]):
@@ -54,6 +58,13 @@ class _Shared(Dataset[T | InputError | NoSharedMemory]):
         try:
             return item.share_memory_()
         except (RuntimeError, OSError) as error:
+            if os.strerror(errno.EMFILE) in str(error):
+                return NoSharedMemory(
+                    f"a loader process may open no more files, which it needs to hand over images ({error}): allow "
+                    f"more (ulimit -n 65536), or take fewer such processes (--workers)"
+                )
+            if not any(words in str(error) for words in _NO_ROOM):
+                raise
             return NoSharedMemory(
                 f"a loader process found no room in the shared memory (/dev/shm) through which it hands over images "
                 f"({error}): give it more (in Docker: docker run --shm-size=2g), or read without such processes "
