@@ -1205,8 +1205,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(arguments):
 
 
 def test_names_steer_no_terminal(tmp_path, capsys):
-    images = tmp_path / "a\x1b[2Jb\u202ec\u009b"
-    assert "a\\x1b[2Jb\\u202ec\\x9b" in refused(capsys, "pretrain", images, "--dry-run")
+    images = tmp_path / "a\x1b[2Jb\u202ec\u009bमी\u200dन"  # the last with a joiner, as names in Hindi have it
+    assert "a\\x1b[2Jb\\u202ec\\x9bमी\u200dन" in refused(capsys, "pretrain", images, "--dry-run")
     images.mkdir()
     (images / "\x1b]0;title\x07.txt").write_text("no image")
     said = refused(capsys, "pretrain", images, "--dry-run")
