@@ -16,8 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.errors import InputError
-
-_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from openjepa.signals import ENDING
 
 # What the system and PyTorch say of a full memory.
 _NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.ENOMEM), "unable to allocate", "unable to write")
@@ -129,7 +128,7 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
@@ -139,16 +138,16 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(_: int) -> None:
     """One thread, and no part in signals that are meant for the main process (Ctrl-C, a terminal that is closed, or
     SIGTERM to a whole group)."""
     torch.set_num_threads(1)
-    for number in set(_ENDING) - {signal.SIGTERM}:
+    for number in set(ENDING) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_parent_says, args=(os.getppid(), _sockets()), daemon=True).start()
     elif hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _sockets() -> str | None:
