@@ -26,6 +26,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.files import whole_file, write_whole
 from openjepa.interop import huggingface
+from openjepa.progress import tell
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes, whole_weights
 from openjepa.training.metrics import read_rows
@@ -171,10 +172,10 @@ class Run:
         workers: another number of loader processes than the experiment's; it does not change the run.
         bad_images: another share of the images (0 to 1) that may be unreadable; it does not change the run's numbers.
         write: writes what copies are missing, where the run trains from copies.
+        say: told, once and when it is met, what a user had put in the place of the exported files, and where it is now.
 
     Attributes:
         choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
-        kept: sentences on what a user had put in the place of the exported files, and where it is now.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Run:
         workers: int | None = None,
         bad_images: float | None = None,
         write: Callable[[Copies], None] = Copies.write,
+        say: Callable[[str], None] = tell,
     ) -> None:
         self.folder, self.processes = run, processes
         saved, self.plan = read_experiment(run)
@@ -232,7 +234,7 @@ class Run:
             experiment=dataclasses.asdict(experiment),
         )
         self.exported, self.choice = 0, ""
-        self.kept: dict[str, None] = {}
+        self.say, self._told = say, set[str]()
 
     def _own_data(self) -> Splits:
         """The run's images. A process that finds others waits for the first one's words: torchrun ends all with one."""
@@ -316,7 +318,10 @@ class Run:
         kept = huggingface.export(
             self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card, keep_others=True
         )
-        self.kept |= dict.fromkeys(kept)
+        for sentence in kept:
+            if sentence not in self._told:  # it would be told again at every checkpoint
+                self._told.add(sentence)
+                self.say(sentence)
         write_whole(self.folder / EXPORTED, json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
 
 
