@@ -657,6 +657,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
         (["--schedule.lr", "nan"], "lr must be a number of 0 or more, got nan"),
         (["--ijepa.target-depths", "9"], "ijepa.target_depths lie between 0 and the encoder's depth of 2, got 9"),
         (["--training.bad-images", "7"], "bad_images is a share from 0 to 1, got 7"),
+        (["--bad-images", "7"], "--bad-images is a share from 0 to 1, got 7"),
+        (["--bad-images", "0.1", "--training.bad-images", "0.2"], "--bad-images 0.1 and --training.bad-images 0.2 say"),
         (["--encoder.channels", "1"], "on the command line --channels sets all three"),
         (["--steps", "3", "--training.steps", "4"], "give one of --training.steps, --minutes, --epochs and --steps"),
         (["--objective", "mae", "--ijepa.target-norm", "layer", "--masks.targets=2"], "--masks.targets would change"),
@@ -724,7 +726,7 @@ def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_
     last = sorted((images / "kind0").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:60])
     run = tmp_path / "run"
-    assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--training.bad-images", "0.05") == 0
+    assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--bad-images", "0.05") == 0
     assert last.name in (run / "bad_images.jsonl").read_text()
 
 
@@ -795,12 +797,18 @@ def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path, ca
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch):
+def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("openjepa.training.trainer.Trainer._next", lambda *_: 1 / 0)
+        patch.setattr("openjepa.running.training_batches", lambda *_, **__: (1 // n for n in [0]))
         with pytest.raises(ZeroDivisionError):
             main(["pretrain", str(images), "--out", str(run), "--steps", "4", *SMALL])
+        card = run / "encoder" / "README.md"
+        card.write_text("mine")
+        with pytest.raises(ZeroDivisionError):
+            main(["resume", str(run)])
+        # It is told at once, and not again at the second save, for the error.
+        assert capsys.readouterr().err.count(f"{card} has been edited, and is left as it is") == 1
     assert checkpoints.steps(run / "checkpoints") == [0]
     assert call("resume", run) == 0
     assert checkpoints.steps(run / "checkpoints")[-1] == 4
