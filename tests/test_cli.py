@@ -32,10 +32,12 @@ from openjepa.data.copies import Copies
 from openjepa.data.folder import FolderSource
 from openjepa.data.loader import LoaderError
 from openjepa.diagnosis.looks import choose
+from openjepa.errors import InputError
 from openjepa.evaluation.attentive import AttentiveProbe
 from openjepa.evaluation.lowshot import LowShot
 from openjepa.evaluation.sgd_probe import SGDProbe
 from openjepa.experiment import Experiment
+from openjepa.running import own_data, read_experiment
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
 
@@ -656,6 +658,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, images, run, capsys):
         (["--schedule.lr", "nan"], "lr must be a number of 0 or more, got nan"),
         (["--ijepa.target-depths", "9"], "ijepa.target_depths lie between 0 and the encoder's depth of 2, got 9"),
         (["--training.bad-images", "7"], "bad_images is a share from 0 to 1, got 7"),
+        (["--bad-images", "7"], "--bad-images is a share from 0 to 1, got 7"),
+        (["--bad-images", "0.1", "--training.bad-images", "0.2"], "--bad-images 0.1 and --training.bad-images 0.2 say"),
         (["--encoder.channels", "1"], "on the command line --channels sets all three"),
         (["--steps", "3", "--training.steps", "4"], "give one of --training.steps, --minutes, --epochs and --steps"),
         (["--objective", "mae", "--ijepa.target-norm", "layer", "--masks.targets=2"], "--masks.targets would change"),
@@ -723,7 +727,7 @@ def test_an_unreadable_image_is_set_aside_by_the_watch_and_the_pictures_too(tmp_
     last = sorted((images / "kind0").iterdir())[-1]
     last.write_bytes(last.read_bytes()[:60])
     run = tmp_path / "run"
-    assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--training.bad-images", "0.05") == 0
+    assert call("pretrain", images, "--out", run, "--steps", "14", *SMALL, "--bad-images", "0.05") == 0
     assert last.name in (run / "bad_images.jsonl").read_text()
 
 
@@ -779,26 +783,40 @@ def test_a_run_stopped_before_its_first_step_is_begun_again(images, tmp_path, ca
     (again / "experiment.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     assert "openjepa resume" in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     assert '"seed": 1' in (again / "experiment.json").read_text()
+    facts = json.loads((again / "plan.json").read_text())
+    del facts["experiment_sha256"]  # as earlier versions wrote it
+    (again / "plan.json").write_text(json.dumps(facts))
+    (again / "experiment.json").rename(tmp_path / "moved")
+    claiming.check_free(again)
+    (again / "experiment.json").write_text('{"monday": "rest"}')
+    assert "openjepa resume" not in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     (again / "experiment.json").write_text(text)
+    assert f"openjepa resume {again}" in refused(capsys, "pretrain", images, "--out", again, "--steps", "2", *SMALL)
     assert call("resume", again) == 0
     weights = [(run / "encoder" / "model.safetensors").read_bytes() for run in (whole, again)]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch):
+def test_a_run_can_go_on_from_before_its_first_step(images, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("openjepa.training.trainer.Trainer._next", lambda *_: 1 / 0)
+        patch.setattr("openjepa.running.training_batches", lambda *_, **__: (1 // n for n in [0]))
         with pytest.raises(ZeroDivisionError):
             main(["pretrain", str(images), "--out", str(run), "--steps", "4", *SMALL])
+        card = run / "encoder" / "README.md"
+        card.write_text("mine")
+        with pytest.raises(ZeroDivisionError):
+            main(["resume", str(run)])
+        # It is told at once, and not again at the second save, for the error.
+        assert capsys.readouterr().err.count(f"{card} has been edited, and is left as it is") == 1
     assert checkpoints.steps(run / "checkpoints") == [0]
     assert call("resume", run) == 0
     assert checkpoints.steps(run / "checkpoints")[-1] == 4
 
 
 @pytest.mark.usefixtures("only_trained")
-def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
+def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys, monkeypatch):
     copy = shutil.copytree(images, tmp_path / "images")
     run = tmp_path / "run"
     assert call("pretrain", copy, "--out", run, "--steps", "2", *SMALL) == 0
@@ -812,8 +830,14 @@ def test_changed_images_are_noticed_on_resume(images, tmp_path, capsys):
     (copy / "kind0" / "0.png").unlink()
     said = refused(capsys, "resume", run)
     assert "not those" in said
-    assert f"Changed since it was planned: {copy / 'kind0'}" in said
-    assert f"find {copy} -cnewer {run / 'plan.json'}" in said
+    find = f"find {copy} -cnewer {run / 'plan.json'}"
+    assert f"Changed or copied since it was planned: {copy / 'kind0'}" in said
+    assert find in said
+    with pytest.raises(InputError) as told:
+        own_data(run, read_experiment(run)[1], first=False)
+    assert find not in str(told.value)
+    monkeypatch.setattr("openjepa.running._SEARCH", 0.0)
+    assert f"Changed or copied since it was planned: {find}" in refused(capsys, "resume", run)
     (run / "experiment.json").write_bytes(b"\xff\xfe")
     assert "experiment.json cannot be read as text" in refused(capsys, "resume", run)
 
@@ -1190,8 +1214,8 @@ def test_a_reader_who_has_seen_enough_is_no_error(arguments):
 
 
 def test_names_steer_no_terminal(tmp_path, capsys):
-    images = tmp_path / "a\x1b[2Jb\u202ec\u009b"
-    assert "a\\x1b[2Jb\\u202ec\\x9b" in refused(capsys, "pretrain", images, "--dry-run")
+    images = tmp_path / "a\x1b[2Jb\u202ec\u009bमी\u200dन"  # the last with a joiner, as names in Hindi have it
+    assert "a\\x1b[2Jb\\u202ec\\x9bमी\u200dन" in refused(capsys, "pretrain", images, "--dry-run")
     images.mkdir()
     (images / "\x1b]0;title\x07.txt").write_text("no image")
     said = refused(capsys, "pretrain", images, "--dry-run")

@@ -221,6 +221,10 @@ def test_each_run_is_told_when_it_is_judged(begun, tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(comparing, "_openjepa", does)
+    killed = tmp_path / "ijepa-seed0"  # between its two files, by an earlier version
+    killed.mkdir()
+    (killed / "plan.json").write_text(json.dumps(begun[1]["plans"]["ijepa"]["facts"]))
+    (killed / ".lock").touch()
     seen = []
     judged = lambda: seen.append(len(list(tmp_path.glob("*/judged.json"))))  # noqa: E731
     assert run_all(tmp_path, begun[1], REQUEST, lambda text: None, None, judged) == 0

@@ -16,6 +16,7 @@ ROOMS = [
     "settings",
     "files",
     "cores",
+    "signals",
     "progress",
     "draws",
     "_version",
@@ -49,7 +50,7 @@ ROOMS = [
 ]
 # Rooms that may see even less.
 ONLY = {
-    "data": {"errors", "files", "cores", "draws", "masks"},
+    "data": {"errors", "files", "cores", "signals", "draws", "masks"},
     "report": {"errors", "files", "_version", "diagnosis"},
     "evaluation": {"errors", "draws"},
     "diagnosis": set(),

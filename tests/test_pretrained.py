@@ -119,6 +119,12 @@ def test_an_encoder_of_ones_own_loop_is_saved_and_loaded(pixels, tmp_path):
     with pytest.raises(InputError, match=r"thesis\.txt"):
         own.save(tmp_path / "full")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.txt"]
+    for name, said in (("README.md", "has been edited"), ("model.safetensors", "is another than openjepa wrote")):
+        own.save(tmp_path / said)
+        (tmp_path / said / name).write_text("changed")
+        with pytest.raises(InputError, match=said):
+            own.save(tmp_path / said)
+        assert (tmp_path / said / name).read_text() == "changed"
 
 
 def test_another_size_than_the_native_one_has_its_own_grid(tmp_path, pixels):

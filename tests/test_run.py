@@ -41,7 +41,8 @@ def test_an_environment_that_was_half_made_is_made_anew_and_a_users_own_is_left_
     program(project / "bin" / "python3", f'[ "$1" = -c ] && exit 0; echo "$*" >> {project}/asked; exit 1')
     made = project / ".venv" / "lib" / "python3.11" / "site-packages"
     made.mkdir(parents=True)
-    program(project / ".venv" / "bin" / "python", "exit 1")  # as where Debian has no python3-venv: there is no pip
+    # As where Debian has no python3-venv: there is no pip.
+    program(project / ".venv" / "bin" / "python", '[ "$1" = -c ] && exit 0; exit 1')
     (project / ".venv" / "pyvenv.cfg").write_text("")
     said, asked = setup(project)
     assert (asked, "apt-get install python3-venv" in said) == ("-m venv --clear .venv\n", True)
@@ -49,9 +50,18 @@ def test_an_environment_that_was_half_made_is_made_anew_and_a_users_own_is_left_
     (made / "mine.py").write_text("mine")
     said, asked = setup(project)
     assert (asked, "has no pip" in said) == ("", True)
-    (made / "mine.py").unlink()
+    (project / ".venv" / "bin" / "python").unlink()
+    (project / ".venv" / "bin" / "python").symlink_to("python3.9")  # which an upgrade has removed
+    said, asked = setup(project)
+    assert (asked, "does not start: delete it" in said) == ("", True)
+    (made / "mine.py").rename(project / ".venv" / "mine.py")
+    assert setup(project) == (said, "")
+    (project / ".venv" / "mine.py").unlink()
+    assert setup(project)[1] == "-m venv --clear .venv\n"
+    (project / "asked").unlink()
     (project / ".venv" / "pyvenv.cfg").unlink()
-    assert setup(project)[1] == ""
+    said, asked = setup(project)
+    assert (asked, "is no virtual environment: name another" in said) == ("", True)
 
 
 def test_without_a_python_the_script_says_so_and_ends(project):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openjepa.errors import InputError
+from openjepa.experiment import Experiment
 from openjepa.files import locked, names_in, write_whole
 from openjepa.planning import Plan
 from openjepa.training import checkpoint as checkpoints
@@ -19,6 +20,8 @@ LOCK = ".lock"
 _ASKED = {"experiment.json", "plan.json", "checkpoints", "metrics.jsonl", LOCK}
 # In plan.json: which experiment.json was written with it, by which a user's own is told.
 _TOLD = "experiment_sha256"
+# What every plan.json says of its images.
+OF_DATA = {"opened", "fingerprint", "images"}
 
 
 def has_begun(run: Path) -> bool:
@@ -54,19 +57,32 @@ def check_free(run: Path) -> None:
 def _check_own(run: Path) -> None:
     """Refuse a folder with an experiment.json or a plan.json that a new run would write over and no run has written."""
     experiment, plan = run / "experiment.json", run / "plan.json"
-    try:
-        told = json.loads(plan.read_bytes())[_TOLD] if plan.is_file() else None
-    except (ValueError, TypeError, LookupError):
-        raise InputError(
-            f"{run} holds a plan.json that this version has not written, and it would be lost: choose another --out, "
-            "or move the file"
-        ) from None
+    told = None
+    if plan.is_file():
+        try:
+            facts = json.loads(plan.read_bytes())
+            # Earlier versions' plans do not tell, and are known by their data.
+            told = facts[_TOLD] if _TOLD in facts or not set(facts["data"]) >= OF_DATA else ""
+        except (ValueError, TypeError, LookupError):
+            raise InputError(
+                f"{run} holds a plan.json that openjepa has not written, and it would be lost: choose another --out, "
+                "or move the file"
+            ) from None
     if experiment.is_file() and _digest(experiment.read_bytes()) != told:
-        known = f"go on with it (openjepa resume {shlex.quote(str(run))}), " if told else ""
+        known = told is not None and _is_experiment(experiment)
+        on = f"go on with it (openjepa resume {shlex.quote(str(run))}), " if known else ""
         raise InputError(
-            f"{run} holds an experiment.json of your own, or edited, and it would be lost: {known}choose another "
-            "--out, or move the file (--experiment FILE takes its settings)"
+            f"{run} holds an experiment.json of your own, edited, or of an earlier version, and it would be lost: {on}"
+            "choose another --out, or move the file (--experiment FILE takes its settings)"
         )
+
+
+def _is_experiment(path: Path) -> bool:
+    try:
+        Experiment.from_json(path.read_text(encoding="utf-8"), origin=path)
+    except (InputError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def _digest(content: bytes) -> str:

@@ -59,10 +59,11 @@ class Pretrained:
     def save(self, directory: str | PathLike[str]) -> None:
         """Write a Hugging Face directory that :func:`load`, ``transformers`` and ``openjepa evaluate`` read.
 
-        Weights are written as float32. An earlier export there is replaced.
+        Weights are written as float32. An earlier export there is replaced, unless its README.md or weights were
+        changed since.
 
         Raises:
-            InputError: ``directory`` holds something else, or cannot be written.
+            InputError: ``directory`` holds something else, or an export that was changed, or cannot be written.
         """
         huggingface.export(self.encoder, expanded(directory), preprocessing=self.preprocessing)
 

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from openjepa import draws
-from openjepa.claiming import held
+from openjepa.claiming import OF_DATA, held
 from openjepa.data.base import Source, Splits, printable
 from openjepa.data.copies import Copies, copies_folder
 from openjepa.data.loader import ordered_batches, training_batches
@@ -25,6 +26,7 @@ from openjepa.errors import InputError
 from openjepa.experiment import Experiment
 from openjepa.files import whole_file, write_whole
 from openjepa.interop import huggingface
+from openjepa.progress import tell
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes, whole_weights
 from openjepa.training.metrics import read_rows
@@ -46,6 +48,8 @@ _SUMMARIES = {
 _OTHERS = 0.25
 # As many of the files that have changed are named.
 _NAMED = 3
+# So long (seconds) they are looked for.
+_SEARCH = 10.0
 
 
 def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -63,7 +67,7 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
         raise InputError(f"{path} cannot be read as text ({error}): restore it, or begin a new run") from error
     try:
         plan = json.loads((run / "plan.json").read_text())
-        if not {"opened", "fingerprint", "images"} <= set(plan["data"]):
+        if not set(plan["data"]) >= OF_DATA:
             raise ValueError("it does not say which images the run has")
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise InputError(
@@ -72,8 +76,13 @@ def read_experiment(run: Path) -> tuple[Experiment, dict[str, Any]]:
     return experiment, plan
 
 
-def own_data(run: Path, plan: dict[str, Any]) -> Splits:
+def own_data(run: Path, plan: dict[str, Any], *, first: bool = True) -> Splits:
     """The images that a run was begun with.
+
+    Args:
+        run: its folder.
+        plan: what its ``plan.json`` holds.
+        first: whether this is the first of several processes, which alone looks for what has changed.
 
     Raises:
         InputError: they are gone, or are others now.
@@ -86,7 +95,7 @@ def own_data(run: Path, plan: dict[str, Any]) -> Splits:
             f"{run} is a run on {opened}, which cannot be opened: {error}. If the images have moved, say where to: "
             f"openjepa resume {shlex.quote(str(run))} --data FOLDER"
         ) from error
-    return _same(run, plan, splits)
+    return _same(run, plan, splits, first)
 
 
 def moved(run: Path, data: str) -> None:
@@ -101,7 +110,7 @@ def moved(run: Path, data: str) -> None:
     write_whole(run / "plan.json", json.dumps(plan, indent=1) + "\n")
 
 
-def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
+def _same(run: Path, plan: dict[str, Any], splits: Splits, first: bool = True) -> Splits:
     """The images, if they are the run's.
 
     Raises:
@@ -113,7 +122,7 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
             f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if "
             f"nothing has changed, another version of openjepa took other files or folders for the train part: "
-            f"CHANGELOG.md){_changed(run, splits)}"
+            f"CHANGELOG.md){_changed(run, splits) if first else ''}"
         )
     recorded = plan["data"].get("spread", [])  # not in runs of versions before 2026-11-30
     others = sum(then != now for then, now in zip(recorded, source.spread, strict=True)) if recorded else 0
@@ -126,25 +135,33 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits) -> Splits:
 
 
 def _changed(run: Path, splits: Splits) -> str:
-    """The first few files and folders among the images that were changed since the run was planned, and how to list
-    them all, in words; empty where the images are not in a folder here."""
+    """A few of the files and folders among the images that were changed or copied since the run was planned, as many
+    as are found in a short time, and how to list them all, in words; empty where the images are not in a folder here,
+    or none was."""
     folder, planned = Path(splits.train.name).expanduser(), (run / "plan.json").stat().st_mtime
     if not folder.is_dir():
         return ""
-    changed = []
-    for here, folders, files in os.walk(folder):
-        folders.sort()
-        for path in (here, *(os.path.join(here, name) for name in sorted(files))):
-            with suppress(OSError):  # gone again
-                if os.lstat(path).st_ctime > planned:
-                    changed.append(path)
-        if len(changed) > _NAMED:
+    changed, late, end = list[str](), False, time.monotonic() + _SEARCH
+    for path in _paths(folder):
+        with suppress(OSError):  # gone again
+            if os.lstat(path).st_ctime > planned:
+                changed.append(path)
+        late = time.monotonic() > end
+        if late or len(changed) > _NAMED:
             break
-    if not changed:
+    if not changed and not late:
         return ""
     named = ", ".join(map(printable, changed[:_NAMED])) + (", ..." if len(changed) > _NAMED else "")
     find = f"find {shlex.quote(str(folder))} -cnewer {shlex.quote(str(run / 'plan.json'))}"
-    return f". Changed since it was planned: {named}; all of them: {find}"
+    return f". Changed or copied since it was planned: {named and f'{named}; all of them: '}{find}"
+
+
+def _paths(folder: Path) -> Iterator[str]:
+    """A folder and all that lies below, in the order of their names."""
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        yield here
+        yield from (os.path.join(here, name) for name in sorted(files))
 
 
 class Run:
@@ -155,10 +172,10 @@ class Run:
         workers: another number of loader processes than the experiment's; it does not change the run.
         bad_images: another share of the images (0 to 1) that may be unreadable; it does not change the run's numbers.
         write: writes what copies are missing, where the run trains from copies.
+        say: told, once and when it is met, what a user had put in the place of the exported files, and where it is now.
 
     Attributes:
         choice: which checkpoint's encoder was exported and why, in a sentence; empty where it is the last one's.
-        kept: sentences on what a user had put in the place of the exported files, and where it is now.
     """
 
     def __init__(
@@ -169,6 +186,7 @@ class Run:
         workers: int | None = None,
         bad_images: float | None = None,
         write: Callable[[Copies], None] = Copies.write,
+        say: Callable[[str], None] = tell,
     ) -> None:
         self.folder, self.processes = run, processes
         saved, self.plan = read_experiment(run)
@@ -177,7 +195,7 @@ class Run:
         given = {"workers": workers, "bad_images": bad_images}
         own = {name: value for name, value in given.items() if value is not None}
         self.experiment = replace(self.experiment, training=replace(self.experiment.training, **own))
-        self.splits = own_data(run, self.plan)
+        self.splits = self._own_data()
         source = self._source(self.splits.train, write)
         experiment, training = self.experiment, self.experiment.training
         self.objective = experiment.objective()
@@ -216,7 +234,19 @@ class Run:
             experiment=dataclasses.asdict(experiment),
         )
         self.exported, self.choice = 0, ""
-        self.kept: dict[str, None] = {}
+        self.say, self._told = say, set[str]()
+
+    def _own_data(self) -> Splits:
+        """The run's images. A process that finds others waits for the first one's words: torchrun ends all with one."""
+        found, error = None, ""
+        try:
+            found = own_data(self.folder, self.plan, first=self.processes.first)
+        except InputError as others:
+            error = str(others)
+        if error := next(filter(None, self.processes.gather(error)), ""):
+            raise InputError(error)
+        assert found is not None
+        return found
 
     def _source(self, images: Source, write: Callable[[Copies], None]) -> Source:
         """What the run reads in training: the images, or their copies, written where there are none (or no more)."""
@@ -288,7 +318,10 @@ class Run:
         kept = huggingface.export(
             self.encoder, self.folder / "encoder", preprocessing=preprocessing, card=card, keep_others=True
         )
-        self.kept |= dict.fromkeys(kept)
+        for sentence in kept:
+            if sentence not in self._told:  # it would be told again at every checkpoint
+                self._told.add(sentence)
+                self.say(sentence)
         write_whole(self.folder / EXPORTED, json.dumps({"step": self.exported, "choice": self.choice}) + "\n")
 
 

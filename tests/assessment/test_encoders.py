@@ -11,6 +11,7 @@ from PIL import Image
 
 from openjepa.assessment import assess, assess_given, open_panel
 from openjepa.assessment.encoders import Kind, panel_of
+from openjepa.assessment.foreign import open_timm
 from openjepa.assessment.parts import HELD_OUT, IN_FOLDS
 from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders
 from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
@@ -284,6 +285,12 @@ def test_a_transformers_model_with_missing_weights_is_refused(tmp_path, transfor
     )
     with pytest.raises(InputError, match=r"lacks 1 weights .*layernorm_before"):
         open_panel(tmp_path)
+
+
+def test_without_timm_the_extra_that_brings_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"needs timm: pip install 'openjepa\[timm\]'"):
+        open_timm(tmp_path, "cpu")
 
 
 def test_a_timm_model(tmp_path, splits, timm_directory):

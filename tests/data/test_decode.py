@@ -650,3 +650,9 @@ def test_tiff_of_several_pages_gives_the_first(tmp_path):
     pages = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (7, 99)]
     pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
     assert pixels(decode(tmp_path / "x.tif", "x"))[0, 0] == 7
+
+
+def test_a_mistake_in_this_package_is_no_bad_image(monkeypatch):
+    monkeypatch.delattr("openjepa.data.opening._NPY")
+    with pytest.raises(NameError, match="_NPY"):
+        decode(b"whatever it is", "one")

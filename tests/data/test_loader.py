@@ -1,5 +1,6 @@
 """The order of batches and what is in them depend on the seed and the step, and on nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -316,8 +317,10 @@ def test_a_killed_worker_is_said():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the workers of other systems know no patch")
 def test_without_shared_memory_the_loader_says_so_and_does_not_wait(folder, monkeypatch):
+    said = RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
     def full(_: torch.Tensor) -> None:
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+        raise said
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(LoaderError, match=r"/dev/shm.*No space left on device.*--shm-size=2g.*--workers 0"):
@@ -331,6 +334,12 @@ def test_without_shared_memory_the_loader_says_so_and_does_not_wait(folder, monk
     samples = torch.cat([batch.samples for batch in chosen.batches(chosen.indices, COLOUR)])
     assert samples.tolist() == [number for number in range(20) if number not in (3, 11)]
     assert "/dev/shm" in told[0]
+    said = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    with pytest.raises(LoaderError, match=r"may open no more files.*ulimit -n"):
+        take(training_batches(in_memory(), GREY, Augmentation(), **settings(workers=1)), 1)
+    said = RuntimeError("a tensor that is no memory of its own")
+    with pytest.raises(RuntimeError, match=r"(?s)^Caught RuntimeError.*of its own"):
+        take(training_batches(in_memory(), GREY, Augmentation(), **settings(workers=1)), 1)
 
 
 PROGRAM = """

@@ -499,7 +499,7 @@ def test_a_card_that_was_edited_and_weights_that_were_tuned_are_not_lost(small):
         model.layernorm.weight.add_(1)
     model.save_pretrained(directory)
     tuned = (directory / "model.safetensors").read_bytes()
-    with pytest.raises(InputError, match="weights are others"):
+    with pytest.raises(InputError, match="weights file is another than openjepa wrote"):
         huggingface.export(encoder, directory, **kind)
     said = huggingface.export(encoder, directory, **kind, keep_others=True)
     aside = directory.with_name("encoder-yours-1")

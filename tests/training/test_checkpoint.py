@@ -175,6 +175,9 @@ def test_several_processes_go_on_from_what_the_first_one_chose(tmp_path):
         assert re.search(r"number 0 has step 8 after 2\.5 seconds, number 1 has: .*step-8 is damaged", str(error))
     (one / "step-7" / "state.pt").write_bytes(b"")
     assert all("no whole checkpoint is left" in str(error) for error in loaded_by_two(one, other))
+    for path in one.iterdir():
+        shutil.rmtree(path)
+    assert all("put back what was there, or start anew" in str(error) for error in loaded_by_two(one, other))
 
 
 def test_processes_that_read_different_checkpoints_of_one_step_are_told(tmp_path):

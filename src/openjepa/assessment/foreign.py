@@ -79,7 +79,7 @@ def open_timm(folder: Path, device: torch.device | str) -> Panel:
     try:
         import timm
     except ImportError as error:
-        raise InputError(f"{folder} needs timm: pip install 'openjepa[parity]' ({error})") from error
+        raise InputError(f"{folder} needs timm: pip install 'openjepa[timm]' ({error})") from error
     from timm.data import create_transform, resolve_model_data_config
 
     pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLES))

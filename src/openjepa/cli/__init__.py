@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from openjepa._version import __version__
 from openjepa.errors import InputError
-from openjepa.training.interruption import ENDING
+from openjepa.signals import ENDING
 
 _HELP = f"""openjepa {__version__}: train a vision encoder on your own unlabelled images, and know how good it is.
 

@@ -36,7 +36,7 @@ def evaluate_verb(arguments: list[str]) -> int:
 
         Attributes:
             encoder: a run, an imported checkpoint's folder, a Hugging Face model directory (other models than I-JEPA
-                need the extra export), a timm model directory (extra parity), or features that are computed already:
+                need the extra export), a timm model directory (extra timm), or features that are computed already:
                 a folder with train.npy, test.npy (images, dimensions) and train_labels.npy, test_labels.npy (one whole
                 number an image), or one .npy file with labels.npy beside it (tested on in five folds; of more than
                 5,000 images a fifth is).
@@ -52,7 +52,7 @@ def evaluate_verb(arguments: list[str]) -> int:
                 test on (.npy features: all are used). Without a test part images that are no more than this quarter
                 are tested on in five folds, each by what was learned on the others; of more a fifth is held out.
             bad_images: share of the images (0 to 1) that may be unreadable: they are left out and counted (a run's own
-                --training.bad-images, else 0.01).
+                --bad-images, else 0.01).
             cache: where features (at most 4 GiB) and what evaluators found in them are kept for the next time, the
                 longest unused removed (by default openjepa/features in the user's cache folder).
             no_cache: compute everything anew, and keep nothing.

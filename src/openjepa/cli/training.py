@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,8 @@ def pretrain_verb(arguments: list[str]) -> int:
             epochs: length of the run as passes over the images.
             steps: length of the run as optimiser steps (without any length: 100 epochs, within 3,000 and 30,000 steps).
             keep_best: export the checkpoint that looks best without labels, not the last one.
+            bad_images: share of the images (0 to 1) that may be unreadable before the run stops (0.01, or the saved
+                experiment's).
             seed: of everything random (0, or the saved experiment's).
             workers: loader processes (as many as keep up with the steps, by measurement).
             device: cpu, cuda or cuda:N (a GPU if there is one).
@@ -89,6 +91,7 @@ def pretrain_verb(arguments: list[str]) -> int:
         epochs: float | None = None
         steps: int | None = None
         keep_best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        bad_images: float | None = None
         seed: int | None = None
         workers: int | None = None
         device: str | None = None
@@ -121,10 +124,19 @@ def pretrain_verb(arguments: list[str]) -> int:
         settings = {name: type(part)(**vars(getattr(again, name))) for name, part in before.items()}
         if again.keep_best:
             settings["training"] = replace(settings["training"], keep_best=True)
+        if again.bad_images is not None:
+            settings["training"] = replace(settings["training"], bad_images=again.bad_images)
         return replace(experiment, **settings)
 
     if "--training.steps" in asked and any((given.minutes, given.epochs, given.steps)):
         raise InputError("give one of --training.steps, --minutes, --epochs and --steps")
+    share_of_bad(given.bad_images, None)  # a wrong one is told before anything is read
+    both = {"--bad-images", "--training.bad-images"} <= asked
+    if both and given.bad_images != given.training.bad_images:
+        raise InputError(
+            f"--bad-images {given.bad_images:g} and --training.bad-images {given.training.bad_images:g} say the same "
+            "setting: give one of them"
+        )
     wishes = Wishes(
         recipe=given.recipe,
         objective=given.objective,
@@ -223,6 +235,12 @@ def _write(copies: Any) -> None:
         copies.write(count)
 
 
+def _say(sentence: str) -> None:
+    """A line for a person, above the bar where there is one."""
+    with suppress(OSError):  # a terminal that is gone, for which no step is to be lost
+        print(f"openjepa: {sentence}", file=sys.stderr, flush=True)
+
+
 def _train(
     run: Path,
     processes: Any,
@@ -235,7 +253,7 @@ def _train(
     from openjepa.running import Run
     from openjepa.training.trainer import TrainingStopped
 
-    training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write)
+    training = Run(run, processes, workers=workers, bad_images=bad_images, write=_write, say=_say)
     again = processes.gather(resume and has_begun(run))[0]  # or one would see what another saves meanwhile
     for damaged in training.trainer.resume() if again else ():
         print(f"openjepa: passed over: {damaged}", file=sys.stderr)
@@ -250,8 +268,6 @@ def _train(
         return 1
     if not processes.first:
         return 0
-    for sentence in training.kept:
-        print(f"openjepa: {sentence}", file=sys.stderr)
     if training.choice:
         print(training.choice)
     if stopped is not None:

@@ -1,7 +1,7 @@
 """What a set of images is: read by number, perhaps labelled, with a record of what could not be used."""
 
 import hashlib
-import unicodedata
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,15 +34,15 @@ class BadImage(Exception):
         return f"{self.reference}: {self.reason}"
 
 
+# Control characters, and those that turn the order of letters.
+_STEERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def printable(name: str) -> str:
     """A file's name as it can be printed and written: what is no UTF-8 in it becomes �, and what would steer a terminal
     or turn the order of letters is written out (as ``\\x1b``, ``\\u202e``); it opens nothing any more."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return name if name.isprintable() else "".join(map(_written_out, name))
-
-
-def _written_out(letter: str) -> str:
-    return letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cf") else letter
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 # How many images are looked into to tell whether others of the same names and sizes took their place.

@@ -3,9 +3,11 @@
 import io
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,8 @@ ORIENTATION = 0x0112
 # TIFF's NewSubfileType, and its bits for a smaller version of another page and for a mask of one.
 _SUBFILE, _REDUCED, _MASK = 254, 1, 4
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
+# What a mistake in a program raises: in this package it is no damaged file's.
+_FAULTS = (AttributeError, AssertionError, NameError)
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
 
@@ -58,8 +62,16 @@ def opened(data: str | os.PathLike[str] | bytes | memoryview, reference: str) ->
     except Image.DecompressionBombError as error:  # of twice the limit, by Pillow itself
         raise BadImage(reference, f"is too large: {error} To allow it, set OPENJEPA_MAX_PIXELS") from error
     except Exception as error:  # of damaged files, Pillow promises OSError, and the libraries below it raise anything
+        if isinstance(error, _FAULTS) and _is_own(error):
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadImage(reference, f"cannot be decoded: {reason or type(error).__name__}") from error
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether an error comes from this package's own code."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(__file__).parents[1] in Path(frame.f_code.co_filename).parents
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Processes that read ahead, and what they do with signals and errors."""
 
+import errno
 import multiprocessing.process
 import os
 import shutil
@@ -15,8 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from openjepa.errors import InputError
+from openjepa.signals import ENDING
 
-_ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# What the system and PyTorch say of a full memory.
+_NO_ROOM = (os.strerror(errno.ENOSPC), os.strerror(errno.ENOMEM), "unable to allocate", "unable to write")
 
 
 @runtime_checkable
@@ -34,7 +37,7 @@ class LoaderError(RuntimeError):
 
 
 class NoSharedMemory(LoaderError):
-    """There is no room in the memory through which a worker hands over what it has read."""
+    """There is no room in the memory through which a worker hands over what it has read, or no file for it."""
 
 
 class _Shared(Dataset[T | InputError | NoSharedMemory]):
@@ -54,6 +57,13 @@ class _Shared(Dataset[T | InputError | NoSharedMemory]):
         try:
             return item.share_memory_()
         except (RuntimeError, OSError) as error:
+            if os.strerror(errno.EMFILE) in str(error):
+                return NoSharedMemory(
+                    f"a loader process may open no more files, which it needs to hand over images ({error}): allow "
+                    f"more (ulimit -n 65536), or take fewer such processes (--workers)"
+                )
+            if not any(words in str(error) for words in _NO_ROOM):
+                raise
             return NoSharedMemory(
                 f"a loader process found no room in the shared memory (/dev/shm) through which it hands over images "
                 f"({error}): give it more (in Docker: docker run --shm-size=2g), or read without such processes "
@@ -118,7 +128,7 @@ def _signals_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     handler = signal.getsignal(signal.SIGCHLD)
     try:
         yield
@@ -128,16 +138,16 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(_: int) -> None:
     """One thread, and no part in signals that are meant for the main process (Ctrl-C, a terminal that is closed, or
     SIGTERM to a whole group)."""
     torch.set_num_threads(1)
-    for number in set(_ENDING) - {signal.SIGTERM}:
+    for number in set(ENDING) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_end_when_parent_says, args=(os.getppid(), _sockets()), daemon=True).start()
     elif hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _sockets() -> str | None:

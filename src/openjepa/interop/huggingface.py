@@ -215,7 +215,7 @@ def _not_an_export(directory: Path) -> str | None:
     if (reason := _not_ours(directory)) is not None:
         return reason
     if _has_other_weights(directory):
-        return "its weights are others than openjepa has written (fine-tuned ones, perhaps)"
+        return "its weights file is another than openjepa wrote (fine-tuned weights, perhaps)"
     return "its README.md has been edited" if _is_edited(directory) else None
 
 
@@ -273,6 +273,6 @@ def _moved_aside(directory: Path) -> str:
         directory.rename(aside)
     except OSError as error:
         raise InputError(
-            f"cannot move {directory}, whose weights were changed, to {aside}: {error.strerror}"
+            f"cannot move {directory}, whose weights file is another than openjepa wrote, to {aside}: {error.strerror}"
         ) from error
-    return f"the weights in {directory} were others than openjepa had written: they are kept in {aside}"
+    return f"the weights file in {directory} is another than openjepa wrote: what was there is kept in {aside}"

@@ -147,13 +147,12 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
             return load(folder / f"step-{step}"), damaged
         except DamagedCheckpoint as error:
             damaged.append(str(error))
+    encoder = folder.parent / "encoder"
+    left = f" What was exported is still in {encoder}." if encoder.is_dir() else ""
     if damaged:
-        encoder = folder.parent / "encoder"
-        left = f" What was exported is still in {encoder}." if encoder.is_dir() else ""
         raise InputError(f"no whole checkpoint is left: {'; '.join(damaged)}. Start anew in another folder.{left}")
     raise InputError(
-        f"there is no checkpoint in {folder}: the run stopped before its first step. Give the same "
-        "`openjepa pretrain` command again; it takes the folder as it is."
+        f"there is no checkpoint in {folder}: put back what was there, or start anew in another folder.{left}"
     )
 
 

@@ -4,8 +4,7 @@ import signal
 import time
 from typing import Any
 
-# Ctrl-C, what ends a service or a batch job, and what a terminal sends that is closed (Windows has none).
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+from openjepa.signals import ENDING
 
 
 class Interruption:
