@@ -222,7 +222,7 @@ def _trained_and_judged(run: Path) -> bool:
         record = json.loads((run / "evaluation.json").read_text())
         rows, judged = record["rows"], record["step"]
         exported = json.loads((run / EXPORTED).read_text())["step"]
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError):
         return False
     evaluators = {row["evaluator"] for row in rows if row["task"] == "classes"}
     by_labels = {entry.evaluator.name for entry in quick()} <= evaluators
