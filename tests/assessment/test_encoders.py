@@ -11,7 +11,6 @@ from PIL import Image
 
 from openjepa.assessment import assess, assess_given, open_panel
 from openjepa.assessment.encoders import Kind, panel_of
-from openjepa.assessment.foreign import open_timm
 from openjepa.assessment.parts import HELD_OUT, IN_FOLDS
 from openjepa.assessment.patch_features import PATCH_TOKENS, patch_encoders
 from openjepa.assessment.precomputed import GIVEN, is_precomputed, read_given
@@ -287,12 +286,6 @@ def test_a_transformers_model_with_missing_weights_is_refused(tmp_path, transfor
         open_panel(tmp_path)
 
 
-def test_without_timm_the_extra_that_brings_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"needs timm: pip install 'openjepa\[timm\]'"):
-        open_timm(tmp_path, "cpu")
-
-
 def test_a_timm_model(tmp_path, splits, timm_directory):
     size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 5, "num_heads": 3}
     model = timm_directory(tmp_path / "model", **size)
@@ -450,7 +443,7 @@ def test_other_libraries_encoders_are_fine_tuned(
     assert found["notes"] == []
 
 
-@pytest.mark.parametrize(("library", "extra"), [("transformers", "export"), ("timm", "parity")])
+@pytest.mark.parametrize(("library", "extra"), [("transformers", "export"), ("timm", "timm")])
 def test_a_missing_library_is_named_with_what_to_install(library, extra, tmp_path, monkeypatch):
     content = {"model_type": "vit"} if library == "transformers" else {"architecture": "vit_tiny_patch16_224"}
     (tmp_path / "config.json").write_text(json.dumps(content))
