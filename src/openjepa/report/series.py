@@ -54,7 +54,7 @@ def lines_svg(lines: Sequence[Line], *, label: str, x_name: str, colours: Mappin
                 axes.plot(line.x, line.y, color=colour, linewidth=0.7, alpha=0.5)
             axes.plot(mean.x, mean.y, color=colour, linewidth=2.2, marker="o" if len(mean.x) < 3 else None)
         if levels := [line.before for line in lines if line.before is not None]:
-            axes.axhline(np.mean(levels), color=MUTED, linewidth=0.9, dashes=(3, 3))
+            axes.axhline(float(np.mean(levels)), color=MUTED, linewidth=0.9, dashes=(3, 3))
         whole_percents(axes)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(x_name, color=MUTED, labelpad=1)
