@@ -10,7 +10,7 @@ from pathlib import Path
 
 from openjepa.errors import InputError
 from openjepa.experiment import Experiment
-from openjepa.files import locked, names_in, write_whole
+from openjepa.files import locked, names_in, sha256_of, write_whole
 from openjepa.planning import Plan
 from openjepa.training import checkpoint as checkpoints
 
@@ -68,7 +68,7 @@ def _check_own(run: Path) -> None:
                 f"{run} holds a plan.json that openjepa has not written, and it would be lost: choose another --out, "
                 "or move the file"
             ) from None
-    if experiment.is_file() and _digest(experiment.read_bytes()) != told:
+    if experiment.is_file() and sha256_of(experiment) != told:
         known = told is not None and _is_experiment(experiment)
         on = f"go on with it (openjepa resume {shlex.quote(str(run))}), " if known else ""
         raise InputError(
@@ -83,10 +83,6 @@ def _is_experiment(path: Path) -> bool:
     except (InputError, UnicodeDecodeError):
         return False
     return True
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager
@@ -132,7 +128,7 @@ def claimed(run: Path) -> Iterator[None]:
 def make_run(run: Path, planned: Plan) -> None:
     """Write ``experiment.json`` and ``plan.json``, which make a run of a folder that is :func:`claimed`."""
     experiment = planned.experiment.to_json()
-    facts = planned.facts | {_TOLD: _digest(experiment.encode())}
+    facts = planned.facts | {_TOLD: hashlib.sha256(experiment.encode()).hexdigest()}
     # Whenever this is stopped, an experiment.json is a run's own by what the plan.json beside it says.
     (run / "experiment.json").unlink(missing_ok=True)
     write_whole(run / "plan.json", json.dumps(facts, indent=1) + "\n")

@@ -186,17 +186,17 @@ def run_all(
     Returns:
         The exit code of a command that failed or was interrupted, or 0.
     """
-    missing = [own for own in request.runs if not (folder / "{}-seed{}".format(*own) / "judged.json").is_file()]
+    missing = [own for own in request.runs if not (_run_of(folder, *own) / "judged.json").is_file()]
+    to_train = [own for own in missing if not _trained_and_judged(_run_of(folder, *own))]
     if len(missing) > 1:
-        untrained = [own for own in missing if not _trained_and_judged(folder / "{}-seed{}".format(*own))]
-        seconds = sum(content["plans"][objective]["facts"]["estimate"]["seconds"] for objective, _ in untrained)
+        seconds = sum(content["plans"][objective]["facts"]["estimate"]["seconds"] for objective, _ in to_train)
         hours, minutes = divmod(math.ceil(seconds / 60), 60)
         say(
             f"{len(missing)} runs: at most {f'{hours} h ' if hours else ''}{minutes} min of training by their plans, "
             "and an evaluation after each (Ctrl-C saves; the same command goes on)"
         )
     for number, (objective, seed) in enumerate(request.runs, 1):
-        run = folder / f"{objective}-seed{seed}"
+        run = _run_of(folder, objective, seed)
         if (objective, seed) not in missing:
             continue
         say(f"run {number} of {len(request.runs)}: {objective}, seed {seed}")
@@ -206,7 +206,7 @@ def run_all(
             with claimed(run):
                 make_run(run, Plan(experiment=replace(experiment, seed=seed), facts=planned["facts"]))
         where = [] if device is None else ["--device", device]
-        training = [] if _trained_and_judged(run) else [["resume", str(run)]]
+        training = [["resume", str(run)]] if (objective, seed) in to_train else []
         for command in (*training, ["evaluate", str(run), *request.evaluate]):
             code = _openjepa(*command, *where)
             if code:
@@ -214,6 +214,10 @@ def run_all(
         write_whole(run / "judged.json", (run / "evaluation.json").read_text())  # the sign that all of it went well
         judged()
     return 0
+
+
+def _run_of(folder: Path, objective: Method, seed: int) -> Path:
+    return folder / f"{objective}-seed{seed}"
 
 
 def _trained_and_judged(run: Path) -> bool:
@@ -254,7 +258,7 @@ def gather(folder: Path, content: dict[str, Any], request: Request) -> dict[str,
     """What the finished runs found, with means and spreads over the seeds, as ``compare.json`` holds it."""
     runs = []
     for objective, seed in request.runs:
-        run = folder / f"{objective}-seed{seed}"
+        run = _run_of(folder, objective, seed)
         if (run / "judged.json").is_file():
             runs.append(_outcome(run, objective, seed))
     _check_same_images(folder, runs)

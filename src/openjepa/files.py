@@ -83,6 +83,14 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink()
 
 
+def moved_aside(path: Path, mark: str) -> Path:
+    """Give a file or folder its name with ``mark`` and the first number that nobody has; returns the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}{mark}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def sync(path: Path) -> None:
     """Ask for a file or folder to be on the disk, so that a rename never names what a power cut has emptied."""
     if os.name == "nt":  # which has no handle of a folder, and none for reading that can be flushed

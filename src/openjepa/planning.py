@@ -294,7 +294,7 @@ def _refuse(experiment: Experiment, seen: Survey, found: Levels, images: int, pr
             raise InputError(
                 f"{len(look.bad)} of {look.looked_at} images looked at cannot be read, more than "
                 f"{100 * training.bad_images:g}%: for example {look.bad[0]}. Mend or remove them, or allow more with "
-                f"--bad-images"
+                "--bad-images"
             )
     if not experiment.encoder.depth:
         raise InputError("--encoder.depth 0 leaves nothing to train but the patches' embedding: ask for 1 or more")

@@ -120,9 +120,9 @@ def _same(run: Path, plan: dict[str, Any], splits: Splits, first: bool = True) -
     if source.fingerprint != plan["data"]["fingerprint"]:
         raise InputError(
             f"the images of {source.name} are not those that {run} began with ({plan['data']['images']} then, "
-            f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if "
-            f"nothing has changed, another version of openjepa took other files or folders for the train part: "
-            f"CHANGELOG.md){_changed(run, splits) if first else ''}"
+            f"{len(source)} now, or other names or sizes): restore them, or begin a new run (if nothing has changed, "
+            f"another version of openjepa took other files or folders for the train part: CHANGELOG.md)"
+            f"{_changed(run, splits) if first else ''}"
         )
     recorded = plan["data"].get("spread", [])  # not in runs of versions before 2026-11-30
     others = sum(then != now for then, now in zip(recorded, source.spread, strict=True)) if recorded else 0

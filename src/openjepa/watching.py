@@ -16,6 +16,7 @@ from openjepa.data.augmentation import NUMBERS, augment
 from openjepa.data.base import BadImage, Source
 from openjepa.data.loader import ordered_batches
 from openjepa.data.pixels import to_unit
+from openjepa.diagnosis.looks import images_looked_at
 from openjepa.errors import InputError
 from openjepa.evaluation import logistic
 from openjepa.evaluation.knn import leave_one_out
@@ -35,11 +36,8 @@ _STRENGTH = 0.1
 
 
 def affordable(training: TrainingConfig) -> int:
-    """How many images to look at: a look is 1.8 forward passes for each, a training step about three for each of its.
-
-    With twelve looks a run, one image for every 240 that are trained on is about 3% of the run's time.
-    """
-    return min(1000, max(400, training.steps * training.batch // 240))
+    """How many images to look at."""
+    return images_looked_at(training.steps, training.batch)
 
 
 class Watch:

@@ -24,7 +24,7 @@ from openjepa.evaluation.features import Features, Part
 from openjepa.evaluation.folds import in_folds
 from openjepa.evaluation.spectrum import rankme
 from openjepa.evaluation.split import at_most, check_parts, folds, set_aside
-from openjepa.evaluation.suite import LAST, PIXELS, TASK, TOKENS, Entry, Progress, judge, run_suite
+from openjepa.evaluation.suite import LAST, PIXELS, TASK, TOKENS, Entry, Judge, Progress, judge, run_suite
 from openjepa.pretrained import Pretrained
 
 # With this a note on the test images' classes begins.
@@ -89,8 +89,7 @@ def assess(
     chance, uneven, told = _classes_of(trained[main].labels, tested[main].labels)
     pixels = trained.get(Kind(PIXELS, LAST)), tested.get(Kind(PIXELS, LAST))
     notes += told + _copies(*pixels, panel.pixels, folded=parts.folded) + _unlike(panel, trained)
-    judged_by = in_folds(remembering(cache)) if parts.folded else remembering(cache)
-    found = run_suite(subjects, entries, progress, with_balance(judged_by) if uneven else judged_by)
+    found = run_suite(subjects, entries, progress, _judge(remembering(cache), folded=parts.folded, uneven=uneven))
     return facts | {
         **chance,
         "images": digest_of(*parts.each),
@@ -131,8 +130,7 @@ def assess_given(
         notes.append(f"Not available for one vector an image: {', '.join(left)}.")
     if not able:
         raise InputError("none of the evaluators asked for can be run on precomputed features: they need the network")
-    judged_by = in_folds(judge) if given.folded else judge
-    found = run_suite(subjects, able, progress, with_balance(judged_by) if uneven else judged_by)
+    found = run_suite(subjects, able, progress, _judge(judge, folded=given.folded, uneven=uneven))
     return {
         "data": GIVEN if splits is None else splits.train.name,
         **chance,
@@ -166,6 +164,12 @@ def _classes_of(
         beside = "The balanced accuracy, the mean over classes, stands beside the accuracy."
         notes.append(f"{UNEVEN}: t{said} {beside}" if uneven else f"T{said}")
     return found, uneven, notes
+
+
+def _judge(judged: Judge, *, folded: bool, uneven: bool) -> Judge:
+    """A judge in folds, where there is no test part, and with balanced accuracies, where classes are uneven."""
+    judged = in_folds(judged) if folded else judged
+    return with_balance(judged) if uneven else judged
 
 
 def _copies(train: Part | None, test: Part | None, size: tuple[int, int], *, folded: bool) -> list[str]:

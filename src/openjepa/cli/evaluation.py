@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from openjepa.cli.parsing import from_anywhere, parse, share_of_bad
 from openjepa.cli.tables import print_evaluation
 from openjepa.errors import InputError
-from openjepa.files import cache_folder, expanded, locked, write_whole
+from openjepa.files import cache_folder, expanded, locked, moved_aside, write_whole
 from openjepa.progress import stages, tell
 
 # Held while what a run says of its encoder is written; another than the training's, beside which it may be judged.
@@ -202,11 +202,8 @@ def _renewed(run: Path, found: dict[str, Any], say: Callable[[str], None]) -> li
         return []
     before = _recorded(run)
     if before is None:
-        number = 1
-        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-            number += 1
-        path.rename(aside)
-        say(f"{path} was damaged: it is kept as {aside.name}, and what was measured now takes its place")
+        kept = moved_aside(path, ".damaged")
+        say(f"{path} was damaged: it is kept as {kept.name}, and what was measured now takes its place")
     whole = joined(before or {}, found)
     if left := len((before or {}).get("rows", [])) + len(found["rows"]) - len(whole["rows"]):
         say(f"{left} older rows of {path} are replaced: measured anew, or of another encoder or other images")
@@ -216,8 +213,8 @@ def _renewed(run: Path, found: dict[str, Any], say: Callable[[str], None]) -> li
     report = write_report(run)  # before the card, which is refused where encoder/ is no longer the run's own
     card = renew_card(run, _with_data(whole))
     if card is None:
-        kept = run / "encoder" / "README.md"
-        say(f"not renewed: {kept} has been edited, and is left as it is (delete it to have a new one written)")
+        edited = run / "encoder" / "README.md"
+        say(f"not renewed: {edited} has been edited, and is left as it is (delete it to have a new one written)")
     return [path, *([] if card is None else [card]), report]
 
 

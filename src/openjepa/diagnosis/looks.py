@@ -23,6 +23,15 @@ class Choice:
     score: float
 
 
+def images_looked_at(steps: int, batch: int) -> int:
+    """At how many images, of as many as there are, the watch of a run of this length looks: a look is 1.8 forward
+    passes for each, a training step about three for each of its.
+
+    With twelve looks a run, one image for every 240 that are trained on is about 3% of the run's time.
+    """
+    return min(1000, max(400, steps * batch // 240))
+
+
 def untrained(rows: Iterable[Row]) -> dict[str, Any]:
     """The watch's measures before the first step, by their plain names; empty where they were not logged."""
     for row in rows:

@@ -15,7 +15,7 @@ from typing import Any
 
 from openjepa.encoder import Encoder, EncoderConfig
 from openjepa.errors import InputError
-from openjepa.files import sha256_of, write_whole
+from openjepa.files import moved_aside, sha256_of, write_whole
 from openjepa.interop.assembly import build_encoder, check_finite, is_sincos
 from openjepa.interop.card import model_card
 from openjepa.interop.folders import read_json, sweep, whole_folder, write_json, write_tensors
@@ -82,16 +82,12 @@ def export(
         InputError: ``directory`` holds something else, or cannot be written.
     """
     directory = Path(directory)
-    directory, kept = directory.resolve() if directory.is_symlink() else directory, list[str]()
+    directory = directory.resolve() if directory.is_symlink() else directory
     if keep_others:
         sweep(directory, _others)
     with whole_folder(directory, _not_ours if keep_others else _not_an_export, _others) as draft:
         write_encoder(encoder, draft, preprocessing=preprocessing, card=card)
-        if _has_other_weights(directory):
-            kept.append(_moved_aside(directory))
-        elif _is_edited(directory):
-            shutil.copyfile(directory / "README.md", draft / "README.md")
-            kept.append(f"{directory / 'README.md'} has been edited, and is left as it is")
+        kept = _kept(directory, draft) if keep_others else []  # else such an export is refused
     return kept
 
 
@@ -264,15 +260,15 @@ def _weights_written(directory: Path) -> str | None:
     return own_facts(read_json(config)).get(_WEIGHTS) if config.is_file() else None
 
 
-def _moved_aside(directory: Path) -> str:
-    """Give an encoder's directory another name, that nobody has; returns a sentence that says so."""
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}-yours-{number}")).exists():
-        number += 1
-    try:
-        directory.rename(aside)
-    except OSError as error:
-        raise InputError(
-            f"cannot move {directory}, whose weights file is another than openjepa wrote, to {aside}: {error.strerror}"
-        ) from error
-    return f"the weights file in {directory} is another than openjepa wrote: what was there is kept in {aside}"
+def _kept(directory: Path, draft: Path) -> list[str]:
+    """Keep what somebody has made of an export that ``draft`` is to replace; returns a sentence on it, if any."""
+    if _has_other_weights(directory):
+        said = f"the weights file in {directory} is another than openjepa wrote"
+        try:
+            return [f"{said}: what was there is kept in {moved_aside(directory, '-yours')}"]
+        except OSError as error:
+            raise InputError(f"{said}, and the folder cannot be moved aside: {error.strerror}") from error
+    if _is_edited(directory):
+        shutil.copyfile(directory / "README.md", draft / "README.md")
+        return [f"{directory / 'README.md'} has been edited, and is left as it is"]
+    return []

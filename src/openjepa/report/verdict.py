@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from openjepa.diagnosis.findings import Finding, alike, diagnose
-from openjepa.diagnosis.looks import untrained
+from openjepa.diagnosis.looks import images_looked_at, untrained
 from openjepa.report.formats import (
     between,
     count,
@@ -422,12 +422,12 @@ def most_directions(run: RunFolder) -> int | None:
 
 
 def _watched(run: RunFolder) -> int | None:
-    """How many images the watch looks at, as :func:`openjepa.watching.affordable` has it, at most all to train on."""
+    """How many images the watch looks at, at most all to train on; None where it is not known."""
     steps, batch = (nested(run.experiment, "training", name) for name in ("steps", "batch"))
     images: Any = run.planned("data", "images")
     if not (is_number(steps) and is_number(batch) and is_number(images)):
         return None
-    return min(int(images), 1000, max(400, steps * batch // 240))
+    return min(int(images), images_looked_at(int(steps), int(batch)))
 
 
 def feature_width(run: RunFolder) -> int | None:
