@@ -519,6 +519,7 @@ def test_a_run_that_is_killed_leaves_the_encoder_of_its_last_checkpoint(images, 
         (),
         ("--training.shard",),
         ("--training.shard", "--objective", "denoising"),
+        ("--training.shard", "--optimizer.matrices", "muon"),
         ("--training.shard", "--training.accumulate", "2"),
     ],
 )

@@ -54,6 +54,19 @@ def test_floating_point_operations_are_those_of_the_networks():
     assert least <= counted["step"] <= 1.01 * least
 
 
+def test_an_image_has_its_share_of_what_muon_multiplies():
+    made = experiment()
+    masks = made.masking()(torch.arange(2), 0)
+    muon = replace(made, optimizer=replace(made.optimizer, matrices="muon", muon_iterations=2))
+    counted = [flops(each.objective(), each, masks)["step"] for each in (made, muon)]
+    # An iteration on M by N, M the fewer: the Gram matrix, its square, and the product with the matrix itself.
+    matrices = [
+        (width, times * width) for width, depth in ((192, 6), (128, 1)) for times in (1, 3, 4, 4) for _ in range(depth)
+    ]
+    iteration = sum(4 * few * few * many + 2 * few**3 for few, many in matrices)
+    assert counted[1] - counted[0] == 2 * iteration // made.training.batch
+
+
 @pytest.mark.parametrize("method", ["mae", "denoising"])
 def test_floating_point_operations_of_the_baselines(method):
     made = baseline(experiment(), method)

@@ -19,6 +19,7 @@ from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.training.distributed import Processes
 from openjepa.training.metrics import peak_memory
+from openjepa.training.optimizer import build_optimizers
 from openjepa.training.step import Step, TrainingConfig, cpu_threads
 
 # What a run does besides training (watching, saving, the last evaluation's start), as a share of its time.
@@ -222,7 +223,7 @@ def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[st
     """Floating-point operations per image, counted by running the objective on the meta device.
 
     ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
-    ``masks`` of some images.
+    ``masks`` of some images, and an image's share of what the optimisers multiply (Muon does, AdamW does not).
     """
     from torch.utils.flop_counter import FlopCounterMode  # a tenth of PyTorch's own start
 
@@ -232,6 +233,10 @@ def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[st
     masks = masks.to("meta")
     with FlopCounterMode(display=False) as whole:
         shadow(x, masks).loss.backward()
+    with FlopCounterMode(display=False) as update:
+        for optimizer in build_optimizers(shadow, experiment.optimizer, fused=False):
+            optimizer.step()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         shadow.representation(x)
-    return {"forward": forward.get_total_flops() // images, "step": whole.get_total_flops() // images}
+    step = whole.get_total_flops() // images + update.get_total_flops() // experiment.training.batch
+    return {"forward": forward.get_total_flops() // images, "step": step}

@@ -51,12 +51,13 @@ def trainer(made, source, run) -> Trainer:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_stop_and_other_workers_change_no_bit(method, sample, tmp_path):
+@pytest.mark.parametrize(("method", "matrices"), [*((method, "adamw") for method in METHODS), ("ijepa", "muon")])
+def test_a_stop_and_other_workers_change_no_bit(method, matrices, sample, tmp_path):
     made = experiment(method, steps=10)
+    made = replace(made, optimizer=replace(made.optimizer, matrices=matrices))
     trainer(made, sample.train, tmp_path / "straight").train(show=False)
     trainer(made, sample.train, tmp_path / "parts").train(until=4, show=False)
-    rest = trainer(experiment(method, steps=10, workers=1), sample.train, tmp_path / "parts")
+    rest = trainer(replace(made, training=replace(made.training, workers=1)), sample.train, tmp_path / "parts")
     assert rest.resume() == []
     rest.train(show=False)
     one, other = (checkpoints.load_newest(tmp_path / name / "checkpoints")[0] for name in ("straight", "parts"))

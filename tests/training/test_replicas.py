@@ -14,10 +14,11 @@ from openjepa.objectives.base import Objective
 from openjepa.objectives.ijepa import IJEPA, IJEPAConfig
 from openjepa.objectives.mae import MAE
 from openjepa.training.distributed import Processes
-from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule
+from openjepa.training.optimizer import OptimizerConfig, build_optimizers, part_of, set_schedule
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig
 from openjepa.training.step import Step, TrainingConfig
+from openjepa.transformer import Block
 
 ENCODER = EncoderConfig(signal=(16, 16), patch=(4, 4), channels=1, width=24, depth=2, heads=2)
 PREDICTOR = PredictorConfig(width=16, depth=1, heads=2)
@@ -108,7 +109,13 @@ def test_micro_batches_of_replicas_add_up_in_float32():
     assert seen == {(1, torch.bfloat16), (2, torch.float32)}
 
 
-def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
+def step_of(optimizers, parameters):
+    for optimizer in optimizers:
+        part_of(optimizer, parameters).step()
+
+
+@pytest.mark.parametrize(("matrices", "states"), [("adamw", 12 * 3), ("muon", 8 * 3 + 4)])
+def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit(matrices, states):
     replicas = Replicas(ijepa(), 3)
     shares = replicas.shares([900, 10, 300, 20, 500, 30])
     assert sorted(place for own in shares for place in own) == list(range(6))
@@ -126,22 +133,25 @@ def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit():
     assert {(gradients, own) for _, gradients, own in met} == {(False, 0), (False, 1), (False, 2)}
 
     def stepped(divide):
-        layers = torch.nn.Sequential(torch.nn.Linear(50, 70), torch.nn.Linear(70, 30))
+        layers = Block(16, 2, mlp_ratio=4.0, qkv_bias=True, norm_eps=1e-6)
         parameters = [*layers.parameters()]
-        optimizer = build_optimizer(layers, OptimizerConfig())
+        optimizers = build_optimizers(layers, OptimizerConfig(matrices=matrices))
         for number in range(6):
             if number == 3:  # as when a run goes on from a checkpoint
-                optimizer.load_state_dict(optimizer.state_dict())
-            set_schedule(optimizer, ScheduleConfig(), number, 6)
+                for optimizer in optimizers:
+                    optimizer.load_state_dict(optimizer.state_dict())
+            set_schedule(optimizers, ScheduleConfig(), number, 6)
             for place, parameter in enumerate(parameters):
                 draws = torch.Generator().manual_seed(10 * number + place)
                 parameter.data = torch.randn(parameter.shape, generator=draws) if number == 0 else parameter.data
                 parameter.grad = torch.randn(parameter.shape, generator=draws)
             divide(
                 [parameter.numel() for parameter in parameters],
-                lambda own: part_of(optimizer, {parameters[place] for place in own}).step(),
+                lambda own: step_of(optimizers, {parameters[place] for place in own}),
             )
-        moments = [state[name] for state in map(optimizer.state.get, parameters) for name in sorted(state)]
+        each = [optimizer.state[p] for p in parameters for optimizer in optimizers if p in optimizer.state]
+        moments = [state[name] for state in each for name in sorted(state)]
+        assert len(moments) == states
         return parameters + moments
 
     for whole, divided in zip(stepped(Objective.undivided), stepped(replicas.divide), strict=True):

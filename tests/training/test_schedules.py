@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openjepa.encoder import Encoder, EncoderConfig
-from openjepa.training.optimizer import OptimizerConfig, build_optimizer, set_schedule
+from openjepa.training.optimizer import OptimizerConfig, build_optimizers, set_schedule
 from openjepa.training.schedules import ScheduleConfig, learning_rate, progress, weight_decay
 
 CONFIG = ScheduleConfig(start_lr=0.1, lr=1.0, final_lr=0.01, warmup=0.25, weight_decay=0.04, final_weight_decay=0.4)
@@ -60,8 +60,8 @@ def test_what_makes_no_sense_is_refused():
 
 def test_biases_and_norms_are_never_decayed():
     model = Encoder(EncoderConfig(signal=(8, 8), patch=(4, 4), width=16, depth=1, heads=2))
-    optimizer = build_optimizer(model, OptimizerConfig())
-    assert set_schedule(optimizer, CONFIG, 0, 40)["lr"] == pytest.approx(0.19)
+    (optimizer,) = build_optimizers(model, OptimizerConfig())
+    assert set_schedule([optimizer], CONFIG, 0, 40)["lr"] == pytest.approx(0.19)
     names = {id(p): name for name, p in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

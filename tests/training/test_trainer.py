@@ -180,7 +180,7 @@ def test_saving_does_not_change_a_run(tmp_path, save_every):
     bare = trainer(tmp_path / "bare", steps=4)
     for number, batch in enumerate(itertools.islice(bare.batches(0), 4)):
         bare.step(PREPROCESSING.normalise(batch.images), batch.masks, number)
-    one, other = (own.step.optimizer.state[own.step.parameters[0]]["step"].item() for own in (run, bare))
+    one, other = (own.step.optimizers[0].state[own.step.parameters[0]]["step"].item() for own in (run, bare))
     assert one == other == 4
     assert same(run.objective.state_dict(), bare.objective.state_dict())
 

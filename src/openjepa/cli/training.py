@@ -74,7 +74,7 @@ def pretrain_verb(arguments: list[str]) -> int:
             denoising: Settings of the denoising autoencoder.
             augmentation: How training varies the images.
             schedule: Learning rate and weight decay over the run.
-            optimizer: Settings of AdamW.
+            optimizer: Settings of AdamW and Muon.
             training: The run; length, watch and loader processes are settled by the plan unless they are given.
         """
 

@@ -4,6 +4,7 @@ What shards weights and gathers them is imported where it is called: it takes ha
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -155,6 +156,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if spread is None else spread()
 
 
+def alike(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`whole`: a tensor that every process has, spread over them as ``other`` is."""
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
+
+
 def whole_weights(module: nn.Module) -> dict[str, Any]:
     """A module's weights by name, gathered to whole CPU tensors; every process must call it."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -168,27 +179,27 @@ def _whole_on_the_cpu() -> Any:
     return StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def whole_state(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and optimiser state by parameter name, gathered to whole CPU tensors; every process must call it.
+def whole_state(objective: Objective, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Weights and optimisers' state by parameter name, gathered to whole CPU tensors; every process must call it.
 
-    An optimiser that has taken no step has no state: PyTorch would make one by a step of its own (with a rate of 0),
+    Optimisers that have taken no step have no state: PyTorch would make one by a step of its own (with a rate of 0),
     which AdamW's bias correction counts, so that saving would change the run.
     """
     from torch.distributed.checkpoint.state_dict import get_state_dict
 
-    if not optimizer.state:
+    if not any(optimizer.state for optimizer in optimizers):
         return {"objective": whole_weights(objective), "optimizer": {}}
-    weights, moments = get_state_dict(objective, optimizer, options=_whole_on_the_cpu())
+    weights, moments = get_state_dict(objective, optimizers, options=_whole_on_the_cpu())
     return {"objective": weights, "optimizer": moments}
 
 
-def restore_state(objective: Objective, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def restore_state(objective: Objective, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
     """The inverse of :func:`whole_state`, strict about names."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=True)
     weights, moments = state["objective"], state["optimizer"]
     if moments:
-        set_state_dict(objective, optimizer, model_state_dict=weights, optim_state_dict=moments, options=options)
+        set_state_dict(objective, optimizers, model_state_dict=weights, optim_state_dict=moments, options=options)
     else:
         set_model_state_dict(objective, weights, options=options)

@@ -16,7 +16,7 @@ from openjepa.masks import Masks
 from openjepa.objectives.base import Objective
 from openjepa.settings import check_settings
 from openjepa.training.distributed import Processes, whole
-from openjepa.training.optimizer import OptimizerConfig, build_optimizer, part_of, set_schedule
+from openjepa.training.optimizer import OptimizerConfig, build_optimizers, part_of, set_schedule
 from openjepa.training.recording import Recording
 from openjepa.training.replicas import Replicas
 from openjepa.training.schedules import ScheduleConfig, progress
@@ -149,7 +149,7 @@ class Step:
         copied = training.precision == "bf16" and training.accumulate == 1
         self.replicas = Replicas(objective, max(1, training.replicas), products=torch.bfloat16 if copied else None)
         self.clip = optimizer.clip
-        self.optimizer = build_optimizer(objective, optimizer)
+        self.optimizers = build_optimizers(objective, optimizer, bf16=training.precision == "bf16")
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.norm = torch.zeros(())
         self._names: list[str] = []
@@ -164,18 +164,18 @@ class Step:
             FloatingPointError: loss or gradient is not finite; weights, moments, EMA and running statistics are as
                 before the step.
         """
-        scheduled = set_schedule(self.optimizer, self.schedule, step, self.training.steps)
+        scheduled = set_schedule(self.optimizers, self.schedule, step, self.training.steps)
         along = progress(self.schedule, step, self.training.steps)
         row = self.backward(x, masks)
         if self.processes.any(not all(math.isfinite(row[name]) for name in ("loss", "grad_norm"))):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.objective.zero_grad(set_to_none=True)
             for sums in self.objective.gathered:
                 sums.zero_()
             raise FloatingPointError(f"loss {row['loss']}, gradient norm {row['grad_norm']}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm)
         self._optimise()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.zero_grad(set_to_none=True)
         self.processes.add_up(self.objective.gathered)
         self.objective.after_step(along)
         return row | scheduled | self.objective.settings(along)
@@ -196,14 +196,18 @@ class Step:
         return dict(zip(self._names, numbers.tolist(), strict=True))  # the one wait for a GPU in a step
 
     def _optimise(self) -> None:
-        """The optimiser's step, of some parameters in each replica's thread."""
-        if self.training.replicas > 1:
-            sizes = [parameter.numel() for parameter in self.parameters]
-            self.replicas.divide(
-                sizes, lambda own: part_of(self.optimizer, {self.parameters[place] for place in own}).step()
-            )
-        else:
-            self.optimizer.step()
+        """The optimisers' step, of some parameters in each replica's thread."""
+        if self.training.replicas <= 1:
+            for optimizer in self.optimizers:
+                optimizer.step()
+            return
+
+        def move(own: list[int]) -> None:
+            parameters = {self.parameters[place] for place in own}
+            for optimizer in self.optimizers:
+                part_of(optimizer, parameters).step()
+
+        self.replicas.divide([parameter.numel() for parameter in self.parameters], move)
 
     def _gradients(self, x: Tensor, masks: list[Masks]) -> Tensor:
         """The work of :meth:`backward`; its numbers in the order of their names."""

@@ -103,7 +103,7 @@ class Trainer:
             InputError: there is none, or the processes do not read the same one.
         """
         found, damaged = checkpoints.load_alike(self.run / "checkpoints", self.processes)
-        restore_state(self.objective, self.step.optimizer, found.state)
+        restore_state(self.objective, self.step.optimizers, found.state)
         self.done, self.seconds = found.step, found.progress["seconds"]
         self.joules = found.progress.get("joules") if found.step else 0.0
         self._untrained = found.progress.get("untrained", self._untrained)
@@ -112,7 +112,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; every process takes part, the first one writes."""
-        state = whole_state(self.objective, self.step.optimizer)
+        state = whole_state(self.objective, self.step.optimizers)
         if self.processes.first:
             facts = {"seconds": self.seconds, "bad_images": self.bad, "best": self.best, **self._energy()}
             facts["untrained"] = self._untrained

@@ -1,0 +1,82 @@
+"""Muon: matrices move by their gradient's momentum with all its directions made equally large.
+
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"
+(https://kellerjordan.github.io/posts/muon); the size of an update, so that AdamW's rates and decay serve, from Liu et
+al. 2025, "Muon is scalable for LLM training", sec. 2.2.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openjepa.training.distributed import alike, whole
+
+# Of Jordan's quintic polynomial a x + b x^3 + c x^5, whose iterates drive singular values in (0, 1] to about 1.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalised(matrix: Float[Tensor, "M N"], iterations: int, dtype: torch.dtype) -> Float[Tensor, "M N"]:
+    """The matrix with its singular vectors and singular values of about 1, by Newton-Schulz iterations.
+
+    Values below 3.4445^-iterations of the Frobenius norm stay smaller; zero stays zero.
+
+    Args:
+        iterations: how many; five leave values between 0.7 and 1.2.
+        dtype: of the products.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.mT if tall else matrix).to(dtype)
+    x = x / x.float().norm().clamp_min(1e-30).to(dtype)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return (x.mT if tall else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with weight decay apart from the gradient, as AdamW's is.
+
+    An update has the root mean square that AdamW's usually has, 0.2 times the learning rate. Of matrices that are
+    spread over several processes each process computes the whole update.
+
+    Args:
+        params: matrices, or groups of them.
+        momentum: of the gradients' mean; the update looks one step ahead (Nesterov).
+        iterations: see :func:`orthogonalised`.
+        bf16: whether its products are in bfloat16.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        iterations: int = 5,
+        bf16: bool = False,
+    ) -> None:
+        settings = {"momentum": momentum, "iterations": iterations, "bf16": bf16}
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Move every matrix that has a gradient; there is no closure."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self._move(matrix, matrix.grad, group)
+
+    def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[matrix]
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = whole(gradient.lerp(state["momentum"], group["momentum"]))
+        update = orthogonalised(ahead, group["iterations"], torch.bfloat16 if group["bf16"] else torch.float32)
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        matrix.sub_(alike(update, matrix), alpha=0.2 * group["lr"] * math.sqrt(max(matrix.shape)))

@@ -1,0 +1,87 @@
+"""Muon beside PyTorch's, its Newton-Schulz iterations beside a singular value decomposition, and who moves what."""
+
+import pytest
+import torch
+
+from openjepa.encoder import EncoderConfig, PredictorConfig
+from openjepa.objectives.ijepa import IJEPA
+from openjepa.training.muon import Muon, orthogonalised
+from openjepa.training.optimizer import OptimizerConfig, build_optimizers
+from openjepa.transformer import Block
+
+
+@pytest.mark.parametrize("shape", [(96, 32), (32, 96), (48, 48)])
+def test_a_step_is_the_one_of_pytorch(shape):
+    draws = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape, generator=draws))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    muon = Muon([ours], lr=1e-2, weight_decay=0.1, bf16=True)
+    peer = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        ours.grad = torch.randn(shape, generator=draws)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        peer.step()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # a tenth of a step's update, of 2e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60), (40, 40)])
+def test_directions_stay_and_are_made_equally_large(shape, dtype):
+    draws = torch.Generator().manual_seed(1)
+    count = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(size, count, generator=draws))[0] for size in shape)
+    matrix = left @ torch.diag(torch.linspace(0.05, 1, count) * 100) @ right.T
+    within = left.T @ orthogonalised(matrix, 5, dtype) @ right
+    assert within.dtype == torch.float32
+    assert 0.6 < within.diagonal().min() < within.diagonal().max() < 1.25
+    assert (within - torch.diag(within.diagonal())).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+def test_nothing_moves_nothing():
+    assert torch.equal(orthogonalised(torch.zeros(8, 4), 5, torch.bfloat16), torch.zeros(8, 4))
+    still = torch.nn.Parameter(torch.ones(8, 4))
+    muon = Muon([still], lr=1.0, weight_decay=0.0)
+    muon.step()  # no gradient
+    still.grad = torch.zeros(8, 4)
+    muon.step()
+    assert torch.equal(still, torch.ones(8, 4))
+
+
+def test_weights_decay_and_a_step_is_as_large_as_adamws():
+    moved = torch.nn.Parameter(torch.zeros(64, 256))
+    muon = Muon([moved], lr=0.5, weight_decay=0.1)
+    moved.grad = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    assert moved.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.5, rel=0.2)
+    before, moved.grad = moved.detach().clone(), torch.zeros(64, 256)
+    muon.state.clear()
+    muon.step()
+    torch.testing.assert_close(moved.detach(), before * 0.95)
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else():
+    encoder = EncoderConfig(signal=(8, 8), patch=(4, 4), width=16, depth=2, heads=2)
+    objective = IJEPA(encoder, PredictorConfig(width=8, depth=1, heads=2))
+    names = {id(parameter): name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    adamw, muon = build_optimizers(objective, OptimizerConfig(matrices="muon"))
+    own = [[names.pop(id(p)) for group in each.param_groups for p in group["params"]] for each in (adamw, muon)]
+    assert not names  # each is moved by one of them, once
+    assert len(own[1]) == 3 * 4
+    assert all(".blocks." in name and name.endswith("weight") for name in own[1])
+    assert {"context_encoder.embed.weight", "predictor.embed.weight", "predictor.mask_token"} <= {*own[0]}
+    assert len(build_optimizers(objective, OptimizerConfig())) == 1
+    assert len(build_optimizers(torch.nn.Linear(3, 3), OptimizerConfig(matrices="muon"))) == 1  # it has no block
+    (group,) = build_optimizers(
+        Block(8, 2, mlp_ratio=2.0, qkv_bias=True, norm_eps=1e-6), OptimizerConfig(matrices="muon")
+    )[1].param_groups
+    assert (group["bf16"], group["decayed"]) == (False, True)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("muon_momentum", 1.0, r"Muon's momentum lies in \[0, 1\), got 1.0"),
+    ("muon_iterations", 0, "muon_iterations must be at least 1, got 0"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**{name: value})
