@@ -48,6 +48,18 @@ def test_nothing_moves_nothing():
     assert torch.equal(still, torch.ones(8, 4))
 
 
+def test_a_closure_is_called_with_gradients_and_its_loss_comes_back():
+    moved = torch.nn.Parameter(torch.eye(4))
+
+    def closure():
+        loss = (moved * 3).sum()
+        loss.backward()
+        return loss
+
+    assert Muon([moved], lr=0.1, weight_decay=0.0).step(closure).item() == 12
+    assert (moved.detach() < torch.eye(4)).any()
+
+
 def test_weights_decay_and_a_step_is_as_large_as_adamws():
     moved = torch.nn.Parameter(torch.zeros(64, 256))
     muon = Muon([moved], lr=0.5, weight_decay=0.1)

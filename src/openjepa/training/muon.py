@@ -64,12 +64,15 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Move every matrix that has a gradient; there is no closure."""
+    def step(self, closure: Any = None) -> Any:
+        """Move every matrix that has a gradient; what a ``closure`` gives, called first, is handed on."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     self._move(matrix, matrix.grad, group)
+        return loss
 
     def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[matrix]
