@@ -156,7 +156,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if spread is None else spread()
 
 
-def alike(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def spread_as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The inverse of :func:`whole`: a tensor that every process has, spread over them as ``other`` is."""
     if not hasattr(other, "full_tensor"):
         return tensor

@@ -13,28 +13,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openjepa.training.distributed import alike, whole
+from openjepa.training.distributed import spread_as, whole
 
 # Of Jordan's quintic polynomial a x + b x^3 + c x^5, whose iterates drive singular values in (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalised(matrix: Float[Tensor, "M N"], iterations: int, dtype: torch.dtype) -> Float[Tensor, "M N"]:
-    """The matrix with its singular vectors and singular values of about 1, by Newton-Schulz iterations.
+def orthogonalised(matrices: Float[Tensor, "B M N"], iterations: int, dtype: torch.dtype) -> Float[Tensor, "B M N"]:
+    """Matrices with their singular vectors and singular values of about 1, by Newton-Schulz iterations.
 
-    Values below 3.4445^-iterations of the Frobenius norm stay smaller; zero stays zero.
+    Values below 3.4445^-iterations of a matrix' Frobenius norm stay smaller; zero stays zero.
 
     Args:
         iterations: how many; five leave values between 0.7 and 1.2.
         dtype: of the products.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).to(dtype)
-    x = x / x.float().norm().clamp_min(1e-30).to(dtype)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-30).to(dtype)
     for _ in range(iterations):
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return (x.mT if tall else x).to(matrix.dtype)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -69,17 +69,28 @@ class Muon(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    self._move(matrix, matrix.grad, group)
+                    alike.setdefault(matrix.shape, []).append(matrix)
+            for matrices in alike.values():
+                self._move(matrices, group)
         return loss
 
-    def _move(self, matrix: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[matrix]
-        if not state:
-            state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = whole(gradient.lerp(state["momentum"], group["momentum"]))
-        update = orthogonalised(ahead, group["iterations"], torch.bfloat16 if group["bf16"] else torch.float32)
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.sub_(alike(update, matrix), alpha=0.2 * group["lr"] * math.sqrt(max(matrix.shape)))
+    def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """A step of matrices of one shape, side by side: they are small, and there are many."""
+        ahead = []
+        for matrix in matrices:
+            state = self.state[matrix]
+            if not state:
+                state["momentum"] = torch.zeros_like(matrix)
+            assert matrix.grad is not None
+            state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
+            ahead.append(whole(matrix.grad.lerp(state["momentum"], group["momentum"])))
+        dtype = torch.bfloat16 if group["bf16"] else torch.float32
+        size = 0.2 * group["lr"] * math.sqrt(max(ahead[0].shape))
+        for matrix, update in zip(
+            matrices, orthogonalised(torch.stack(ahead), group["iterations"], dtype), strict=True
+        ):
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.sub_(spread_as(update, matrix), alpha=size)
