@@ -38,6 +38,21 @@ def test_directions_stay_and_are_made_equally_large(shape, dtype):
     assert (within - torch.diag(within.diagonal())).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
 
 
+def test_parts_of_a_matrix_are_made_equally_large_apart():
+    draws = torch.Generator().manual_seed(2)
+    gradients = [torch.randn(16, 16, generator=draws) * size for size in (1, 100, 1e-3)]
+    each = [torch.nn.Parameter(torch.zeros(16, 16)) for _ in gradients]
+    joint = torch.nn.Parameter(torch.zeros(48, 16))
+    joint.grad = torch.cat(gradients)
+    for part, gradient in zip(each, gradients, strict=True):
+        part.grad = gradient
+    for groups in ([{"params": each}], [{"params": [joint], "parts": 3}]):
+        Muon(groups, lr=1.0, weight_decay=0.0).step()
+    assert torch.equal(joint.detach(), torch.cat(each).detach())
+    for part in each:
+        assert part.detach().norm() == pytest.approx(each[0].detach().norm().item(), rel=0.1)
+
+
 def test_nothing_moves_nothing():
     assert torch.equal(orthogonalised(torch.zeros(2, 8, 4), 5, torch.bfloat16), torch.zeros(2, 8, 4))
     still = torch.nn.Parameter(torch.ones(8, 4))
@@ -77,6 +92,7 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else():
     objective = IJEPA(encoder, PredictorConfig(width=8, depth=1, heads=2))
     names = {id(parameter): name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     adamw, muon = build_optimizers(objective, OptimizerConfig(matrices="muon"))
+    assert [len(group["params"]) for group in muon.param_groups if group["parts"] == 3] == [3]  # queries, keys, values
     own = [[names.pop(id(p)) for group in each.param_groups for p in group["params"]] for each in (adamw, muon)]
     assert not names  # each is moved by one of them, once
     assert len(own[1]) == 3 * 4
@@ -84,10 +100,10 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else():
     assert {"context_encoder.embed.weight", "predictor.embed.weight", "predictor.mask_token"} <= {*own[0]}
     assert len(build_optimizers(objective, OptimizerConfig())) == 1
     assert len(build_optimizers(torch.nn.Linear(3, 3), OptimizerConfig(matrices="muon"))) == 1  # it has no block
-    (group,) = build_optimizers(
-        Block(8, 2, mlp_ratio=2.0, qkv_bias=True, norm_eps=1e-6), OptimizerConfig(matrices="muon")
-    )[1].param_groups
-    assert (group["bf16"], group["decayed"]) == (False, True)
+    block = Block(8, 2, mlp_ratio=2.0, qkv_bias=True, norm_eps=1e-6)
+    for bf16 in (False, True):
+        muon = build_optimizers(block, OptimizerConfig(matrices="muon"), bf16=bf16)[1]
+        assert [(group["bf16"], group["decayed"]) for group in muon.param_groups] == [(bf16, True)] * 2
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [

@@ -44,7 +44,8 @@ class Muon(torch.optim.Optimizer):
     spread over several processes each process computes the whole update.
 
     Args:
-        params: matrices, or groups of them.
+        params: matrices, or groups of them. Of a group with ``parts`` above 1 so many matrices lie one below the other
+            in each, as a layer's of queries, keys and values, and are made equally large apart.
         momentum: of the gradients' mean; the update looks one step ahead (Nesterov).
         iterations: see :func:`orthogonalised`.
         bf16: whether its products are in bfloat16.
@@ -60,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         iterations: int = 5,
         bf16: bool = False,
     ) -> None:
-        settings = {"momentum": momentum, "iterations": iterations, "bf16": bf16}
+        settings = {"momentum": momentum, "iterations": iterations, "bf16": bf16, "parts": 1}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
 
     @torch.no_grad()
@@ -87,10 +88,9 @@ class Muon(torch.optim.Optimizer):
             assert matrix.grad is not None
             state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
             ahead.append(whole(matrix.grad.lerp(state["momentum"], group["momentum"])))
-        dtype = torch.bfloat16 if group["bf16"] else torch.float32
-        size = 0.2 * group["lr"] * math.sqrt(max(ahead[0].shape))
-        for matrix, update in zip(
-            matrices, orthogonalised(torch.stack(ahead), group["iterations"], dtype), strict=True
-        ):
+        apart = torch.stack(ahead).unflatten(1, (group["parts"], -1)).flatten(0, 1)
+        size = 0.2 * group["lr"] * math.sqrt(max(apart.shape[1:]))
+        found = orthogonalised(apart, group["iterations"], torch.bfloat16 if group["bf16"] else torch.float32)
+        for matrix, update in zip(matrices, found.view(-1, *ahead[0].shape), strict=True):
             matrix.mul_(1 - group["lr"] * group["weight_decay"])
             matrix.sub_(spread_as(update, matrix), alpha=size)

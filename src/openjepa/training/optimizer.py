@@ -57,22 +57,22 @@ def build_optimizers(
 
     With ``matrices="muon"`` Muon has the matrices of the blocks, with products in bfloat16 if ``bf16``.
     """
-    inside: set[nn.Parameter] = set()
-    if config.matrices == "muon":
-        inside = {
-            parameter for block in module.modules() if isinstance(block, Block) for parameter in block.parameters()
-        }
-    matrices, decayed, plain = [], [], []
+    blocks = [part for part in module.modules() if isinstance(part, Block)] if config.matrices == "muon" else []
+    inside = {parameter for block in blocks for parameter in block.parameters()}
+    joint = {block.attention.qkv.weight for block in blocks}
+    together, matrices, decayed, plain = [], [], [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            is_plain = parameter.ndim <= 1 or name.endswith("bias")
-            (plain if is_plain else matrices if parameter in inside else decayed).append(parameter)
+            one_of = plain if parameter.ndim <= 1 or name.endswith("bias") else decayed
+            if one_of is decayed and parameter in inside:
+                one_of = together if parameter in joint else matrices
+            one_of.append(parameter)
     groups = [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False}]
     adamw = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=fused)
     if not matrices:
         return [adamw]
     muon = Muon(
-        [{"params": matrices, "decayed": True}],
+        [{"params": matrices, "decayed": True}, {"params": together, "decayed": True, "parts": 3}],
         lr=0.0,
         weight_decay=0.0,
         momentum=config.muon_momentum,
