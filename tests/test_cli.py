@@ -171,11 +171,12 @@ def test_unlabelled_images_are_trained_on_and_what_cannot_be_said_is_not(tmp_pat
 
 
 def test_a_dry_run_writes_nothing_and_prints_the_plan(images, tmp_path, capsys):
-    assert call("pretrain", images, "--out", tmp_path / "run", "--dry-run", "--steps", "3") == 0
+    muon = ("--optimizer.matrices", "muon")
+    assert call("pretrain", images, "--out", tmp_path / "run", "--dry-run", "--steps", "3", *muon) == 0
     said = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     parts = ("60 to train on", "32x32", "3 channels", "8x8 tokens", "16 of 64 tokens seen", "parameters", "estimate")
-    for part in (*parts, "0.000484 at its highest, for batches of 15 images"):
+    for part in (*parts, "0.000484 at its highest, for batches of 15 images; Muon moves the blocks' matrices"):
         assert part in " ".join(said.split())
 
 
