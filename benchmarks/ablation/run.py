@@ -115,17 +115,21 @@ def of_batch(batch: int, *, lr: bool) -> Change:
     return change
 
 
-def of_rate(experiment: Experiment, times: float) -> Experiment:
-    """Muon with so many times the learning rates (AdamW's, of what is no matrix of a block, as well)."""
-    rates = {name: times * getattr(experiment.schedule, name) for name in ("start_lr", "lr", "final_lr")}
-    return changed(optimizer={"matrices": "muon"}, schedule=rates)(experiment)
-
-
-def another(method: Method, lr: float | None = None, matrices: str = "adamw") -> Change:
-    """Another method, with its recipe's learning rate or this one."""
+def muon(lr: float = 1.0, **settings: Any) -> Change:
+    """Muon for the matrices of the blocks, with so many times the highest learning rate (AdamW's too)."""
 
     def change(experiment: Experiment) -> Experiment:
-        turned = changed(optimizer={"matrices": matrices})(baseline(experiment, method))
+        own = {"matrices": "muon", **settings}
+        return changed(optimizer=own, schedule={"lr": lr * experiment.schedule.lr})(experiment)
+
+    return change
+
+
+def another(method: Method, lr: float | None = None, before: Change = lambda experiment: experiment) -> Change:
+    """Another method, after another change, with its recipe's learning rate or this one."""
+
+    def change(experiment: Experiment) -> Experiment:
+        turned = baseline(before(experiment), method)
         return turned if lr is None else changed(schedule={"lr": lr})(turned)
 
     return change
@@ -191,10 +195,10 @@ LEVERS: dict[str, Lever] = {
     "predictor width 64": Lever(changed(predictor={"width": 64})),
     "weight decay 0.05 throughout": Lever(changed(schedule={"weight_decay": 0.05, "final_weight_decay": 0.05})),
     "crops of 0.3 to 1.0": Lever(changed(augmentation={"crop_scale": (0.3, 1.0)})),
-    "Muon": Lever(changed(optimizer={"matrices": "muon"})),
-    "Muon, 3 iterations": Lever(changed(optimizer={"matrices": "muon", "muon_iterations": 3})),
-    "Muon, half the rate": Lever(lambda experiment: of_rate(experiment, 0.5)),
-    "Muon, twice the rate": Lever(lambda experiment: of_rate(experiment, 2.0)),
+    "Muon": Lever(muon()),
+    "Muon, 3 iterations": Lever(muon(muon_iterations=3)),
+    "Muon, half the rate": Lever(muon(0.5)),
+    "Muon, twice the rate": Lever(muon(2.0)),
     "noise of 0.25 on positions": Lever(changed(ijepa={"position_noise": 0.25})),
     "noise of 0.5 on positions": Lever(changed(ijepa={"position_noise": 0.5})),
     "smaller pictures for half of the steps": Lever(small_first=0.5),
@@ -203,7 +207,7 @@ LEVERS: dict[str, Lever] = {
 BASELINES: dict[str, Lever] = {
     method: Lever(another(method)) for method in ("mae", "denoising")
 } | {
-    f"{method}: Muon": Lever(another(method, matrices="muon")) for method in ("mae", "denoising")
+    f"{method}: Muon": Lever(another(method, before=muon())) for method in ("mae", "denoising")
 } | {
     f"{method}: lr {lr:g}": Lever(another(method, lr)) for method in ("mae", "denoising") for lr in (2.5e-4, 5e-4, 2e-3)
 }  # fmt: skip

@@ -84,7 +84,7 @@ def facts(
         "epochs": training.steps * training.batch / len(source),
         "batch": training.batch,
         "learning_rate": experiment.schedule.lr,
-        "matrices": experiment.optimizer.matrices,
+        "matrices_moved_by": experiment.optimizer.matrices,
         "flops_per_image": flops(objective, experiment, masks),
         "device": _device_name(processes.device),
         "processes": processes.world,

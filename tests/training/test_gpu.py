@@ -24,10 +24,11 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
-def experiment(method="ijepa", *, masks=None, side=8, **training) -> Experiment:
+def experiment(method="ijepa", *, masks=None, side=8, matrices="adamw", **training) -> Experiment:
     made = small(signal=(4 * side, 4 * side), patch=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
     made = replace(baseline(made, method), **({} if masks is None else {"masks": masks}))
     made = replace(made, encoder=replace(made.encoder, width=96, depth=3))
+    made = replace(made, optimizer=replace(made.optimizer, matrices=matrices))
     return replace(made, training=replace(made.training, **{"steps": 100, "batch": 32, **training}))
 
 
@@ -52,7 +53,7 @@ def trained(made: Experiment, device: torch.device, steps: int):
 
 
 @pytest.mark.parametrize("method", ["ijepa", "mae", "denoising"])
-@pytest.mark.parametrize("change", [{}, {"accumulate": 2, "recompute": True}])
+@pytest.mark.parametrize("change", [{}, {"accumulate": 2, "recompute": True}, {"matrices": "muon"}])
 def test_a_recorded_step_is_the_step(method, change):
     (plain, before), (recorded, after) = (
         trained(experiment(method, record=record, **change), GPU, 12) for record in (False, True)

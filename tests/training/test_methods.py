@@ -16,6 +16,7 @@ from openjepa.recipes.baselines import baseline
 from openjepa.recipes.small import small
 from openjepa.training import checkpoint as checkpoints
 from openjepa.training.distributed import Processes
+from openjepa.training.optimizer import OptimizerConfig
 from openjepa.training.step import Step
 from openjepa.training.trainer import Trainer
 
@@ -64,6 +65,18 @@ def test_a_stop_and_other_workers_change_no_bit(method, matrices, sample, tmp_pa
     assert one.step == other.step == 10
     for name, value in one.state["objective"].items():
         assert torch.equal(value, other.state["objective"][name]), name
+
+
+def test_a_run_goes_on_by_the_settings_that_it_is_given_not_those_of_the_checkpoint(sample, tmp_path):
+    made = experiment("ijepa", steps=4)
+    begun = replace(made, optimizer=replace(made.optimizer, matrices="muon"))
+    trainer(begun, sample.train, tmp_path).train(until=2, show=False)
+    again = trainer(replace(begun, optimizer=replace(begun.optimizer, muon_iterations=3)), sample.train, tmp_path)
+    again.resume()
+    muon = again.step.optimizers[1]
+    assert {group["iterations"] for group in muon.param_groups} == {3}
+    assert all(state["momentum"].any() for state in muon.state.values())
+    assert len(muon.state) == 4 * (2 + 1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,7 +160,7 @@ def test_denoising_takes_out_more_noise_than_it_leaves(sample):
     assert np.mean(losses[-20:]) < 0.3 * clean.var()  # nor is it the mean of all images
 
 
-def test_the_baselines_share_everything_but_the_method_and_its_optimiser():
+def test_the_baselines_share_everything_but_the_method_and_its_optimisers_settings():
     ours = small(signal=(28, 28), patch=(4, 4), mean=(0.286,), std=(0.353,))
     for method in ("mae", "denoising"):
         theirs = baseline(ours, method)
@@ -155,4 +168,8 @@ def test_the_baselines_share_everything_but_the_method_and_its_optimiser():
             assert getattr(theirs, part) == getattr(ours, part)
         assert theirs.schedule.weight_decay == theirs.schedule.final_weight_decay == 0.05
         assert theirs.optimizer.betas == (0.9, 0.95)
+        muon = replace(ours.optimizer, matrices="muon", muon_iterations=3, betas=(0.8, 0.9), clip=1.0)
+        assert baseline(replace(ours, optimizer=muon), method).optimizer == OptimizerConfig(
+            matrices="muon", muon_iterations=3, betas=(0.9, 0.95)
+        )
     assert baseline(ours, "ijepa") is ours

@@ -40,16 +40,17 @@ def test_directions_stay_and_are_made_equally_large(shape, dtype):
 
 def test_parts_of_a_matrix_are_made_equally_large_apart():
     draws = torch.Generator().manual_seed(2)
-    gradients = [torch.randn(16, 16, generator=draws) * size for size in (1, 100, 1e-3)]
+    gradients = [torch.randn(16, 16, generator=draws) * size for size in (1, 100, 1e-3, 2, 1e-20, 7)]
     each = [torch.nn.Parameter(torch.zeros(16, 16)) for _ in gradients]
-    joint = torch.nn.Parameter(torch.zeros(48, 16))
-    joint.grad = torch.cat(gradients)
+    joint = [torch.nn.Parameter(torch.zeros(48, 16)) for _ in range(2)]
+    for place, whole in enumerate(joint):
+        whole.grad = torch.cat(gradients[3 * place : 3 * place + 3])
     for part, gradient in zip(each, gradients, strict=True):
         part.grad = gradient
-    for groups in ([{"params": each}], [{"params": [joint], "parts": 3}]):
+    for groups in ([{"params": each}], [{"params": joint, "parts": 3}]):
         Muon(groups, lr=1.0, weight_decay=0.0).step()
-    assert torch.equal(joint.detach(), torch.cat(each).detach())
-    for part in each:
+    torch.testing.assert_close(torch.cat(joint), torch.cat(each), rtol=0, atol=1e-6)
+    for part in each[:4] + each[5:]:
         assert part.detach().norm() == pytest.approx(each[0].detach().norm().item(), rel=0.1)
 
 
@@ -61,6 +62,37 @@ def test_nothing_moves_nothing():
     still.grad = torch.zeros(8, 4)
     muon.step()
     assert torch.equal(still, torch.ones(8, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-12, 1e-22, 1e-24, 1e-30, 1e-38])
+def test_gradients_that_fade_away_do_no_harm(size, dtype):
+    faded = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(0)) * size
+    assert orthogonalised(faded, 5, dtype).norm(dim=(1, 2)).max() < 1.25 * 8**0.5
+
+
+def test_many_matrices_are_moved_some_at_a_time(monkeypatch):
+    def moved():
+        draws = torch.Generator().manual_seed(0)
+        own = [torch.nn.Parameter(torch.randn(8, 4, generator=draws)) for _ in range(5)]
+        for matrix in own:
+            matrix.grad = torch.randn(8, 4, generator=draws)
+        Muon(own, lr=0.1, weight_decay=0.1).step()
+        return torch.stack(own)
+
+    together = moved()
+    stacks = []
+
+    def noted(matrices, *rest):
+        stacks.append(len(matrices))
+        return orthogonalised(matrices, *rest)
+
+    monkeypatch.setattr("openjepa.training.muon.orthogonalised", noted)
+    for room, expected in ((64, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr("openjepa.training.muon._TOGETHER", room)
+        stacks.clear()
+        torch.testing.assert_close(moved(), together, rtol=0, atol=1e-7)
+        assert stacks == expected
 
 
 def test_a_closure_is_called_with_gradients_and_its_loss_comes_back():
@@ -112,4 +144,9 @@ def test_muon_has_the_matrices_of_the_blocks_and_adamw_all_else():
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**{name: value})
+        OptimizerConfig(matrices="muon", **{name: value})
+
+
+def test_settings_of_muon_without_muon_are_refused():
+    with pytest.raises(ValueError, match="are for matrices='muon', and here it is 'adamw'"):
+        OptimizerConfig(muon_iterations=3)

@@ -135,7 +135,7 @@ def test_the_work_between_the_passes_is_divided_evenly_and_changes_no_bit(matric
     def stepped(divide):
         layers = Block(16, 2, mlp_ratio=4.0, qkv_bias=True, norm_eps=1e-6)
         parameters = [*layers.parameters()]
-        optimizers = build_optimizers(layers, OptimizerConfig(matrices=matrices))
+        optimizers = build_optimizers(layers, OptimizerConfig(matrices=matrices), bf16=True)
         for number in range(6):
             if number == 3:  # as when a run goes on from a checkpoint
                 for optimizer in optimizers:

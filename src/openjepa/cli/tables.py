@@ -47,7 +47,7 @@ def print_plan(facts: dict[str, Any]) -> None:
         "length": f"{facts['steps']:,} step{'s' * (facts['steps'] != 1)} of {facts['batch']} images{among}, "
         f"{facts['epochs']:.1f} epochs",
         "learning rate": f"{facts['learning_rate']:.3g} at its highest, for batches of {facts['batch']} images"
-        + ("; Muon moves the blocks' matrices" if facts["matrices"] == "muon" else ""),
+        + ("; Muon moves the blocks' matrices" if facts["matrices_moved_by"] == "muon" else ""),
         "machine": f"{facts['device']}, {facts['precision']}, {processes}{counted_threads(facts['threads'])}",
         "loader": _loader(**facts["loader"]),
         "estimate": f"{duration(estimate['seconds'])} of training (then the evaluation) and "

@@ -34,7 +34,8 @@ _STANDARD = {
 def baseline(experiment: Experiment, method: Method) -> Experiment:
     """The I-JEPA recipe ``experiment`` with another method in its place (for ``ijepa``: itself).
 
-    The learning rate goes with the root of its batch, as :func:`openjepa.recipes.choice.scaled` has it.
+    The learning rate goes with the root of its batch, as :func:`openjepa.recipes.choice.scaled` has it. What moves the
+    matrices is the experiment's, so that objectives differ in nothing else.
     """
     if method == "ijepa":
         return experiment
@@ -48,5 +49,5 @@ def baseline(experiment: Experiment, method: Method) -> Experiment:
         schedule=ScheduleConfig(
             start_lr=0.0, lr=lr, final_lr=0.0, warmup=0.05, weight_decay=0.05, final_weight_decay=0.05
         ),
-        optimizer=OptimizerConfig(betas=(0.9, 0.95)),
+        optimizer=replace(experiment.optimizer, betas=(0.9, 0.95), eps=OptimizerConfig.eps, clip=None),
     )

@@ -228,6 +228,10 @@ def _mean(values: Sequence[Number]) -> float:
     return float(np.mean(values))
 
 
+# By what moves the matrices of the blocks; before 2026-11-30 that was not told, and AdamW.
+_OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for all else"}
+
+
 def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
     plans = {name: content["plans"][name]["facts"] for name in objectives}
     runs = {name: _of(content, name) for name in objectives}
@@ -246,6 +250,7 @@ def _properties(content: dict[str, Any], objectives: Sequence[str]) -> str:
         ["Encoder, parameters", *planned(lambda f: scaled(f["parameters"]["encoder"], "").rstrip())],
         ["Predictor or decoder, parameters", *planned(lambda f: scaled(f["parameters"]["predictor"], "").rstrip())],
         ["Training cost of an image", *planned(lambda f: scaled(f["flops_per_image"]["step"], "FLOP"))],
+        ["Optimiser", *planned(lambda f: _OPTIMISERS[f.get("matrices_moved_by", "adamw")])],
         ["Steps", *measured("steps", count)],
         ["Passes over the images", *planned(lambda f: plain(f["epochs"]))],
         ["Time of training", *measured("seconds", duration)],

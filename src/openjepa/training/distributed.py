@@ -194,12 +194,15 @@ def whole_state(objective: Objective, optimizers: Sequence[torch.optim.Optimizer
 
 
 def restore_state(objective: Objective, optimizers: Sequence[torch.optim.Optimizer], state: dict[str, Any]) -> None:
-    """The inverse of :func:`whole_state`, strict about names."""
+    """The inverse of :func:`whole_state`, strict about names; the optimisers' settings stay as they are."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_state_dict
 
     options = StateDictOptions(full_state_dict=True, strict=True)
     weights, moments = state["objective"], state["optimizer"]
     if moments:
+        settings = [{k: v for k, v in g.items() if k != "params"} for each in optimizers for g in each.param_groups]
         set_state_dict(objective, optimizers, model_state_dict=weights, optim_state_dict=moments, options=options)
+        for own, group in zip(settings, (g for each in optimizers for g in each.param_groups), strict=True):
+            group.update(own)
     else:
         set_model_state_dict(objective, weights, options=options)

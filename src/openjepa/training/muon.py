@@ -17,20 +17,25 @@ from openjepa.training.distributed import spread_as, whole
 
 # Of Jordan's quintic polynomial a x + b x^3 + c x^5, whose iterates drive singular values in (0, 1] to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+# Least norm that a matrix is divided by: of smaller ones the squares are no longer to be had in float32.
+_LEAST = 1e-18
+# Elements of the matrices that are moved side by side, which takes four times their memory for a moment.
+_TOGETHER = 2**24
 
 
-def orthogonalised(matrices: Float[Tensor, "B M N"], iterations: int, dtype: torch.dtype) -> Float[Tensor, "B M N"]:
-    """Matrices with their singular vectors and singular values of about 1, by Newton-Schulz iterations.
+def orthogonalised(matrices: Float[Tensor, "K O I"], iterations: int, dtype: torch.dtype) -> Float[Tensor, "K O I"]:
+    """K matrices, of O outputs and I inputs, with the singular vectors that they have and singular values near 1.
 
-    Values below 3.4445^-iterations of a matrix' Frobenius norm stay smaller; zero stays zero.
+    By Newton-Schulz iterations: values above about 3.4445^-iterations of a matrix's Frobenius norm end between 0.68 and
+    1.21, lower ones below that, and zero stays zero.
 
     Args:
-        iterations: how many; five leave values between 0.7 and 1.2.
+        iterations: how many; each lowers the threshold.
         dtype: of the products.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-30).to(dtype)
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(_LEAST).to(dtype)
     for _ in range(iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
@@ -40,8 +45,10 @@ def orthogonalised(matrices: Float[Tensor, "B M N"], iterations: int, dtype: tor
 class Muon(torch.optim.Optimizer):
     """Muon with weight decay apart from the gradient, as AdamW's is.
 
-    An update has the root mean square that AdamW's usually has, 0.2 times the learning rate. Of matrices that are
-    spread over several processes each process computes the whole update.
+    An update has the root mean square that AdamW's usually has, 0.2 times the learning rate, however large gradients
+    are. Each of several processes computes every update, and of matrices that are spread over them it gathers some at a
+    time. Processors of different kinds round the products differently, so their weights would part by and by: let
+    processes with DDP run on alike machines.
 
     Args:
         params: matrices, or groups of them. Of a group with ``parts`` above 1 so many matrices lie one below the other
@@ -74,8 +81,10 @@ class Muon(torch.optim.Optimizer):
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     alike.setdefault(matrix.shape, []).append(matrix)
-            for matrices in alike.values():
-                self._move(matrices, group)
+            for shape, matrices in alike.items():
+                count = max(1, _TOGETHER // shape.numel())
+                for first in range(0, len(matrices), count):
+                    self._move(matrices[first : first + count], group)
         return loss
 
     def _move(self, matrices: list[Tensor], group: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ class OptimizerConfig:
         muon_iterations: of Newton and Schulz, which make all directions of an update equally large.
         betas: decay of Adam's running means of the gradient and of its square.
         eps: added to Adam's denominator.
-        clip: largest total gradient norm, or None for no clipping (as published).
+        clip: largest total gradient norm, or None for no clipping (as published). How far Muon moves does not depend on
+            it, but how much a step counts in its mean.
     """
 
     matrices: Literal["adamw", "muon"] = "adamw"
@@ -46,6 +47,11 @@ class OptimizerConfig:
             raise ValueError(f"Muon's momentum lies in [0, 1), got {self.muon_momentum}")
         if self.muon_iterations < 1:
             raise ValueError(f"muon_iterations must be at least 1, got {self.muon_iterations}")
+        own = (self.muon_momentum, self.muon_iterations)
+        if self.matrices != "muon" and own != (OptimizerConfig.muon_momentum, OptimizerConfig.muon_iterations):
+            raise ValueError(
+                f"muon_momentum and muon_iterations are for matrices='muon', and here it is {self.matrices!r}"
+            )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
 

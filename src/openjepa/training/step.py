@@ -114,7 +114,7 @@ def refuse_uneven(training: TrainingConfig, processes: Processes) -> None:
 
 
 class Step:
-    """One optimiser step, as published: schedules advance, forward, backward, AdamW, and last the EMA.
+    """One optimiser step, as published: schedules advance, forward, backward, AdamW (and Muon), and last the EMA.
 
     Args:
         objective: holds every weight.
