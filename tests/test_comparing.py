@@ -329,6 +329,18 @@ def test_times_by_the_clock_that_differ_are_told_where_the_same_time_was_given(b
     assert "By the clock" not in page(ijepa=100.0, mae=200.0)
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"), [({"matrices_moved_by": "muon"}, "Muon for the blocks"), ({}, "<td>AdamW</td>")]
+)
+def test_what_moves_the_weights_is_told_also_by_plans_that_did_not_say(begun, facts, said):
+    content = json.loads(json.dumps(begun[1])) | {"command": ""}
+    for planned in content["plans"].values():
+        assert planned["facts"].pop("matrices_moved_by") == "adamw"
+        planned["facts"] |= facts
+    runs = [run("ijepa", 0, 0.7)]
+    assert said in render(content | {"runs": runs, "summary": summarise(runs, ("ijepa",))})
+
+
 def test_energy_of_some_seeds_alone_is_no_mean(begun):
     runs = [run("ijepa", 0, 0.7) | {"joules": 3.0}, run("ijepa", 1, 0.7)]
     assert "not available" in render(begun[1] | {"command": "", "runs": runs, "summary": summarise(runs, ("ijepa",))})
