@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from openjepa.data.base import Source, Splits
 from openjepa.data.loader import Masking, ordered_batches, training_batches
 from openjepa.data.sources import open_data
 from openjepa.data.survey import levels, survey
-from openjepa.diagnosis.advice import slow_teacher
+from openjepa.diagnosis.advice import slow_teacher, spread_weight
 from openjepa.encoder import Encoder
 from openjepa.evaluation.features import Features
 from openjepa.evaluation.knn import KNN
@@ -125,6 +126,11 @@ def muon(lr: float = 1.0, **settings: Any) -> Change:
     return change
 
 
+def in_turn(*changes: Change) -> Change:
+    """One change after the other."""
+    return lambda experiment: reduce(lambda so_far, change: change(so_far), changes, experiment)
+
+
 def another(method: Method, lr: float | None = None, before: Change = lambda experiment: experiment) -> Change:
     """Another method, after another change, with its recipe's learning rate or this one."""
 
@@ -140,6 +146,9 @@ def embed_as_published(objective: Objective) -> None:
     """Patch embeddings of standard deviation 0.02, whatever the patch (here they begin scaled to it)."""
     for encoder in (module for module in objective.modules() if isinstance(module, Encoder)):
         encoder.embed.weight *= min(1.0, math.sqrt(encoder.embed.in_features / 768))
+
+
+PER_FEATURE = changed(ijepa={"target_norm": "feature", "variance_covariance": spread_weight("feature")})
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,7 @@ LEVERS: dict[str, Lever] = {
     "variance-covariance 0.03": Lever(changed(ijepa={"variance_covariance": 0.03})),
     "targets: LayerNorm alone": Lever(changed(ijepa={"target_norm": "layer"})),
     "targets: per feature": Lever(changed(ijepa={"target_norm": "feature"})),
+    "targets: per feature, with a spread of their own": Lever(PER_FEATURE),
     "targets: per feature and place": Lever(changed(ijepa={"target_norm": "position"})),
     "targets of depth 3 alone": Lever(changed(ijepa={"target_depths": (3,)})),
     "targets of two depths (3, 6)": Lever(changed(ijepa={"target_depths": (3, 6)})),
@@ -181,7 +191,7 @@ LEVERS: dict[str, Lever] = {
     "batch 16, lr by the root": Lever(of_batch(16, lr=True)),
     "batch 256": Lever(of_batch(256, lr=False)),
     "batch 256, lr by the root": Lever(of_batch(256, lr=True)),
-    "lr doubled": Lever(changed(schedule={"lr": 1e-3})),
+    "lr doubled": Lever(lambda experiment: changed(schedule={"lr": 2 * experiment.schedule.lr})(experiment)),
     "EMA from 1 - 50 / steps": Lever(
         lambda experiment: changed(ijepa={"momentum": (slow_teacher(experiment.training.steps), 1.0)})(experiment)
     ),
@@ -199,6 +209,15 @@ LEVERS: dict[str, Lever] = {
     "Muon, 3 iterations": Lever(muon(muon_iterations=3)),
     "Muon, half the rate": Lever(muon(0.5)),
     "Muon, twice the rate": Lever(muon(2.0)),
+    "Muon, targets: per feature": Lever(in_turn(PER_FEATURE, muon())),
+    "Muon, targets: per feature, twice the rate": Lever(in_turn(PER_FEATURE, muon(2.0))),
+    "Muon, targets: per feature, no spread": Lever(
+        in_turn(PER_FEATURE, changed(ijepa={"variance_covariance": 0.0}), muon())
+    ),
+    "Muon, targets: per feature, width 256": Lever(
+        in_turn(PER_FEATURE, changed(encoder={"width": 256, "heads": 4}), muon())
+    ),
+    "Muon, targets: LayerNorm alone": Lever(in_turn(changed(ijepa={"target_norm": "layer"}), muon())),
     "noise of 0.25 on positions": Lever(changed(ijepa={"position_noise": 0.25})),
     "noise of 0.5 on positions": Lever(changed(ijepa={"position_noise": 0.5})),
     "smaller pictures for half of the steps": Lever(small_first=0.5),
