@@ -210,6 +210,10 @@ LEVERS: dict[str, Lever] = {
     "Muon, half the rate": Lever(muon(0.5)),
     "Muon, twice the rate": Lever(muon(2.0)),
     "Muon, targets: per feature": Lever(in_turn(PER_FEATURE, muon())),
+    "Muon, targets: per feature, EMA from 0.996": Lever(
+        in_turn(PER_FEATURE, changed(ijepa={"momentum": (0.996, 1.0)}), muon())
+    ),
+    "Muon, EMA from 0.996": Lever(in_turn(changed(ijepa={"momentum": (0.996, 1.0)}), muon())),
     "Muon, targets: per feature, twice the rate": Lever(in_turn(PER_FEATURE, muon(2.0))),
     "Muon, targets: per feature, no spread": Lever(
         in_turn(PER_FEATURE, changed(ijepa={"variance_covariance": 0.0}), muon())
