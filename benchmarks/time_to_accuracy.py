@@ -27,7 +27,8 @@ OPENJEPA = [sys.executable, "-m", "openjepa"]
 REFERENCE = """
     --masks.context-share 0.3125 --ijepa.target-norm layer --ijepa.variance-covariance 0 --ijepa.momentum 0.996 1.0
     --training.batch 256 --schedule.lr 1e-3 --schedule.start-lr 2e-4 --optimizer.betas 0.9 0.999
-    --augmentation.crop-scale 0.3 1.0 --predictor.width 96 --predictor.depth 4 --predictor.heads 3
+    --optimizer.matrices adamw --augmentation.crop-scale 0.3 1.0
+    --predictor.width 96 --predictor.depth 4 --predictor.heads 3
 """
 RECIPES = {"openjepa": [], "published settings": REFERENCE.split(), "MAE": ["--objective", "mae"]}
 

@@ -318,6 +318,27 @@ def test_long_runs_have_a_wider_encoder_and_targets_of_their_own(planned_run):
 
 
 @pytest.mark.usefixtures("unmeasured")
+def test_runs_whose_steps_have_many_tokens_are_long_ones_earlier_and_muon_moves_their_matrices(planned_run, tmp_path):
+    many = stripes(tmp_path / "many", count=66)  # 198 images, so batches of 49, and of 8x8 tokens
+
+    def settled(*arguments: str) -> tuple[int, str, str, tuple[float, float]]:
+        made, why = planned_run(*arguments, *ONE_WAY, data=many)
+        differences = "a wider encoder, targets standardised per feature and Muon for the blocks' matrices"
+        assert (f"room for 3,000 steps, so {differences}" in why) == (made.encoder.width == 256)
+        assert "brings" not in why
+        return made.encoder.width, made.ijepa.target_norm, made.optimizer.matrices, made.ijepa.momentum
+
+    assert settled("--steps", "2999") == (192, "whiten", "adamw", (0.99, 1.0))
+    assert settled("--steps", "3000") == (256, "feature", "muon", (0.99, 1.0))
+    assert settled() == (256, "feature", "muon", (0.99, 1.0)), "3,000 steps are the fewest of a length left open"
+    made, why = planned_run("--steps", "10000", *ONE_WAY, "--optimizer.matrices", "adamw", data=many)
+    assert (made.optimizer.matrices, made.ijepa.momentum) == ("adamw", (0.995, 1.0))
+    assert "so a wider encoder, targets standardised per feature and a slower teacher" in why
+    made, _ = planned_run("--steps", "3000", *ONE_WAY, "--objective", "mae", data=many)
+    assert (made.encoder.width, made.optimizer.matrices) == (256, "muon")
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_a_length_that_is_left_open_says_what_a_long_run_would_bring(planned_run):
     few = ("--training.batch", "8", *ONE_WAY)
     made, why = planned_run(*few)

@@ -16,7 +16,7 @@ from openjepa.experiment import Experiment, Method
 from openjepa.facts import facts
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose, refuse_published, scaled
-from openjepa.recipes.small import LONG, lengthened, paced
+from openjepa.recipes.small import lengthened, long_from, paced
 from openjepa.training.distributed import Processes
 from openjepa.training.step import refuse_uneven
 
@@ -86,7 +86,7 @@ class Wishes:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run about to begin: the experiment, the facts of ``plan.json``, and whether it has room for ``LONG`` steps."""
+    """A run about to begin: the experiment, the facts of ``plan.json``, and whether it is a long one's."""
 
     experiment: Experiment
     facts: dict[str, Any]
@@ -140,24 +140,25 @@ def plan(
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
     lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
+    enough = long_from(chosen)
     long, planned = wishes.long, lengthy if wishes.long else short
     steps = _steps(planned, wishes, len(source), processes)
     if long is None and steps is not None:
-        long = steps >= LONG
+        long = steps >= enough
         if long and lengthy != short:
             planned, steps = lengthy, _steps(lengthy, wishes, len(source), processes)
     experiment, cost = _costed(planned, steps, splits, wishes, processes)
     if long is None:
-        long = experiment.training.steps >= LONG
+        long = experiment.training.steps >= enough
         if long and lengthy != short:
             experiment, cost = _costed(lengthy, steps, splits, wishes, processes)
     if long and lengthy != short:
         experiment = experiment if "--ijepa.momentum" in asked else paced(experiment)
-        why += "; as for the other objectives" if wishes.long else f"; room for {LONG:,} steps"
+        why += "; as for the other objectives" if wishes.long else f"; room for {enough:,} steps"
         why += f", so {_differences(short, experiment)}"
     elif of_its_own and lengthy != short and chosen.method == "ijepa" and _left_open(wishes):
-        long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=LONG)))
-        why += f"; --steps {LONG} brings {_differences(short, long_run)}, and most small sets learned more with it"
+        long_run = paced(replace(lengthy, training=replace(lengthy.training, steps=enough)))
+        why += f"; --steps {enough} brings {_differences(short, long_run)}, and most small sets learned more with it"
     on_gpus = processes.world > 1 and processes.device.type == "cuda"
     if on_gpus and experiment.recipe == "small" and experiment.training.record:
         why += "; on one GPU a step of so small a network is recorded and launched at once, on several it is not, and "
@@ -241,6 +242,7 @@ def _differences(short: Experiment, long: Experiment) -> str:
     different = {
         "a wider encoder": short.encoder.width < long.encoder.width,
         "targets standardised per feature": short.ijepa.target_norm != long.ijepa.target_norm,
+        "Muon for the blocks' matrices": short.optimizer.matrices != long.optimizer.matrices,
         "a slower teacher": short.ijepa.momentum[0] < long.ijepa.momentum[0],
     }
     *most, last = [name for name, is_so in different.items() if is_so] or ["other settings"]

@@ -5,7 +5,7 @@ import pytest
 from openjepa.errors import InputError
 from openjepa.recipes.baselines import baseline
 from openjepa.recipes.choice import choose
-from openjepa.recipes.small import lengthened
+from openjepa.recipes.small import lengthened, long_from
 
 
 def chosen(size, channels=1, *, name="auto", method="ijepa", device="cpu", images=10_000, wanted=None):
@@ -58,6 +58,25 @@ def test_the_learning_rates_go_with_the_root_of_a_smaller_batch():
     assert few.schedule.weight_decay == full.schedule.weight_decay
     long = lengthened(few).schedule.lr / lengthened(full).schedule.lr
     assert long == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("method", ["ijepa", "mae", "denoising"])
+@pytest.mark.parametrize(
+    ("size", "channels", "images", "matrices"),
+    [
+        ((64, 64), 1, 256, "muon"),  # 64 images of 8x8 tokens
+        ((28, 28), 3, 256, "muon"),  # of 7x7
+        ((32, 96), 3, 256, "muon"),
+        ((48, 48), 1, 256, "adamw"),  # of 6x6
+        ((28, 28), 1, 256, "adamw"),
+        ((64, 64), 1, 64, "adamw"),  # 16 of 8x8
+    ],
+)
+def test_muon_moves_the_matrices_of_long_runs_whose_steps_have_many_tokens(size, channels, images, matrices, method):
+    short = chosen(size, channels, images=images, method=method)
+    assert short.optimizer.matrices == "adamw"
+    assert lengthened(short).optimizer.matrices == matrices
+    assert long_from(short) == (3_000 if matrices == "muon" else 10_000)
 
 
 def test_a_gpu_and_photos_get_the_standard_recipe():

@@ -6,7 +6,8 @@ Hardware: two CPU cores, bfloat16
 Result:   k-NN 80.8, linear probe 84.2 after 2,628 steps (random encoder 67.3 and 80.0, raw pixels 81.9 and 84.4)
 
 Long runs (:func:`lengthened`, :func:`paced`), Fashion-MNIST, 27,500 steps of 256x6: k-NN 86.3 and linear probe
-88.6 on all 60,000 labels, where whitened targets and a faster teacher give 83.9 and 87.6 (benchmarks/README.md).
+88.6 on all 60,000 labels, where whitened targets and a faster teacher give 83.9 and 87.6; CIFAR-10, 6,830 steps with
+Muon and flips: 60.7 and 63.4 on all 50,000, where 9,402 with AdamW give 53.7 and 61.2 (benchmarks/README.md).
 """
 
 import math
@@ -56,16 +57,35 @@ def small(
 
 # Images of a step, which the learning rates are for.
 BATCH = 64
-# Where there is time for so many steps of the recipe, another one takes over. On the linear probe it is ahead on
-# CIFAR-10 at the cost of 13,000 such steps (k-NN: a point behind), level on Fashion-MNIST at that of 10,000, behind on
-# the sample at that of 5,000 (one seed each, LOG.md).
-LONG = 10_000
+# Tokens of a step from which Muon is worth what it multiplies, which is the same however few they are: with 64 images
+# of 8x8 it makes a step of the wider encoder a third dearer, with 4x4 one of the narrow encoder twice as dear
+# (benchmarks/README.md).
+_MANY = 49 * BATCH
+
+
+def _many(short: Experiment) -> bool:
+    return short.training.batch * short.encoder.grid.size >= _MANY
+
+
+def long_from(short: Experiment) -> int:
+    """How many steps of the recipe there has to be time for, that :func:`lengthened` takes over.
+
+    With many tokens, and so with Muon, it is ahead at the cost of 3,000 to 5,600 steps already (CIFAR-10, tiles of
+    photographs; benchmarks/README.md). With few, and so without, it is level on Fashion-MNIST's linear probe at that of
+    10,000, behind on the sample at that of 5,000 (LOG.md).
+    """
+    return 3_000 if _many(short) else 10_000
 
 
 def lengthened(short: Experiment) -> Experiment:
-    """The recipe where there is time for ``LONG`` steps of it: a wider encoder, of any method, and for I-JEPA targets
-    standardised per feature, which need fewer directions kept apart by hand and bear a larger learning rate."""
-    wide = replace(short, encoder=replace(short.encoder, width=256, heads=4))
+    """The recipe where there is time for it: a wider encoder, of any method, and for I-JEPA targets standardised per
+    feature, which need fewer directions kept apart by hand and bear a larger learning rate. Where a step has tokens
+    enough Muon moves the matrices, for all methods."""
+    wide = replace(
+        short,
+        encoder=replace(short.encoder, width=256, heads=4),
+        optimizer=replace(short.optimizer, matrices="muon" if _many(short) else short.optimizer.matrices),
+    )
     if short.method != "ijepa":
         return wide
     return replace(
