@@ -70,9 +70,9 @@ def _many(short: Experiment) -> bool:
 def long_from(short: Experiment) -> int:
     """How many steps of the recipe there has to be time for, that :func:`lengthened` takes over.
 
-    With many tokens, and so with Muon, it is ahead at the cost of 5,600 steps on tiles of photographs, and of 4,600 on
-    CIFAR-10 (benchmarks/README.md). With few, and so without, it is level on Fashion-MNIST's linear probe at that of
-    10,000, behind on the sample at that of 5,000 (LOG.md).
+    With many tokens, and so with Muon, it is ahead at the cost of 3,000 steps on CIFAR-10 (one seed), and of 5,600 on
+    tiles of photographs (benchmarks/README.md). With few, and so without, it is level on Fashion-MNIST's linear probe
+    at that of 10,000, behind on the sample at that of 5,000 (LOG.md).
     """
     return 3_000 if _many(short) else 10_000
 
