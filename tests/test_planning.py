@@ -224,6 +224,23 @@ def test_the_teacher_of_a_long_run_is_the_slower_the_longer_it_is():
     assert settled(25_000, "mae") == (0.99, 1.0), "it has no teacher"
 
 
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(
+    ("patch", "batch", "muon"), [((7, 7), 64, False), ((4, 4), 64, True), ((4, 4), 32, False), ((7, 7), 196, True)]
+)
+def test_the_tokens_that_were_asked_for_say_when_runs_are_long_and_whether_they_have_muon(patch, batch, muon):
+    def cut(experiment: Experiment) -> Experiment:
+        encoder = replace(experiment.encoder, patch=patch, width=24, depth=1, heads=2)
+        training = replace(experiment.training, batch=batch, replicas=1, threads=1, workers=0)
+        return replace(experiment, encoder=encoder, training=training)
+
+    def settled(steps: int) -> planning.Plan:
+        return plan(open_data(None), Wishes(steps=steps, workers=0), ALONE, None, override=cut)
+
+    assert [settled(steps).long for steps in (2_999, 3_000, 10_000)] == [False, muon, True]
+    assert settled(10_000).experiment.optimizer.matrices == ("muon" if muon else "adamw")
+
+
 def test_only_time_is_measured_with_both_recipes_and_a_brief_run_is_looked_at_for_no_longer_than_it_takes(monkeypatch):
     sample, alone = open_data(None), Processes(0, 1, torch.device("cpu"))
     measured: list[tuple[int, int | None, float]] = []

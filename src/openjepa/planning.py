@@ -139,8 +139,8 @@ def plan(
     short = checked(chosen)
     splits = replace(splits, train=copied(source, short))
     of_its_own = wishes.experiment is None and chosen.recipe == "small"
-    lengthy = checked(_lengthened(chosen, asked)) if of_its_own else short
-    enough = long_from(chosen)
+    lengthy = checked(_lengthened(chosen, short, asked)) if of_its_own else short
+    enough = long_from(short)
     long, planned = wishes.long, lengthy if wishes.long else short
     steps = _steps(planned, wishes, len(source), processes)
     if long is None and steps is not None:
@@ -230,9 +230,9 @@ def _unlike(saved: Experiment, seen: Survey) -> str:
     return f" (images are {', '.join(told)}; mean and spread are the experiment's)" if told else ""
 
 
-def _lengthened(chosen: Experiment, asked: Collection[str]) -> Experiment:
-    """The recipe for long runs, with the short one's encoder where the command line settles a part of its shape."""
-    long = lengthened(chosen)
+def _lengthened(chosen: Experiment, short: Experiment, asked: Collection[str]) -> Experiment:
+    """The recipe for long runs, of which ``short`` has the command line's settings, with the short one's encoder where the command line settles a part of its shape."""
+    long = lengthened(chosen, short)
     own = {"--encoder.width", "--encoder.depth", "--encoder.heads"} & set(asked)
     return replace(long, encoder=chosen.encoder) if own else long
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.objectives.ijepa import IJEPA
@@ -36,6 +37,43 @@ def test_directions_stay_and_are_made_equally_large(shape, dtype):
     assert within.dtype == torch.float32
     assert 0.6 < within.diagonal().min() < within.diagonal().max() < 1.25
     assert (within - torch.diag(within.diagonal())).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+def _with_values(shape, values):
+    draws = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(size, len(values), generator=draws))[0] for size in shape)
+    return left @ torch.diag(values) @ right.T
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5, 6, 8])
+@pytest.mark.parametrize("shape", [(200, 40), (40, 200), (64, 40)])
+@pytest.mark.parametrize("values", [torch.ones(3), torch.logspace(0, -8, 40), torch.linspace(1, 0, 40)])
+def test_in_float32_long_matrices_have_what_float64_has(shape, iterations, values):
+    matrix = _with_values(shape, values)[None]
+    exact = orthogonalised(matrix.double(), iterations, torch.float64)
+    found = orthogonalised(matrix, iterations, torch.float32)
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+    assert torch.linalg.matrix_norm(orthogonalised(matrix, 40, torch.float32), 2) < 1.25  # whose errors begin anew
+
+
+def _flops(matrices):
+    with FlopCounterMode(display=False) as counter:
+        orthogonalised(matrices, 5, torch.float32)
+    return counter.get_total_flops()
+
+
+def test_long_matrices_cost_less_where_float32_is_float32():
+    long, square = torch.randn(1, 32, 128), torch.randn(1, 32, 32)
+    unit = 2 * 32**3
+    assert _flops(square) == 3 * 5 * unit
+    assert _flops(long) == _flops(long.mT) == (2 * 4 + 17) * unit
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        assert _flops(long) == (2 * 4 + 1) * 5 * unit
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert _flops(long) == (2 * 4 + 17) * unit
 
 
 def test_parts_of_a_matrix_are_made_equally_large_apart():

@@ -63,28 +63,34 @@ BATCH = 64
 _MANY = 49 * BATCH
 
 
-def _many(short: Experiment) -> bool:
-    return short.training.batch * short.encoder.grid.size >= _MANY
+def _many(asked: Experiment) -> bool:
+    return asked.training.batch * asked.encoder.grid.size >= _MANY
 
 
-def long_from(short: Experiment) -> int:
-    """How many steps of the recipe there has to be time for, that :func:`lengthened` takes over.
+def long_from(asked: Experiment) -> int:
+    """How many steps of the recipe, with the settings that were asked for, there has to be time for, that
+    :func:`lengthened` takes over.
 
     With many tokens, and so with Muon, it is ahead at the cost of 3,000 steps on CIFAR-10 (one seed), and of 5,600 on
     tiles of photographs (benchmarks/README.md). With few, and so without, it is level on Fashion-MNIST's linear probe
     at that of 10,000, behind on the sample at that of 5,000 (LOG.md).
     """
-    return 3_000 if _many(short) else 10_000
+    return 3_000 if _many(asked) else 10_000
 
 
-def lengthened(short: Experiment) -> Experiment:
+def lengthened(short: Experiment, asked: Experiment | None = None) -> Experiment:
     """The recipe where there is time for it: a wider encoder, of any method, and for I-JEPA targets standardised per
     feature, which need fewer directions kept apart by hand and bear a larger learning rate. Where a step has tokens
-    enough Muon moves the matrices, for all methods."""
+    enough Muon moves the matrices, for all methods.
+
+    Args:
+        short: the recipe as it is.
+        asked: the same with the settings that were asked for, whose tokens count; None where none were.
+    """
     wide = replace(
         short,
         encoder=replace(short.encoder, width=256, heads=4),
-        optimizer=replace(short.optimizer, matrices="muon" if _many(short) else short.optimizer.matrices),
+        optimizer=replace(short.optimizer, matrices="muon" if _many(asked or short) else short.optimizer.matrices),
     )
     if short.method != "ijepa":
         return wide
