@@ -223,8 +223,8 @@ def flops(objective: Objective, experiment: Experiment, masks: Masks) -> dict[st
     """Floating-point operations per image, counted by running the objective on the meta device.
 
     ``forward`` is the encoder alone on a whole image; ``step`` a training step's forward and backward passes, with the
-    ``masks`` of some images, and an image's share of what the optimisers multiply (Muon does,
-    AdamW does not), once, however many processes do the same.
+    ``masks`` of some images, and an image's share of what the optimisers multiply (Muon does, AdamW does not), once,
+    however many processes do the same, and as in bfloat16, whatever the precision (in float32 Muon takes less).
     """
     from torch.utils.flop_counter import FlopCounterMode  # a tenth of PyTorch's own start
 

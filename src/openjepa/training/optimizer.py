@@ -50,7 +50,8 @@ class OptimizerConfig:
         own = (self.muon_momentum, self.muon_iterations)
         if self.matrices != "muon" and own != (OptimizerConfig.muon_momentum, OptimizerConfig.muon_iterations):
             raise ValueError(
-                f"muon_momentum and muon_iterations are for matrices='muon', and here it is {self.matrices!r}"
+                f"muon_momentum and muon_iterations are for matrices='muon', and here it is {self.matrices!r} "
+                f"(--optimizer.matrices muon asks for it)"
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
