@@ -231,7 +231,10 @@ def _unlike(saved: Experiment, seen: Survey) -> str:
 
 
 def _lengthened(chosen: Experiment, short: Experiment, asked: Collection[str]) -> Experiment:
-    """The recipe for long runs, of which ``short`` has the command line's settings, with the short one's encoder where the command line settles a part of its shape."""
+    """The recipe for long runs, with the chosen one's encoder where the command line settles a part of its shape.
+
+    ``short`` is the chosen one with all that the command line settles.
+    """
     long = lengthened(chosen, short)
     own = {"--encoder.width", "--encoder.depth", "--encoder.heads"} & set(asked)
     return replace(long, encoder=chosen.encoder) if own else long

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openjepa.encoder import EncoderConfig, PredictorConfig
 from openjepa.objectives.ijepa import IJEPA
-from openjepa.training.muon import Muon, orthogonalised
+from openjepa.training.muon import Muon, _exact_products, orthogonalised
 from openjepa.training.optimizer import OptimizerConfig, build_optimizers
 from openjepa.transformer import Block
 
@@ -54,6 +54,31 @@ def test_in_float32_long_matrices_have_what_float64_has(shape, iterations, value
     found = orthogonalised(matrix, iterations, torch.float32)
     assert (found - exact).norm() < 1e-3 * exact.norm()
     assert torch.linalg.matrix_norm(orthogonalised(matrix, 40, torch.float32), 2) < 1.25  # whose errors begin anew
+
+
+def test_of_a_single_direction_the_error_is_small_beside_what_an_iteration_leaves_open():
+    matrix = _with_values((192, 768), torch.ones(1))[None]  # float32 has 1e-7 of it in 191 others
+    exact = orthogonalised(matrix.double(), 5, torch.float64)
+    assert (orthogonalised(matrix, 5, torch.float32) - exact).norm() < 5e-3 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cpu", torch.backends.mkldnn.matmul), ("cuda", torch.backends.cuda.matmul)]
+)
+def test_products_of_a_device_are_not_exact_where_it_was_told_to_take_less(device, backend, monkeypatch):
+    device = torch.device(device)
+    assert _exact_products(device)
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32"
+    try:
+        assert not _exact_products(device)
+    finally:
+        backend.fp32_precision = before
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
+    assert _exact_products(device) == (device.type == "cuda")
+    monkeypatch.setenv("DNNL_DEFAULT_FPMATH_MODE", "strict")
+    assert _exact_products(device)
+    assert not _exact_products(torch.device("mps"))
 
 
 def _flops(matrices):

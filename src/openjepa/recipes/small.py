@@ -7,7 +7,8 @@ Result:   k-NN 80.8, linear probe 84.2 after 2,628 steps (random encoder 67.3 an
 
 Long runs (:func:`lengthened`, :func:`paced`), Fashion-MNIST, 27,500 steps of 256x6: k-NN 86.3 and linear probe
 88.6 on all 60,000 labels, where whitened targets and a faster teacher give 83.9 and 87.6; CIFAR-10, 6,830 steps with
-Muon and flips: 60.7 and 63.4 on all 50,000, where 9,402 with AdamW give 53.7 and 61.2 (benchmarks/README.md).
+Muon and flips: 60.7 and 63.4 on all 50,000, where 9,402 with AdamW (another seed, a faster teacher) give 53.7 and 61.2
+(benchmarks/README.md).
 """
 
 import math
@@ -58,8 +59,8 @@ def small(
 # Images of a step, which the learning rates are for.
 BATCH = 64
 # Tokens of a step from which Muon is worth what it multiplies, which is the same however few they are: with 64 images
-# of 8x8 it makes a step of the wider encoder a third dearer, with 4x4 one of the narrow encoder twice as dear
-# (benchmarks/README.md).
+# of 8x8 it makes I-JEPA's step of the wider encoder a third dearer, with 4x4 one of the narrow encoder twice as dear
+# (benchmarks/README.md). It was measured with 64 images of 8x8 alone.
 _MANY = 49 * BATCH
 
 

@@ -6,6 +6,7 @@ al. 2025, "Muon is scalable for LLM training", sec. 2.2.
 """
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,9 +20,11 @@ from openjepa.training.distributed import spread_as, whole
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 # Least norm that a matrix is divided by: of smaller ones the squares are no longer to be had in float32.
 _LEAST = 1e-18
-# Sides from whose ratio on products of the smaller side alone are fewer, and iterations after which their rounding errors
-# of 1e-7, that each multiplies by up to 3.4445^2, are to begin anew.
+# Sides from whose ratio on products of the smaller side alone are fewer, and iterations after which their rounding
+# errors of 1e-7, that each multiplies by up to 3.4445^2, are to begin anew.
 _LONG, _ITERATIONS_AT_ONCE = 1.5, 5
+# What tells oneDNN which precision a float32 product needs; the second is what it was called before.
+_ONEDNN = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 # Elements of the matrices that are moved side by side, which takes four times their memory for a moment.
 _TOGETHER = 2**24
 
@@ -39,7 +42,7 @@ def orthogonalised(matrices: Float[Tensor, "K O I"], iterations: int, dtype: tor
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(_LEAST).to(dtype)
-    if x.shape[2] > _LONG * x.shape[1] and _products_in_float32(x):
+    if x.shape[2] > _LONG * x.shape[1] and dtype == torch.float32 and _exact_products(x.device):
         for done in range(0, iterations, _ITERATIONS_AT_ONCE):
             x = _through_gram(x, min(_ITERATIONS_AT_ONCE, iterations - done))
     else:
@@ -64,11 +67,15 @@ def _through_gram(x: Float[Tensor, "K M N"], iterations: int) -> Float[Tensor, "
     return x if factor is None else factor @ x
 
 
-def _products_in_float32(x: Tensor) -> bool:
-    """Whether products of ``x`` have float32's precision, not the TF32 or bfloat16 that PyTorch can be told to take."""
-    backends = {"cpu": torch.backends.mkldnn.matmul, "cuda": torch.backends.cuda.matmul}
-    told = getattr(backends.get(x.device.type), "fp32_precision", None)
-    return x.dtype == torch.float32 and told in ("none", "ieee")
+def _exact_products(device: torch.device) -> bool:
+    """Whether float32 products on a device have float32's precision, not the TF32 or bfloat16 that PyTorch, and by its
+    environment oneDNN, can be told to take; False where that is not known."""
+    backends = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}
+    products = getattr(backends.get(device.type), "matmul", None)
+    told = getattr(products, "fp32_precision", None)
+    if device.type == "cpu" and any(os.environ.get(name, "STRICT").upper() != "STRICT" for name in _ONEDNN):
+        return False
+    return told in ("none", "ieee")
 
 
 class Muon(torch.optim.Optimizer):

@@ -20,8 +20,8 @@ class OptimizerConfig:
     """Settings of AdamW (Loshchilov and Hutter 2019), and of Muon (training/muon.py).
 
     Attributes:
-        matrices: what moves the matrices of the transformers' blocks: ``adamw``, as published, or ``muon``. All else
-            is AdamW's.
+        matrices: what moves the matrices of the transformers' blocks: ``adamw``, as published, or ``muon``, which long
+            runs of the small recipe have where a step has many tokens. All else is AdamW's.
         muon_momentum: of Muon's running mean of the gradient.
         muon_iterations: of Newton and Schulz, which make all directions of an update equally large.
         betas: decay of Adam's running means of the gradient and of its square.
@@ -51,7 +51,7 @@ class OptimizerConfig:
         if self.matrices != "muon" and own != (OptimizerConfig.muon_momentum, OptimizerConfig.muon_iterations):
             raise ValueError(
                 f"muon_momentum and muon_iterations are for matrices='muon', and here it is {self.matrices!r} "
-                f"(--optimizer.matrices muon asks for it)"
+                f"(--optimizer.matrices muon asks for it, also where a long run would have it)"
             )
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be above 0, got {self.clip}")
